@@ -1,0 +1,166 @@
+"""Jigsaw geometry: patch regions, montages, and the feature vector of every patch.
+
+Words used everywhere: a *grid* of m cuts an image into m**2 *patches*; a
+*montage* is an image stitched from m**2 patches, each in a *slot*. Patch p of
+an image lies in column p // m and row p % m: this column-major order is the
+class order of the published location weights (top-left, bottom-left,
+top-right, bottom-right for m = 2). Slots are row-major. Across a global batch
+of n images patch p of image i has the number p * n + i (paper section 3.1).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jigclu.errors import UserError
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels: rows [top, top + height), columns [left, left + width)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def check_grid(grid: int, cross_ratio: float) -> None:
+    """Raises UserError unless grid >= 2 and cross_ratio is in [0, 0.5]."""
+    if grid < 2:
+        raise UserError(f"grid is {grid}; it must be 2 or more: patches a side of an image")
+    if not 0.0 <= cross_ratio <= 0.5:
+        raise UserError(
+            f"cross_ratio is {cross_ratio}; it must lie in [0, 0.5]: "
+            "the share of a side that a patch reaches beyond its 1 / grid"
+        )
+
+
+def patch_boxes(height: int, width: int, grid: int, cross_ratio: float) -> list[Box]:
+    """Returns the grid**2 regions of one image, in patch order (column-major).
+
+    Every region spans 1 / grid + cross_ratio of both sides; the outer ones
+    touch the image's edges and the others are spaced evenly between, so that
+    neighbours overlap (published: grid 2, cross_ratio 0.3, regions of 80 %).
+
+    Args:
+      height: image height, pixels, at least grid.
+      width: image width, pixels, at least grid.
+      grid: patches a side, >= 2.
+      cross_ratio: in [0, 0.5].
+
+    Raises:
+      UserError: a bad grid or cross_ratio, or an image smaller than the grid.
+    """
+    check_grid(grid, cross_ratio)
+    if min(height, width) < grid:
+        raise UserError(f"an image of {width}x{height} pixels cannot be cut into {grid}x{grid}")
+    tops, span_height = _starts(height, grid, cross_ratio)
+    lefts, span_width = _starts(width, grid, cross_ratio)
+    return [Box(top, left, span_height, span_width) for left in lefts for top in tops]
+
+
+def _starts(side: int, grid: int, cross_ratio: float) -> tuple[list[int], int]:
+    span = min(side, max(1, round(side * (1 / grid + cross_ratio))))
+    return [round(k * (side - span) / (grid - 1)) for k in range(grid)], span
+
+
+def flatten_patches(patches: Tensor) -> Tensor:
+    """Brings patches of one rank into global patch order.
+
+    Args:
+      patches: [batch, grid**2, channels, size, size].
+
+    Returns:
+      [grid**2 * batch, channels, size, size]: all patches 0, then all patches 1, ...
+    """
+    return patches.transpose(0, 1).flatten(0, 1)
+
+
+def stitch_montages(slots: Tensor, grid: int) -> Tensor:
+    """Stitches consecutive groups of grid**2 patches into montages, slots row-major.
+
+    Args:
+      slots: [montages * grid**2, channels, size, size].
+      grid: slots a side.
+
+    Returns:
+      [montages, channels, grid * size, grid * size], same dtype.
+    """
+    _, channels, height, width = slots.shape
+    tiles = slots.reshape(-1, grid, grid, channels, height, width)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, grid * height, grid * width)
+
+
+def split_montages(montages: Tensor, grid: int) -> Tensor:
+    """Undoes `stitch_montages`.
+
+    Args:
+      montages: [montages, channels, height, width], sides divisible by grid.
+
+    Returns:
+      [montages * grid**2, channels, height / grid, width / grid].
+
+    Raises:
+      ValueError: a side is not divisible by grid.
+    """
+    count, channels, height, width = montages.shape
+    if height % grid or width % grid:
+        raise ValueError(f"montages of {width}x{height} do not divide into {grid}x{grid} slots")
+    tiles = montages.reshape(count, channels, grid, height // grid, grid, width // grid)
+    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height // grid, width // grid)
+
+
+def split_features(features: Tensor, grid: int) -> Tensor:
+    """Pools a feature map to one vector a slot.
+
+    The windows of adaptive pooling overlap where grid does not divide the map:
+    on the published 7x7 map both windows hold row and column 3.
+
+    Args:
+      features: [montages, channels, height, width].
+
+    Returns:
+      [montages * grid**2, channels], slots row-major within a montage.
+    """
+    pooled = torch.nn.functional.adaptive_avg_pool2d(features, (grid, grid))
+    return pooled.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def global_permutation(seed: int, step: int, count: int) -> Tensor:
+    """Draws the patch number that each slot of the global batch shows.
+
+    A function of (seed, step) alone, hence the same on every rank: no rank has
+    to tell another.
+
+    Args:
+      seed: of the run.
+      step: the step, from 0.
+      count: patches of the global batch, grid**2 * batch.
+
+    Returns:
+      int64 [count] on the CPU: slot s of the global batch shows patch permutation[s].
+    """
+    generator = torch.Generator().manual_seed(mix_seed(seed, step))
+    return torch.randperm(count, generator=generator)
+
+
+def mix_seed(seed: int, step: int) -> int:
+    """Hashes (seed, step) to one 63-bit seed, so that nearby steps share no stream."""
+    value = (seed * 0x9E3779B97F4A7C15 + step + 1) & 0xFFFFFFFFFFFFFFFF
+    for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+        value = ((value ^ (value >> 30)) * multiplier) & 0xFFFFFFFFFFFFFFFF
+    return (value ^ (value >> 31)) >> 1
+
+
+def patch_of(permutation: Tensor, batch_size: int) -> Tensor:
+    """Returns which patch of its image (the location class) each slot shows.
+
+    Args:
+      permutation: int64 [grid**2 * batch_size], patch numbers.
+      batch_size: images of the global batch.
+
+    Returns:
+      int64 [grid**2 * batch_size] in [0, grid**2).
+    """
+    return torch.div(permutation, batch_size, rounding_mode="floor")

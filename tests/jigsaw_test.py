@@ -1,0 +1,98 @@
+"""Tests of jigclu.jigsaw."""
+
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+
+from jigclu import jigsaw
+from jigclu.errors import UserError
+
+
+class PatchBoxesTest(parameterized.TestCase):
+    def test_published_grid_in_published_order(self) -> None:
+        boxes = jigsaw.patch_boxes(height=100, width=200, grid=2, cross_ratio=0.3)
+        top_left, bottom_left, top_right, bottom_right = boxes
+        self.assertEqual(top_left, (0, 0, 80, 160))
+        self.assertEqual(bottom_left, (20, 0, 80, 160))
+        self.assertEqual(top_right, (0, 40, 80, 160))
+        self.assertEqual(bottom_right, (20, 40, 80, 160))
+
+    @parameterized.product(
+        grid=[2, 3, 5], cross_ratio=[0.0, 0.17, 0.3, 0.5], size=[(7, 5), (64, 64), (375, 500)]
+    )
+    def test_regions_cover_the_image_and_stay_inside(
+        self, grid: int, cross_ratio: float, size: tuple[int, int]
+    ) -> None:
+        height, width = size
+        covered = np.zeros(size, dtype=int)
+        boxes = jigsaw.patch_boxes(height, width, grid, cross_ratio)
+        self.assertLen(boxes, grid**2)
+        for top, left, box_height, box_width in boxes:
+            self.assertBetween(top, 0, height - box_height)
+            self.assertBetween(left, 0, width - box_width)
+            covered[top : top + box_height, left : left + box_width] += 1
+        if min(size) >= 64:
+            # Without overlap rounding may leave a line of one pixel uncovered.
+            self.assertGreater((covered > 0).mean(), 0.95)
+        self.assertTrue(covered[0, 0] and covered[-1, 0] and covered[0, -1] and covered[-1, -1])
+
+    def test_refuses_a_bad_grid_or_cross_ratio(self) -> None:
+        with self.assertRaisesRegex(UserError, "grid is 1"):
+            jigsaw.patch_boxes(10, 10, 1, 0.3)
+        with self.assertRaisesRegex(UserError, "cross_ratio is 0.6"):
+            jigsaw.patch_boxes(10, 10, 2, 0.6)
+        with self.assertRaisesRegex(UserError, "1x10 pixels"):
+            jigsaw.patch_boxes(10, 1, 2, 0.3)
+
+
+class MontageTest(parameterized.TestCase):
+    @parameterized.parameters(2, 3, 4)
+    def test_split_undoes_stitch(self, grid: int) -> None:
+        slots = torch.randn(5 * grid**2, 3, 6, 4)
+        montages = jigsaw.stitch_montages(slots, grid)
+        self.assertEqual(montages.shape, (5, 3, 6 * grid, 4 * grid))
+        self.assertTrue(torch.equal(jigsaw.split_montages(montages, grid), slots))
+
+    def test_slots_are_row_major(self) -> None:
+        slots = torch.arange(4).reshape(4, 1, 1, 1)
+        self.assertEqual(jigsaw.stitch_montages(slots, 2).tolist(), [[[[0, 1], [2, 3]]]])
+
+    def test_split_refuses_a_grid_that_does_not_divide(self) -> None:
+        with self.assertRaisesRegex(ValueError, "do not divide into 3x3"):
+            jigsaw.split_montages(torch.zeros(1, 3, 8, 9), 3)
+
+
+class SplitFeaturesTest(absltest.TestCase):
+    def test_published_map_of_seven_has_overlapping_windows(self) -> None:
+        features = np.random.default_rng(0).normal(size=(2, 5, 7, 7)).astype(np.float32)
+        expected = [
+            features[image, :, rows, columns].mean(axis=(1, 2))
+            for image in range(2)
+            for rows in (slice(0, 4), slice(3, 7))
+            for columns in (slice(0, 4), slice(3, 7))
+        ]
+        actual = jigsaw.split_features(torch.from_numpy(features), 2)
+        np.testing.assert_allclose(actual.numpy(), np.stack(expected), atol=1e-6)
+
+
+class PermutationTest(absltest.TestCase):
+    def test_is_a_permutation_fixed_by_seed_and_step(self) -> None:
+        first = jigsaw.global_permutation(seed=3, step=7, count=64)
+        self.assertEqual(sorted(first.tolist()), list(range(64)))
+        self.assertTrue(torch.equal(first, jigsaw.global_permutation(3, 7, 64)))
+        self.assertFalse(torch.equal(first, jigsaw.global_permutation(3, 8, 64)))
+        self.assertFalse(torch.equal(first, jigsaw.global_permutation(4, 7, 64)))
+
+    def test_every_seed_and_step_has_its_own_stream(self) -> None:
+        seeds = {jigsaw.mix_seed(seed, step) for seed in range(50) for step in range(200)}
+        self.assertLen(seeds, 50 * 200)
+
+    def test_patch_of_reads_global_patch_order(self) -> None:
+        patches = torch.arange(6).reshape(3, 2, 1, 1, 1).expand(3, 2, 1, 1, 1)
+        flat = jigsaw.flatten_patches(patches).flatten().tolist()
+        self.assertEqual(flat, [0, 2, 4, 1, 3, 5])
+        self.assertEqual(jigsaw.patch_of(torch.arange(6), 3).tolist(), [0, 0, 0, 1, 1, 1])
+
+
+if __name__ == "__main__":
+    absltest.main()
