@@ -1,0 +1,237 @@
+"""Colour jitter, grayscale, blur and flip of a whole batch of patches, on its device.
+
+Drawing and applying are apart: `draw_augmentation` turns (seed, step) into a
+few tensors, one row a patch of the global batch, and `augment` applies them
+without a branch on data, so that it compiles once. The recipe is that of paper
+section 4 (published: jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, grayscale
+0.2, blur 0.5, flip 0.5); each operation is torchvision's on float images.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jigclu.errors import UserError
+from jigclu.jigsaw import mix_seed
+
+# The numbers of the four colour operations: columns of `factors`, entries of `order`.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+_STREAM = 0xA06  # Sets these draws apart from those of `jigsaw.global_permutation`.
+_IDENTITY = (1.0, 1.0, 1.0, 0.0)
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as in torchvision.
+# A kernel this narrow is exactly [0, ..., 0, 1, 0, ..., 0] in float32; 0 would divide by zero.
+_SHARP_SIGMA = 1e-3
+
+
+class AugmentationSettings(NamedTuple):
+    """What patches are augmented with.
+
+    Brightness, contrast and saturation factors are drawn from
+    U(max(0, 1 - value), 1 + value), the hue shift from U(-hue, hue) in turns of
+    the colour circle, the blur's sigma from U(blur_sigma_min, blur_sigma_max)
+    in pixels of a patch. Mean and std are of RGB in [0, 1].
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    jitter_probability: float
+    grayscale_probability: float
+    blur_probability: float
+    blur_sigma_min: float
+    blur_sigma_max: float
+    flip_probability: float
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class AugmentationParameters(NamedTuple):
+    """What was drawn, one row a patch.
+
+    factors: float32 [count, 4]: brightness, contrast, saturation, hue; 1, 1, 1, 0 for no jitter.
+    order: int64 [count, 4]: a permutation of the four operations, first one first.
+    grayscale: bool [count].
+    sigma: float32 [count], pixels; 0 for no blur.
+    flip: bool [count].
+    """
+
+    factors: Tensor
+    order: Tensor
+    grayscale: Tensor
+    sigma: Tensor
+    flip: Tensor
+
+
+def check_augmentation(settings: AugmentationSettings) -> None:
+    """Raises UserError for the first setting that is out of range."""
+    for name in ("brightness", "contrast", "saturation"):
+        value = getattr(settings, name)
+        if not 0.0 <= value < math.inf:
+            raise UserError(f"{name} is {value}; it must be 0 or more: factors span 1 ± {name}")
+    if not 0.0 <= settings.hue <= 0.5:
+        raise UserError(f"hue is {settings.hue}; it must lie in [0, 0.5]: turns of the circle")
+    for name in (name for name in settings._fields if name.endswith("_probability")):
+        value = getattr(settings, name)
+        if not 0.0 <= value <= 1.0:
+            raise UserError(f"{name} is {value}; it must lie in [0, 1]")
+    low, high = settings.blur_sigma_min, settings.blur_sigma_max
+    if not 0.0 < low <= high < math.inf:
+        raise UserError(f"blur_sigma_min, blur_sigma_max are {low}, {high}; give 0 < min <= max")
+    for name in ("mean", "std"):
+        values = getattr(settings, name)
+        if len(values) != 3 or (name == "std" and min(values) <= 0):
+            raise UserError(f"{name} is {values}; it must be 3 numbers (RGB), a std above 0")
+
+
+def draw_augmentation(
+    settings: AugmentationSettings, seed: int, step: int, count: int
+) -> AugmentationParameters:
+    """Draws the augmentation of every patch of the global batch.
+
+    A function of (seed, step) alone, hence the same on every rank; a rank
+    takes its rows with `select_rows`.
+
+    Args:
+      settings: checked by `check_augmentation`.
+      seed: of the run.
+      step: the step, from 0.
+      count: patches of the global batch.
+
+    Returns:
+      `count` rows on the CPU. Every patch has its own order of operations.
+    """
+    generator = torch.Generator().manual_seed(mix_seed(mix_seed(seed, _STREAM), step))
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    spread = torch.tensor([settings.brightness, settings.contrast, settings.saturation])
+    low, high = (1 - spread).clamp_min(0), 1 + spread
+    scales = low + (high - low) * uniform(count, 3)
+    shifts = settings.hue * (2 * uniform(count, 1) - 1)
+    jittered = uniform(count, 1) < settings.jitter_probability
+    widths = settings.blur_sigma_max - settings.blur_sigma_min
+    sigma = settings.blur_sigma_min + widths * uniform(count)
+    return AugmentationParameters(
+        factors=torch.where(jittered, torch.cat([scales, shifts], 1), torch.tensor(_IDENTITY)),
+        order=uniform(count, 4).argsort(1),
+        grayscale=uniform(count) < settings.grayscale_probability,
+        sigma=torch.where(uniform(count) < settings.blur_probability, sigma, 0.0),
+        flip=uniform(count) < settings.flip_probability,
+    )
+
+
+def select_rows(
+    parameters: AugmentationParameters, rows: Tensor, device: torch.device | str
+) -> AugmentationParameters:
+    """Returns the given rows (int64 [selected], on the CPU), on `device`."""
+    return AugmentationParameters._make(
+        values[rows].to(device, non_blocking=True) for values in parameters
+    )
+
+
+def augment(
+    patches: Tensor, parameters: AugmentationParameters, settings: AugmentationSettings
+) -> Tensor:
+    """Augments and normalises patches: flip, colour jitter, grayscale, blur, mean and std.
+
+    The flip commutes with the rest and comes first, where a pixel is a byte.
+
+    Args:
+      patches: uint8 [count, 3, height, width].
+      parameters: `count` rows on the device of the patches.
+      settings: of which only blur_sigma_max (the size of the kernel), mean and std are read.
+
+    Returns:
+      float32 [count, 3, height, width], normalised.
+    """
+    flipped = torch.where(_per_patch(parameters.flip), patches.flip(-1), patches)
+    images = _jitter(flipped.float() / 255, parameters.factors, parameters.order)
+    images = torch.where(_per_patch(parameters.grayscale), _grey(images), images)
+    images = _blur(images, parameters.sigma, settings.blur_sigma_max)
+    mean, std = (
+        torch.tensor(tuple(values), device=images.device).view(3, 1, 1)
+        for values in (settings.mean, settings.std)
+    )
+    return (images - mean) / std
+
+
+def _per_patch(values: Tensor) -> Tensor:
+    """Shapes [count] so that it broadcasts over [count, channels, height, width]."""
+    return values.view(-1, 1, 1, 1)
+
+
+def _jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Applies the four operations, each patch in its own order.
+
+    The other three are blends, alike and cheap; the hue is dear. So it is
+    computed once, between two passes over the order: in the first the blends
+    that come before the hue act, in the second those that come after.
+    """
+    hue_position = (order == HUE).int().argmax(1)
+    ordered = factors.gather(1, order)
+    for position in (0, 1, 2):
+        factor = torch.where(position < hue_position, ordered[:, position], 1.0)
+        images = _blend(images, order[:, position], factor)
+    images = _rotate_hue(images, factors[:, HUE])
+    for position in (1, 2, 3):
+        factor = torch.where(position > hue_position, ordered[:, position], 1.0)
+        images = _blend(images, order[:, position], factor)
+    return images
+
+
+def _blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
+    """Scales images away from black, their mean grey or their grey: factor 1 changes nothing."""
+    grey = _grey(images)
+    away_from = torch.where(
+        _per_patch(operation == SATURATION),
+        grey,
+        grey.mean((1, 2, 3), keepdim=True) * _per_patch(operation == CONTRAST),
+    )
+    return torch.lerp(away_from, images, _per_patch(factor)).clamp(0, 1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Returns the luma [count, 1, height, width] of RGB images in [0, 1]."""
+    red, green, blue = images.split(1, dim=1)
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+
+
+def _rotate_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Rotates the HSV hue of images in [0, 1] by `turns` [count], value and chroma kept."""
+    red, green, blue = images.split(1, dim=1)
+    value = images.amax(1, keepdim=True)
+    chroma = value - images.amin(1, keepdim=True)
+    divisor = torch.where(chroma == 0, 1.0, chroma)
+    sextant = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+    )
+    rotated = sextant + 6 * _per_patch(turns)
+    # A channel has the full value within one sextant of its hue and none of the chroma beyond two.
+    distances = [(rotated + offset).remainder(6) for offset in (5, 3, 1)]
+    weights = [torch.minimum(distance, 4 - distance).clamp(0, 1) for distance in distances]
+    return value - chroma * torch.cat(weights, 1)
+
+
+def _blur(images: Tensor, sigma: Tensor, sigma_max: float) -> Tensor:
+    """Convolves every image with its own Gaussian, edges reflected; sigma 0 is exact identity."""
+    count, channels, height, width = images.shape
+    # PIL's kernel has no fixed end; 3 sigma holds 99.7 % of it.
+    radius = min(math.ceil(3 * sigma_max), (min(height, width) - 1) // 2)
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    exponents = offsets / sigma.clamp_min(_SHARP_SIGMA)[:, None]
+    kernels = torch.softmax(-0.5 * exponents**2, dim=1).repeat_interleave(channels, 0)
+    groups = count * channels
+    padded = functional.pad(images, [radius] * 4, mode="reflect")
+    stacked = padded.reshape(1, groups, height + 2 * radius, width + 2 * radius)
+    columns = functional.conv2d(stacked, kernels.view(groups, 1, -1, 1), groups=groups)
+    rows = functional.conv2d(columns, kernels.view(groups, 1, 1, -1), groups=groups)
+    return rows.reshape(images.shape)

@@ -1,0 +1,92 @@
+"""Batch normalisation over the images of all ranks (SyncBN), as a function.
+
+`torch.nn.SyncBatchNorm` refuses CPU tensors in a process group and breaks
+fullgraph compilation; this one does neither.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jigclu import collectives
+
+
+def batch_norm(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalises with the statistics of the global batch; changes no argument.
+
+    Args:
+      images: [batch, channels, height, width], of this rank.
+      weight: float32 [channels].
+      bias: float32 [channels].
+      running_mean: float32 [channels].
+      running_var: float32 [channels].
+      momentum: share of the new statistics in the running ones (published 0.1).
+      epsilon: added to the variance (published 1e-5).
+
+    Returns:
+      The normalised images, in their dtype and memory format, and the new
+      running mean and variance (unbiased).
+    """
+    if collectives.world_size() == 1:
+        mean, var = running_mean.clone(), running_var.clone()
+        images = functional.batch_norm(images, mean, var, weight, bias, True, momentum, epsilon)
+        return images, mean, var
+    count = images.numel() // images.shape[1] * collectives.world_size()
+    mean, var = _global_statistics(images.float())
+    scale = weight * (var + epsilon).rsqrt()
+    shift = bias - mean * scale
+    normalised = images.float() * scale[:, None, None] + shift[:, None, None]
+    with torch.no_grad():
+        new_mean = torch.lerp(running_mean, mean, momentum)
+        new_var = torch.lerp(running_var, var * (count / (count - 1)), momentum)
+    return normalised.to(images.dtype), new_mean, new_var
+
+
+def _global_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Merges the ranks' means and variances, which cancels less than sums of squares would."""
+    var, mean = torch.var_mean(images, (0, 2, 3), correction=0)
+    gathered = collectives.gather_with_gradient(torch.stack([mean, var])[None])
+    means, variances = gathered[:, 0], gathered[:, 1]
+    global_mean = means.mean(0)
+    return global_mean, variances.mean(0) + (means - global_mean).square().mean(0)
+
+
+class BatchNorm(nn.Module):
+    """`batch_norm` with its parameters and running statistics, for torchvision's norm_layer.
+
+    In eval mode it normalises with the running statistics.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalises [batch, channels, height, width]; in training mode stores the statistics."""
+        statistics = (self.running_mean, self.running_var)
+        if not self.training:
+            return functional.batch_norm(
+                images, *statistics, self.weight, self.bias, False, 0.0, self.epsilon
+            )
+        images, mean, var = batch_norm(
+            images, self.weight, self.bias, *statistics, self.momentum, self.epsilon
+        )
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(var)
+        return images

@@ -1,0 +1,78 @@
+"""What ranks exchange: patches once as bytes, embeddings and statistics with gradient.
+
+Without a process group every function is the identity of one rank, so callers
+need no second path.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import _functional_collectives
+
+
+def rank() -> int:
+    """Returns the number of this process among all, 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Returns how many processes take part, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather_with_gradient(values: Tensor) -> Tensor:
+    """Concatenates a tensor of all ranks along dimension 0, in the order of ranks.
+
+    The gradient of the result is summed over ranks and scattered back (a
+    reduce-scatter), so what every rank computes from all values counts.
+
+    Args:
+      values: [count, ...], of one shape on all ranks.
+
+    Returns:
+      [world_size * count, ...].
+    """
+    if world_size() == 1:
+        return values
+    group = dist.group.WORLD
+    assert group is not None
+    gathered: Tensor = _functional_collectives.all_gather_tensor_autograd(
+        values.contiguous(), 0, group
+    )
+    return gathered
+
+
+def exchange_patches(patches: Tensor, permutation: Tensor) -> Tensor:
+    """Brings every patch to the rank whose montages show it: one all-to-all of bytes.
+
+    Rank r holds the images [r * batch, (r + 1) * batch) and the slots
+    [r * batch * grid**2, (r + 1) * batch * grid**2) of the global batch. The
+    permutation is known everywhere, so ranks need not say what they send.
+
+    Args:
+      patches: uint8 [batch, grid**2, channels, size, size], of this rank's images.
+      permutation: int64 [world_size * batch * grid**2] on the CPU, `jigsaw.global_permutation`.
+
+    Returns:
+      uint8 [batch * grid**2, channels, size, size]: the patch of each of this rank's slots.
+    """
+    batch, pieces = patches.shape[:2]
+    ranks, own = world_size(), rank()
+    slots = permutation.view(ranks, batch * pieces)
+    patch, image = slots // (ranks * batch), slots % (ranks * batch)
+    source, local = image // batch, (image % batch) * pieces + patch
+    flat = patches.flatten(0, 1)
+    if ranks == 1:
+        return flat[local[0].to(flat.device)]
+    # Sent in the order of destinations and, within one, of its slots.
+    sent = flat[local[source == own].to(flat.device)]
+    received = torch.empty_like(flat)
+    dist.all_to_all_single(
+        received,
+        sent,
+        output_split_sizes=(source[own].bincount(minlength=ranks)).tolist(),
+        input_split_sizes=(source == own).sum(1).tolist(),
+    )
+    # Received in the order of sources and, within one, of our slots: undo that sort.
+    arrival = source[own].argsort(stable=True)
+    return received[arrival.argsort().to(received.device)]

@@ -1,0 +1,71 @@
+"""Random crops inside a region of an image: pure geometry, no pixels."""
+
+import math
+
+import numpy as np
+
+from jigclu.errors import UserError
+from jigclu.jigsaw import Box
+
+TRIES = 10
+
+
+def check_crop(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+    """Raises UserError unless 0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]."""
+    if not 0.0 < scale[0] <= scale[1] <= 1.0:
+        raise UserError(
+            f"crop scale is {tuple(scale)}; it must be (least, most) in (0, 1]: "
+            "the share of the region's area that a crop keeps"
+        )
+    if not 0.0 < ratio[0] <= ratio[1]:
+        raise UserError(
+            f"crop ratio is {tuple(ratio)}; it must be (least, most), both above 0: "
+            "the width of a crop over its height"
+        )
+
+
+def random_resized_crop(
+    random: np.random.Generator,
+    region: Box,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """Draws a crop by the law of torchvision's RandomResizedCrop.
+
+    The area is uniform in scale and the logarithm of width / height uniform in
+    log(ratio); after 10 draws that do not fit, the largest central crop whose
+    ratio is allowed (paper section 3.4 crops every patch this way).
+
+    Args:
+      random: the only source of randomness; advanced by the draws.
+      region: where the crop must lie, pixels.
+      scale: least and most share of the region's area, in (0, 1].
+      ratio: least and most width / height.
+
+    Returns:
+      A crop of at least one pixel, inside region.
+    """
+    _, _, height, width = region
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(TRIES):
+        area = height * width * random.uniform(*scale)
+        aspect = math.exp(random.uniform(low, high))
+        crop_width = round(math.sqrt(area * aspect))
+        crop_height = round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(random.integers(height - crop_height, endpoint=True))
+            left = int(random.integers(width - crop_width, endpoint=True))
+            return Box(region.top + top, region.left + left, crop_height, crop_width)
+    return _central_crop(region, ratio)
+
+
+def _central_crop(region: Box, ratio: tuple[float, float]) -> Box:
+    top, left, height, width = region
+    crop_height = max(1, min(height, round(width / ratio[0])))
+    crop_width = max(1, min(width, round(height * ratio[1])))
+    return Box(
+        top + (height - crop_height) // 2,
+        left + (width - crop_width) // 2,
+        crop_height,
+        crop_width,
+    )

@@ -1,0 +1,100 @@
+"""Which images each rank reads at each step."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from jigclu.errors import UserError
+from jigclu.jigsaw import mix_seed
+
+# Keeps the order of the images apart from other uses of the run's seed.
+_ORDER_STREAM = 0x6F72646572
+
+
+def steps_per_epoch(length: int, batch_size: int) -> int:
+    """Returns the steps of one epoch; the incomplete last batch is dropped.
+
+    Args:
+      length: images of the data.
+      batch_size: images of the global batch.
+
+    Raises:
+      UserError: a batch size below 1, or fewer images than one global batch.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be 1 or more images")
+    if length < batch_size:
+        raise UserError(
+            f"the data has {length} images, fewer than one global batch of {batch_size}: "
+            "give more images or a smaller batch_size"
+        )
+    return length // batch_size
+
+
+def epoch_order(seed: int, epoch: int, length: int) -> Tensor:
+    """Returns the order of the images in one epoch: int64 [length], of (seed, epoch) alone."""
+    generator = torch.Generator().manual_seed(mix_seed(mix_seed(seed, _ORDER_STREAM), epoch))
+    return torch.randperm(length, generator=generator)
+
+
+class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Yields, for each step, this rank's contiguous slice of the global batch.
+
+    The global batch of a step is a function of (seed, step) alone, so that any
+    number of ranks sees the same images and a resumed run goes on where it
+    stopped, mid-epoch too. An item is an (epoch, index) for `PatchDataset`.
+    """
+
+    def __init__(
+        self,
+        *,
+        length: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        start_step: int,
+        total_steps: int,
+    ) -> None:
+        """Plans the steps [start_step, total_steps).
+
+        Args:
+          length: images of the data.
+          batch_size: images of the global batch.
+          rank: of this process, in [0, world_size).
+          world_size: processes.
+          seed: of the run.
+          start_step: first step to yield, from 0.
+          total_steps: steps of the whole run, over all epochs.
+
+        Raises:
+          UserError: fewer images than one global batch, or a batch that does
+            not divide by the ranks.
+        """
+        self._steps_per_epoch = steps_per_epoch(length, batch_size)
+        if batch_size % world_size:
+            nearest = max(1, round(batch_size / world_size)) * world_size
+            raise UserError(
+                f"batch_size is {batch_size}, which {world_size} ranks cannot share evenly: "
+                f"take a multiple of {world_size}, such as {nearest}"
+            )
+        self._length = length
+        self._batch_size = batch_size
+        self._local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._seed = seed
+        self._steps = range(start_step, total_steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        drawn = -1
+        for step in self._steps:
+            epoch, position = divmod(step, self._steps_per_epoch)
+            if epoch != drawn:
+                order, drawn = epoch_order(self._seed, epoch, self._length), epoch
+            start = position * self._batch_size
+            batch = order[start : start + self._batch_size]
+            yield [(epoch, index) for index in batch[self._local].tolist()]

@@ -1,0 +1,45 @@
+"""The network of jigsaw clustering: encoder, clustering head, location head."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jigclu.encoder import Encoder
+from jigclu.jigsaw import split_features
+
+
+class Outputs(NamedTuple):
+    """What the network says of every slot of its montages.
+
+    embeddings: float32 [montages * grid**2, channels], L2-normalised.
+    location_logits: [montages * grid**2, grid**2].
+    """
+
+    embeddings: Tensor
+    location_logits: Tensor
+
+
+class JigClu(nn.Module):
+    """One forward of montages to embeddings and locations (paper section 3.1, figure 2).
+
+    Heads bear the names of the published checkpoints: fc_clu.0, fc_clu.2, fc_loc.
+    """
+
+    def __init__(self, encoder: Encoder, grid: int, embedding_channels: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.encoder = encoder
+        self.fc_clu = nn.Sequential(
+            nn.Linear(encoder.channels, encoder.channels),
+            nn.ReLU(),
+            nn.Linear(encoder.channels, embedding_channels),
+        )
+        self.fc_loc = nn.Linear(encoder.channels, grid**2)
+
+    def forward(self, montages: Tensor) -> Outputs:
+        """Maps float montages [montages, 3, height, width] to one output a slot."""
+        features = split_features(self.encoder(montages), self.grid)
+        # float32: bf16 keeps 8 bits, too few for cosines that a temperature then multiplies.
+        embeddings = functional.normalize(self.fc_clu(features).float(), dim=1)
+        return Outputs(embeddings, self.fc_loc(features))

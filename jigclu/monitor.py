@@ -1,0 +1,249 @@
+"""What people see of a run: TensorBoard, and a live line or a log line every N steps.
+
+Metrics stay on the device and are summed there; one transfer a window brings
+their means to the host, so that the monitor never makes a step wait.
+"""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, TextIO
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from jigclu.errors import UserError
+
+_BAR_WIDTH = 20
+_REDRAW_SECONDS = 0.2
+
+
+class _Throughput(NamedTuple):
+    images_per_second: float
+    data_wait_fraction: float
+
+
+class Monitor:
+    """Reports the progress of a run; on ranks other than the main one it only checks.
+
+    Steps are counted as steps taken so far: 0 before the first, total_steps after the last.
+
+    Args:
+      workdir: of the run; event files go to workdir/tensorboard.
+      total_steps: of the whole run.
+      start_step: steps taken by earlier processes of this run; what they wrote
+        to TensorBoard beyond it is dropped, for it will be done again.
+      images_per_step: images of the global batch.
+      log_every: steps of a window, >= 1.
+      is_main: whether this rank writes and prints.
+      stream: where to print (standard error by default).
+    """
+
+    def __init__(
+        self,
+        *,
+        workdir: Path,
+        total_steps: int,
+        start_step: int,
+        images_per_step: int,
+        log_every: int,
+        is_main: bool,
+        stream: TextIO | None = None,
+    ) -> None:
+        if log_every < 1:
+            raise UserError(f"log_every is {log_every}; it must be 1 or more steps")
+        self._folder = workdir / "tensorboard"
+        self._total_steps = total_steps
+        self._start_step = start_step
+        self._images_per_step = images_per_step
+        self._log_every = log_every
+        self._is_main = is_main
+        self._stream = sys.stderr if stream is None else stream
+        self._writer: SummaryWriter | None = None
+        self._is_live = self._stream.isatty()
+        self._line = ""
+        self._drawn_at = -math.inf
+        self._description = ""
+        self._seconds_per_step: float | None = None
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._window_start = start_step
+        self._start_clock(timed_from=start_step)
+
+    def __enter__(self) -> "Monitor":
+        if self._is_main:
+            # The window that ends at start_step is done and stays; all after it goes.
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._start_step + 1)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._line:
+            self._stream.write("\n")
+            self._line = ""
+        if self._writer is not None:
+            self._writer.close()
+
+    def step(self, step: int, metrics: Mapping[str, Tensor], data_wait: float) -> None:
+        """Takes in one step; reports when a window of log_every steps or the run ends.
+
+        Args:
+          step: steps taken so far, this one included: start_step + 1 to total_steps.
+          metrics: scalars [] on one device, of the same names at every step.
+          data_wait: seconds for which this step waited for its batch.
+
+        Raises:
+          UserError: a metric was not finite somewhere in the window.
+          ValueError: a step outside the run, or metrics of other names.
+        """
+        if not self._start_step < step <= self._total_steps:
+            raise ValueError(
+                f"step {step} is not in ({self._start_step}, {self._total_steps}]: "
+                "count the steps taken, this one included"
+            )
+        self._add(metrics)
+        self._data_wait += data_wait
+        if step == self._start_step + 1:
+            # The first step compiles: its time says nothing about the others.
+            self._start_clock(timed_from=step)
+        if step % self._log_every == 0 or step == self._total_steps:
+            self._report(step)
+        elif self._is_live and time.monotonic() - self._drawn_at > _REDRAW_SECONDS:
+            self._draw(step)
+
+    def _add(self, metrics: Mapping[str, Tensor]) -> None:
+        values = torch.stack([value.detach().float() for value in metrics.values()])
+        if self._sums is None:
+            self._names = list(metrics)
+            self._sums = values
+        elif list(metrics) != self._names:
+            raise ValueError(f"metrics are {list(metrics)}; earlier steps had {self._names}")
+        else:
+            self._sums.add_(values)
+
+    def _start_clock(self, timed_from: int) -> None:
+        self._clock = time.monotonic()
+        self._timed_from = timed_from
+        self._data_wait = 0.0
+
+    def _report(self, step: int) -> None:
+        assert self._sums is not None
+        steps = step - self._window_start
+        means = [total / steps for total in self._sums.tolist()]
+        self._sums.zero_()
+        values = dict(zip(self._names, means, strict=True))
+        self._check_finite(values, step)
+        throughput = self._throughput(step)
+        self._window_start = step
+        self._start_clock(timed_from=step)
+        if throughput is not None:
+            self._seconds_per_step = self._images_per_step / throughput.images_per_second
+            values.update(throughput._asdict())
+        for name, value in values.items():
+            self.scalar(name, step, value)
+        self._description = _describe(values)
+        self._draw(step)
+
+    def _check_finite(self, values: Mapping[str, float], step: int) -> None:
+        broken = [
+            f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)
+        ]
+        if broken:
+            raise UserError(
+                f"{', '.join(broken)} within steps {self._window_start + 1} to {step}; "
+                "lower learning_rate, or set precision to float32"
+            )
+
+    def _throughput(self, step: int) -> _Throughput | None:
+        steps = step - self._timed_from
+        if steps == 0:
+            return None
+        seconds = max(time.monotonic() - self._clock, 1e-9)
+        return _Throughput(
+            steps * self._images_per_step / seconds, min(self._data_wait / seconds, 1.0)
+        )
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keeps the time of a block (a checkpoint, an evaluation) out of images a second."""
+        if self._sums is not None:
+            # Reading waits for the steps still queued on the device: their time is their own.
+            self._sums.tolist()
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._clock += time.monotonic() - began
+
+    def scalar(self, tag: str, step: int, value: float) -> None:
+        """Adds one number to TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag, value, step)
+
+    def image(self, tag: str, step: int, image: Tensor) -> None:
+        """Adds one picture, uint8 [3, height, width], to TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(tag, image.cpu(), step)
+
+    def text(self, tag: str, step: int, text: str) -> None:
+        """Adds a text (Markdown) to TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_text(tag, text, step)
+
+    def message(self, text: str) -> None:
+        """Prints a line of its own, above the live line where there is one."""
+        if not self._is_main:
+            return
+        self._erase()
+        self._stream.write(f"{text}\n{self._line}")
+        self._stream.flush()
+
+    def _draw(self, step: int) -> None:
+        if not self._is_main:
+            return
+        line = f"step {step}/{self._total_steps}"
+        if self._seconds_per_step is not None:
+            left = round((self._total_steps - step) * self._seconds_per_step)
+            line += f"  ETA {timedelta(seconds=left)}"
+        line += self._description
+        if not self._is_live:
+            self._stream.write(f"{line}\n")
+        else:
+            self._erase()
+            # A line that wraps could not be rewritten.
+            columns = shutil.get_terminal_size().columns - 1
+            self._line = f"{_bar(step / self._total_steps)} {line}"[:columns]
+            self._stream.write(self._line)
+            self._drawn_at = time.monotonic()
+        self._stream.flush()
+
+    def _erase(self) -> None:
+        if self._line:
+            self._stream.write("\r" + " " * len(self._line) + "\r")
+
+
+def _bar(fraction: float) -> str:
+    return (
+        "["
+        + "#" * int(fraction * _BAR_WIDTH)
+        + "." * (_BAR_WIDTH - int(fraction * _BAR_WIDTH))
+        + "]"
+    )
+
+
+def _describe(values: Mapping[str, float]) -> str:
+    names = {"images_per_second": "images/s {:.1f}", "data_wait_fraction": "data wait {:.0%}"}
+    first = [pattern.format(values[name]) for name, pattern in names.items() if name in values]
+    metrics = [f"{name} {value:.4g}" for name, value in values.items() if name not in names]
+    return "".join(f"  {part}" for part in (*first, *metrics))

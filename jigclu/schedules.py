@@ -1,0 +1,64 @@
+"""The learning rate as a function of the epoch."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from jigclu.errors import UserError
+
+
+class Decay(Protocol):
+    """Maps an epoch (fractional) of a run of `epochs` to a factor of the learning rate."""
+
+    def __call__(self, epoch: float, epochs: int) -> float: ...
+
+
+def cosine_decay(epoch: float, epochs: int) -> float:
+    """Falls from 1 to 0 along half a cosine (published)."""
+    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def step_decay(epoch: float, epochs: int, *, milestones: Sequence[float], factor: float) -> float:
+    """Multiplies by `factor` at each of the `milestones` (epochs) reached."""
+    del epochs
+    return factor ** sum(epoch >= milestone for milestone in milestones)
+
+
+def learning_rate_at(
+    step: int,
+    steps_per_epoch: int,
+    *,
+    learning_rate: float,
+    epochs: int,
+    warmup_epochs: float,
+    per_epoch: bool,
+    decay: Decay,
+) -> float:
+    """Returns the learning rate of a step.
+
+    During warm-up it grows linearly, reaching `learning_rate` at the end; decay
+    goes by the epochs since the start of the run.
+
+    Args:
+      step: from 0.
+      steps_per_epoch: steps.
+      learning_rate: the highest.
+      epochs: of the run.
+      warmup_epochs: epochs, 0 for none.
+      per_epoch: hold the decay constant within an epoch, as published, or go by steps.
+      decay: `cosine_decay` or a `step_decay`.
+    """
+    epoch = step / steps_per_epoch
+    if epoch < warmup_epochs:
+        return learning_rate * (step + 1) / (warmup_epochs * steps_per_epoch + 1)
+    return learning_rate * decay(math.floor(epoch) if per_epoch else epoch, epochs)
+
+
+def check_schedule(learning_rate: float, epochs: int, warmup_epochs: float) -> None:
+    """Raises UserError for a value out of range."""
+    if not (learning_rate > 0 and math.isfinite(learning_rate)):
+        raise UserError(f"learning_rate is {learning_rate}; it must be above 0")
+    if epochs < 1:
+        raise UserError(f"epochs is {epochs}; it must be 1 or more")
+    if not 0 <= warmup_epochs < epochs:
+        raise UserError(f"warmup_epochs is {warmup_epochs}; it must lie in [0, epochs = {epochs})")

@@ -1,0 +1,83 @@
+"""Tests of jigclu.crops."""
+
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+from torchvision.transforms import RandomResizedCrop
+
+from jigclu import crops
+from jigclu.errors import UserError
+from jigclu.jigsaw import Box
+
+SCALE = (0.2, 1.0)
+RATIO = (3 / 4, 4 / 3)
+
+
+def draw(region: Box, count: int, ratio: tuple[float, float] = RATIO) -> np.ndarray:
+    random = np.random.default_rng(0)
+    return np.array([crops.random_resized_crop(random, region, SCALE, ratio) for _ in range(count)])
+
+
+class RandomResizedCropTest(parameterized.TestCase):
+    @parameterized.product(
+        size=[(1, 1), (1, 90), (90, 1), (3, 2), (50, 50), (300, 400), (20, 500)],
+        ratio=[RATIO, (1.0, 1.0), (0.1, 0.2), (5.0, 8.0)],
+    )
+    def test_lies_inside_its_region(
+        self, size: tuple[int, int], ratio: tuple[float, float]
+    ) -> None:
+        boxes = draw(Box(7, 11, *size), 300, ratio)
+        top, left, height, width = boxes.T
+        self.assertGreaterEqual(min(height.min(), width.min()), 1)
+        self.assertGreaterEqual(top.min(), 7)
+        self.assertGreaterEqual(left.min(), 11)
+        self.assertLessEqual((top + height).max(), 7 + size[0])
+        self.assertLessEqual((left + width).max(), 11 + size[1])
+
+    @parameterized.parameters((240, 240), (200, 320), (100, 400))
+    def test_follows_the_law_of_torchvision(self, height: int, width: int) -> None:
+        count = 4000
+        ours = draw(Box(0, 0, height, width), count)
+        torch.manual_seed(0)
+        image = torch.empty(3, height, width)
+        theirs = np.array(
+            [RandomResizedCrop.get_params(image, list(SCALE), list(RATIO)) for _ in range(count)]
+        )
+        for column in range(4):
+            quantiles = np.linspace(0.05, 0.95, 10)
+            side = (height, width)[column % 2]
+            np.testing.assert_allclose(
+                np.quantile(ours[:, column], quantiles) / side,
+                np.quantile(theirs[:, column], quantiles) / side,
+                atol=0.035,
+            )
+
+    def test_area_is_uniform_in_scale(self) -> None:
+        _, _, height, width = draw(Box(0, 0, 4000, 4000), 4000, ratio=(1.0, 1.0)).T
+        shares = np.sort(height * width / 4000**2)
+        np.testing.assert_allclose(shares, np.linspace(0.2, 1.0, 4000), atol=0.03)
+
+    def test_falls_back_to_the_largest_central_crop(self) -> None:
+        # No crop of at least 20 % of this area with a ratio of 3/4 or more is 10 pixels wide.
+        box = crops.random_resized_crop(np.random.default_rng(0), Box(5, 5, 1000, 9), SCALE, RATIO)
+        self.assertEqual(box, (5 + 494, 5, 12, 9))
+
+    def test_is_a_function_of_the_generator(self) -> None:
+        region = Box(0, 0, 99, 88)
+        np.testing.assert_array_equal(draw(region, 5), draw(region, 5))
+
+
+class CheckCropTest(parameterized.TestCase):
+    @parameterized.parameters((0.0, 1.0), (0.5, 0.2), (0.2, 1.1))
+    def test_refuses_a_bad_scale(self, low: float, high: float) -> None:
+        with self.assertRaisesRegex(UserError, "crop scale is"):
+            crops.check_crop((low, high), RATIO)
+
+    @parameterized.parameters((0.0, 1.0), (2.0, 1.0))
+    def test_refuses_a_bad_ratio(self, low: float, high: float) -> None:
+        with self.assertRaisesRegex(UserError, "crop ratio is"):
+            crops.check_crop(SCALE, (low, high))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,90 @@
+"""Tests of jigclu.data.loader."""
+
+import os
+
+import numpy as np
+import torch
+from absl.testing import absltest
+from PIL import Image
+
+from jigclu.data import loader, patches, sampler, sources
+from jigclu.errors import UserError
+
+
+class LoaderTest(absltest.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.root = self.create_tempdir().full_path
+        random = np.random.default_rng(0)
+        for label in range(2):
+            os.makedirs(f"{self.root}/{label}")
+            for number in range(5):
+                pixels = random.integers(0, 256, (40, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(f"{self.root}/{label}/{number}.png")
+        with open(f"{self.root}/1/corrupt.png", "wb") as file:
+            file.write(b"no image")
+        self.source = sources.ImageFolder(self.root, "train")
+
+    def batches(self, workers: int, rank: int = 0, world_size: int = 1) -> list[loader.Batch]:
+        """Four steps of 10 of the 11 images, one step an epoch."""
+        dataset = patches.PatchDataset(
+            source=self.source,
+            seed=0,
+            grid=2,
+            cross_ratio=0.3,
+            patch_size=8,
+            scale=(0.2, 1.0),
+            ratio=(3 / 4, 4 / 3),
+        )
+        steps = sampler.GlobalBatchSampler(
+            length=len(self.source),
+            batch_size=10,
+            rank=rank,
+            world_size=world_size,
+            seed=3,
+            start_step=0,
+            total_steps=4,
+        )
+        return list(loader.patch_loader(dataset, steps, workers, prefetch=2, pin_memory=False))
+
+    def test_batches_have_the_promised_form(self) -> None:
+        batches = self.batches(workers=0)
+        self.assertLen(batches, 4)
+        self.assertEqual(batches[0].patches.shape, (10, 4, 3, 8, 8))
+        self.assertEqual(batches[0].patches.dtype, torch.uint8)
+        self.assertEqual(batches[0].indices.dtype, torch.int64)
+        corrupt = 10  # The last of class 1.
+        for batch in batches:
+            self.assertEqual(batch.unreadable, int(corrupt in batch.indices))
+        self.assertGreater(sum(batch.unreadable for batch in batches), 0)
+
+    def test_workers_do_not_change_what_is_read(self) -> None:
+        for alone, helped in zip(self.batches(workers=0), self.batches(workers=2), strict=True):
+            self.assertTrue(torch.equal(alone.patches, helped.patches))
+            self.assertTrue(torch.equal(alone.indices, helped.indices))
+            self.assertEqual(alone.unreadable, helped.unreadable)
+
+    def test_ranks_do_not_change_what_is_read(self) -> None:
+        ranks = [self.batches(workers=0, rank=rank, world_size=2) for rank in range(2)]
+        for whole, *parts in zip(self.batches(workers=0), *ranks, strict=True):
+            self.assertTrue(torch.equal(whole.patches, torch.cat([p.patches for p in parts])))
+            self.assertTrue(torch.equal(whole.indices, torch.cat([p.indices for p in parts])))
+
+    def test_images_come_once_and_in_order(self) -> None:
+        os.remove(f"{self.root}/1/corrupt.png")
+        source = sources.ImageFolder(self.root, "train")
+        dataset = patches.ImageDataset(source=source, resize=24, crop=16)
+        batches = list(loader.image_loader(dataset, batch_size=4, workers=1))
+        self.assertEqual([len(batch.image) for batch in batches], [4, 4, 2])
+        self.assertEqual(torch.cat([batch.image_index for batch in batches]).tolist(), [*range(10)])
+        self.assertEqual(torch.cat([batch.label for batch in batches]).tolist(), source.labels)
+        self.assertTrue(torch.equal(batches[1].image[2], dataset[6].image))
+
+    def test_an_error_in_a_worker_is_the_users_error(self) -> None:
+        dataset = patches.ImageDataset(source=self.source, resize=24, crop=16)
+        with self.assertRaisesRegex(UserError, "corrupt.png is unreadable"):
+            list(loader.image_loader(dataset, batch_size=4, workers=1))
+
+
+if __name__ == "__main__":
+    absltest.main()

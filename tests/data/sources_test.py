@@ -1,0 +1,167 @@
+"""Tests of jigclu.data.sources."""
+
+import os
+import pickle
+from unittest import mock
+
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+from PIL import Image
+
+from jigclu.data import sources
+from jigclu.data.decode import UnreadableImageError
+from jigclu.errors import UserError
+
+
+class FilesTestCase(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.root = self.create_tempdir().full_path
+
+    def add(self, *files: str) -> None:
+        """Writes one image per name, each of its own grey value."""
+        for file in files:
+            path = os.path.join(self.root, file)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            Image.new("RGB", (6, 4), (len(file),) * 3).save(path)
+
+    def names(self, source: sources.Source) -> list[str]:
+        return [os.path.relpath(source.name(index), self.root) for index in range(len(source))]
+
+
+class ImageFolderTest(FilesTestCase):
+    def test_reads_the_split_that_was_asked_for(self) -> None:
+        self.add("train/dog/b.png", "train/dog/a.JPEG", "train/cat/c.png", "val/cat/d.png")
+        source = sources.ImageFolder(self.root, "train")
+        self.assertEqual(source.classes, ["cat", "dog"])
+        self.assertEqual(
+            self.names(source), ["train/cat/c.png", "train/dog/a.JPEG", "train/dog/b.png"]
+        )
+        self.assertEqual(source.labels, [0, 1, 1])
+        self.assertEqual(self.names(sources.ImageFolder(self.root, "val")), ["val/cat/d.png"])
+
+    def test_reads_a_tree_without_splits_and_nested_classes(self) -> None:
+        self.add("cat/images/c.png", "cat/a.png", "dog/d.png")
+        source = sources.ImageFolder(self.root, "train")
+        self.assertEqual(self.names(source), ["cat/a.png", "cat/images/c.png", "dog/d.png"])
+        self.assertEqual(source.labels, [0, 0, 1])
+
+    def test_a_class_may_be_called_train(self) -> None:
+        self.add("boat/a.png", "train/b.png")
+        self.assertEqual(sources.ImageFolder(self.root, "train").classes, ["boat", "train"])
+
+    def test_leaves_out_hidden_and_other_files(self) -> None:
+        self.add("cat/a.png", "cat/._a.png", ".cache/b.png")
+        with open(os.path.join(self.root, "cat", "notes.txt"), "w") as file:
+            file.write("no image")
+        self.assertEqual(self.names(sources.ImageFolder(self.root, "train")), ["cat/a.png"])
+
+    def test_reads_pixels_also_after_pickling(self) -> None:
+        self.add("cat/ä é.png")
+        source = pickle.loads(pickle.dumps(sources.ImageFolder(self.root, "train")))
+        image = source.read(0)
+        self.assertEqual((image.dtype, image.shape), (torch.uint8, (3, 4, 6)))
+        self.assertTrue((image == len("cat/ä é.png")).all())
+
+    def test_a_file_that_vanished_is_unreadable(self) -> None:
+        self.add("cat/a.png")
+        source = sources.ImageFolder(self.root, "train")
+        os.remove(source.name(0))
+        with self.assertRaisesRegex(UnreadableImageError, "No such file"):
+            source.read(0)
+
+    def test_refuses_a_missing_split_instead_of_taking_splits_for_classes(self) -> None:
+        self.add("train/cat/a.png")
+        with self.assertRaisesRegex(UserError, "has only the split train"):
+            sources.ImageFolder(self.root, "val")
+
+    def test_refuses_folders_without_classes_or_images(self) -> None:
+        with self.assertRaisesRegex(UserError, "nowhere is not a folder"):
+            sources.ImageFolder(os.path.join(self.root, "nowhere"), "train")
+        with self.assertRaisesRegex(UserError, "has no class folders"):
+            sources.ImageFolder(self.root, "train")
+        os.mkdir(os.path.join(self.root, "cat"))
+        with self.assertRaisesRegex(UserError, "holds no images: expected files named .jpg"):
+            sources.ImageFolder(self.root, "train")
+
+
+class UnlabelledImagesTest(FilesTestCase):
+    def test_reads_flat_and_nested_folders(self) -> None:
+        self.add("z.png", "deep/er/a.jpg", "b.webp")
+        source = sources.UnlabelledImages(self.root)
+        self.assertEqual(self.names(source), ["b.webp", "deep/er/a.jpg", "z.png"])
+        self.assertEqual(source.classes, [])
+        self.assertIsNone(source.labels)
+
+    def test_refuses_an_empty_folder(self) -> None:
+        with self.assertRaisesRegex(UserError, "holds no images"):
+            sources.UnlabelledImages(self.root)
+
+
+class ImageListTest(FilesTestCase):
+    def read_list(self, text: str) -> sources.ImageList:
+        return sources.ImageList(self.create_tempfile(content=text).full_path, self.root)
+
+    def test_keeps_the_order_of_the_list(self) -> None:
+        self.add("b.png", "sub/a.png", "c.png")
+        self.assertEqual(self.names(self.read_list("sub/a.png\n\nb.png\n")), ["sub/a.png", "b.png"])
+
+    def test_finds_bare_imagenet_names_in_the_folder_of_their_class(self) -> None:
+        self.add("n04235860/n04235860_14959.JPEG")
+        source = self.read_list("n04235860_14959.JPEG\n")
+        self.assertEqual(self.names(source), ["n04235860/n04235860_14959.JPEG"])
+
+    def test_refuses_missing_files_naming_the_first_and_how_many(self) -> None:
+        self.add("a.png")
+        with self.assertRaisesRegex(UserError, "2 of the 3 images .* the first is b.png"):
+            self.read_list("a.png\nb.png\nc.png\n")
+
+    def test_refuses_an_empty_or_missing_list(self) -> None:
+        with self.assertRaisesRegex(UserError, "names no images"):
+            self.read_list("\n \n")
+        with self.assertRaisesRegex(UserError, "is not a file"):
+            sources.ImageList(os.path.join(self.root, "absent.txt"), self.root)
+
+
+class TorchvisionImagesTest(FilesTestCase):
+    def test_refuses_unknown_names_and_splits(self) -> None:
+        with self.assertRaisesRegex(UserError, "'cifar-10'.*did you mean CIFAR10"):
+            sources.TorchvisionImages("cifar-10", self.root, "train", download=False)
+        with self.assertRaisesRegex(UserError, "'unlabeled' is no split of CIFAR10"):
+            sources.TorchvisionImages("CIFAR10", self.root, "unlabeled", download=False)
+
+    @parameterized.parameters("CIFAR10", "CIFAR100", "STL10", "Imagenette")
+    def test_refuses_data_that_are_not_there(self, name: str) -> None:
+        with self.assertRaisesRegex(UserError, f"{name} is not in .* set download to True"):
+            sources.TorchvisionImages(name, self.root, "train", download=False)
+
+    def test_reads_cifar_as_channels_first(self) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+        dataset = mock.Mock(data=pixels, classes=["cat", "dog"], targets=[0, 1, 1, 0, 1])
+        with mock.patch.object(sources.datasets, "CIFAR10", return_value=dataset) as opened:
+            source = sources.TorchvisionImages("CIFAR10", self.root, "val", download=True)
+        opened.assert_called_once_with(self.root, train=False, download=True)
+        source = pickle.loads(pickle.dumps(source))
+        self.assertLen(source, 5)
+        self.assertEqual((source.classes, source.labels), (["cat", "dog"], [0, 1, 1, 0, 1]))
+        np.testing.assert_array_equal(source.read(3).numpy(), pixels[3].transpose(2, 0, 1))
+        self.assertEqual(source.name(3), "CIFAR10 val image 3")
+
+    def test_unlabeled_stl10_has_no_labels(self) -> None:
+        pixels = np.zeros((2, 3, 96, 96), dtype=np.uint8)
+        dataset = mock.Mock(data=pixels, labels=np.array([-1, -1]))
+        with mock.patch.object(sources.datasets, "STL10", return_value=dataset):
+            source = sources.TorchvisionImages("STL10", self.root, "unlabeled", download=False)
+        self.assertIsNone(source.labels)
+        self.assertEqual(source.read(1).shape, (3, 96, 96))
+
+    def test_reads_imagenette_from_its_files(self) -> None:
+        self.add("imagenette2/train/n01440764/a.JPEG", "imagenette2/train/n02102040/b.JPEG")
+        source = sources.TorchvisionImages("Imagenette", self.root, "train", download=False)
+        self.assertEqual(source.classes, ["tench", "English springer"])
+        self.assertEqual(source.labels, [0, 1])
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,132 @@
+"""Tests of the scripts in launch/: run with stand-ins that print what they were given."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = ("one_machine.sh", "several_machines.sh", "slurm.sbatch")
+SLURM = {
+    "SLURM_JOB_NODELIST": "node[3-4]",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_JOB_ID": "77",
+    "SLURM_SUBMIT_DIR": str(ROOT),
+}
+# Flags of jigclu.launch that the scripts, or the examples in them, give.
+FLAGS = {"--gin_file", "--gin_bindings", "--workdir", "--dry_run"}
+LAUNCHER = ["-m", "jigclu.launch", "--gin_file=gin/pretrain_r50.gin", "--workdir=runs/pretrain_r50"]
+
+
+class LaunchScriptsTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.commands = Path(self.create_tempdir().full_path)
+        self._stand_in("torchrun", r'printf "%s\n" torchrun "$PWD" "$@"')
+        self._stand_in("srun", 'echo srun; exec "$@"')
+        self._stand_in("scontrol", 'echo "$*" >&2; printf "node3\nnode4\n"')
+        self._stand_in("nvidia-smi", "exit 9")
+
+    def _stand_in(self, name: str, body: str) -> None:
+        path = self.commands / name
+        path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        path.chmod(0o755)
+
+    def _run(self, script: str, *arguments: str, **variables: str) -> list[str]:
+        """Returns the words that the stand-ins printed; the script runs in another folder."""
+        environment = {"PATH": f"{self.commands}:{os.environ['PATH']}", **variables}
+        return subprocess.run(
+            [LAUNCH / script, *arguments],
+            cwd=self.commands,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
+
+    @parameterized.parameters(*SCRIPTS)
+    def test_is_executable_and_parses(self, script: str) -> None:
+        self.assertTrue(os.access(LAUNCH / script, os.X_OK))
+        subprocess.run(["bash", "-n", LAUNCH / script], check=True)
+        self.assertIn("set -euo pipefail\n", (LAUNCH / script).read_text())
+
+    def test_every_script_is_tested(self) -> None:
+        self.assertCountEqual([path.name for path in LAUNCH.iterdir()], SCRIPTS)
+
+    def test_one_machine(self) -> None:
+        self.assertEqual(
+            self._run("one_machine.sh"),
+            ["torchrun", str(ROOT), "--standalone", "--nproc-per-node=1", *LAUNCHER],
+        )
+
+    def test_one_machine_uses_every_gpu(self) -> None:
+        self._stand_in("nvidia-smi", r'[[ $1 == --list-gpus ]] && printf "GPU 0\nGPU 1\nGPU 2\n"')
+        self.assertIn("--nproc-per-node=3", self._run("one_machine.sh"))
+        self.assertIn("--nproc-per-node=2", self._run("one_machine.sh", GPUS="2"))
+
+    def test_several_machines(self) -> None:
+        variables = {"NODES": "4", "HEAD": "10.0.0.1", "PORT": "5", "RUN_ID": "x", "GPUS": "8"}
+        self.assertEqual(
+            self._run("several_machines.sh", **variables),
+            [
+                *("torchrun", str(ROOT), "--nnodes=4", "--nproc-per-node=8"),
+                *("--rdzv-backend=c10d", "--rdzv-endpoint=10.0.0.1:5", "--rdzv-id=x"),
+                *LAUNCHER,
+            ],
+        )
+
+    def test_several_machines_needs_the_head(self) -> None:
+        with self.assertRaises(subprocess.CalledProcessError) as raised:
+            self._run("several_machines.sh", NODES="2")
+        self.assertIn("HEAD", raised.exception.stderr)
+
+    def test_slurm(self) -> None:
+        self.assertEqual(
+            self._run("slurm.sbatch", SLURM_GPUS_ON_NODE="4", **SLURM),
+            [
+                *("srun", "torchrun", str(ROOT), "--nnodes=2", "--nproc-per-node=4"),
+                *("--rdzv-backend=c10d", "--rdzv-endpoint=node3:29400", "--rdzv-id=77"),
+                *LAUNCHER,
+            ],
+        )
+
+    @parameterized.parameters(*SCRIPTS)
+    def test_overrides_and_arguments_with_spaces_pass_through(self, script: str) -> None:
+        words = self._run(
+            script,
+            "--gin_bindings=train.batch_size = 512",
+            "--dry_run",
+            GIN_FILE="gin/my own.gin",
+            WORKDIR="/tmp/a run",
+            HEAD="node3",
+            **SLURM,
+        )
+        expected = ["--gin_file=gin/my own.gin", "--workdir=/tmp/a run"]
+        expected += ["--gin_bindings=train.batch_size = 512", "--dry_run"]
+        self.assertEqual(words[words.index("jigclu.launch") + 1 :], expected)
+
+    @parameterized.parameters(*SCRIPTS)
+    def test_failure_of_torchrun_is_the_scripts(self, script: str) -> None:
+        self._stand_in("torchrun", "exit 3")
+        with self.assertRaises(subprocess.CalledProcessError) as raised:
+            self._run(script, HEAD="node3", **SLURM)
+        self.assertEqual(raised.exception.returncode, 3)
+
+    @parameterized.parameters(*SCRIPTS)
+    def test_gives_only_flags_of_the_launcher(self, script: str) -> None:
+        # Its flags are written with underscores, those of torchrun and sbatch with dashes.
+        named = set(re.findall(r"--[a-z]+_[a-z]+|--workdir", (LAUNCH / script).read_text()))
+        self.assertContainsSubset(named, FLAGS)
+        self.assertContainsSubset({"--gin_file", "--workdir"}, named)
+
+    def test_flags_exist(self) -> None:
+        launcher = (ROOT / "jigclu" / "launch.py").read_text()
+        for flag in FLAGS:
+            self.assertRegex(launcher, rf'DEFINE_\w+\(\s*"{flag.removeprefix("--")}"')
+
+
+if __name__ == "__main__":
+    absltest.main()

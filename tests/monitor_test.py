@@ -1,0 +1,239 @@
+"""Tests of jigclu.monitor."""
+
+import io
+import math
+from pathlib import Path
+from unittest import mock
+
+import torch
+from absl.testing import absltest, parameterized
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from jigclu import monitor
+from jigclu.errors import UserError
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class _Clock:
+    """Stands in for time.monotonic: tests move it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _loss(value: float) -> dict[str, Tensor]:
+    return {"loss": torch.tensor(value)}
+
+
+class MonitorTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.workdir = Path(self.create_tempdir().full_path)
+        self.clock = _Clock()
+        self.enter_context(mock.patch.object(monitor.time, "monotonic", self.clock))
+
+    def _monitor(
+        self,
+        stream: io.StringIO | None = None,
+        start_step: int = 0,
+        total_steps: int = 10,
+        log_every: int = 4,
+        is_main: bool = True,
+    ) -> monitor.Monitor:
+        return monitor.Monitor(
+            workdir=self.workdir,
+            total_steps=total_steps,
+            start_step=start_step,
+            images_per_step=32,
+            log_every=log_every,
+            is_main=is_main,
+            stream=stream or io.StringIO(),
+        )
+
+    def _events(self) -> EventAccumulator:
+        return EventAccumulator(str(self.workdir / "tensorboard")).Reload()
+
+    def _scalars(self, tag: str) -> list[tuple[int, float]]:
+        return [(event.step, event.value) for event in self._events().Scalars(tag)]
+
+    def test_means_over_every_window_and_the_rest(self) -> None:
+        with self._monitor() as run:
+            for step in range(1, 11):
+                metrics = _loss(step) | {"accuracy": torch.tensor(step / 2)}
+                run.step(step, metrics, data_wait=0.0)
+        self.assertEqual(self._scalars("loss"), [(4, 2.5), (8, 6.5), (10, 9.5)])
+        self.assertEqual(self._scalars("accuracy"), [(4, 1.25), (8, 3.25), (10, 4.75)])
+
+    def test_one_transfer_a_window(self) -> None:
+        read_at: list[int] = []
+        tolist = Tensor.tolist
+
+        def counted(tensor: Tensor) -> list[float]:
+            read_at.append(step)
+            return tolist(tensor)
+
+        forbidden = AssertionError("synchronised with the device")
+        with (
+            self._monitor() as run,
+            mock.patch.object(Tensor, "tolist", counted),
+            mock.patch.object(Tensor, "item", side_effect=forbidden),
+            mock.patch.object(Tensor, "__float__", side_effect=forbidden),
+            mock.patch.object(Tensor, "__bool__", side_effect=forbidden),
+        ):
+            for step in range(1, 9):
+                run.step(step, _loss(1.0), data_wait=0.0)
+        self.assertEqual(read_at, [4, 8])
+
+    def test_sums_are_no_view_of_what_the_step_returned(self) -> None:
+        loss = torch.tensor(1.0, requires_grad=True)
+        with self._monitor(log_every=2) as run:
+            run.step(1, {"loss": loss}, data_wait=0.0)
+            loss.data.fill_(3.0)  # As a captured graph does with its output.
+            run.step(2, {"loss": loss}, data_wait=0.0)
+        self.assertEqual(self._scalars("loss"), [(2, 2.0)])
+
+    def test_throughput_leaves_out_first_step_and_pauses(self) -> None:
+        with self._monitor() as run:
+            for step in range(1, 9):
+                self.clock.now += 60.0 if step == 1 else 2.0
+                run.step(step, _loss(1.0), data_wait=50.0 if step == 1 else 0.5)
+                with run.pause():
+                    self.clock.now += 30.0
+        self.assertEqual(self._scalars("images_per_second"), [(4, 16.0), (8, 16.0)])
+        self.assertEqual(self._scalars("data_wait_fraction"), [(4, 0.25), (8, 0.25)])
+
+    def test_a_window_of_the_first_step_alone_has_no_throughput(self) -> None:
+        with self._monitor(log_every=1) as run:
+            for step in (1, 2):
+                self.clock.now += 4.0
+                run.step(step, _loss(1.0), data_wait=1.0)
+        self.assertEqual(self._scalars("images_per_second"), [(2, 8.0)])
+
+    @parameterized.parameters(math.nan, math.inf)
+    def test_a_loss_that_is_not_finite_anywhere_in_the_window(self, value: float) -> None:
+        for is_main in (True, False):
+            with self._monitor(is_main=is_main) as run:
+                for step in range(1, 8):
+                    run.step(step, _loss(value if step == 6 else 1.0), data_wait=0.0)
+                with self.assertRaisesRegex(
+                    UserError, "loss is .* within steps 5 to 8; lower learning_rate.*float32"
+                ):
+                    run.step(8, _loss(1.0), data_wait=0.0)
+
+    def test_log_file_gets_a_line_a_window(self) -> None:
+        stream = io.StringIO()
+        with self._monitor(stream, total_steps=8) as run:
+            for step in range(1, 9):
+                self.clock.now += 2.0
+                run.step(step, _loss(step), data_wait=0.5)
+                run.message(f"after {step}") if step == 5 else None
+        self.assertEqual(
+            stream.getvalue().splitlines(),
+            [
+                "step 4/8  ETA 0:00:08  images/s 16.0  data wait 25%  loss 2.5",
+                "after 5",
+                "step 8/8  ETA 0:00:00  images/s 16.0  data wait 25%  loss 6.5",
+            ],
+        )
+
+    def test_terminal_gets_one_live_line_that_messages_do_not_garble(self) -> None:
+        stream = _Terminal()
+        with self._monitor(stream, total_steps=8) as run:
+            for step in range(1, 9):
+                self.clock.now += 2.0
+                run.step(step, _loss(step), data_wait=0.5)
+                if step == 4:
+                    run.message("a message")
+        shown = _screen(stream.getvalue())
+        self.assertLen(shown, 3)
+        self.assertEqual(shown[0], "a message")
+        self.assertStartsWith(shown[1], "[####################] step 8/8  ETA 0:00:00")
+        self.assertEqual(shown[2], "")
+
+    @mock.patch.dict("os.environ", COLUMNS="30")
+    def test_live_line_never_wraps(self) -> None:
+        stream = _Terminal()
+        with self._monitor(stream) as run:
+            for step in range(1, 9):
+                run.step(step, _loss(step), data_wait=0.0)
+        for line in _screen(stream.getvalue()):
+            self.assertLessEqual(len(line), 29)
+
+    def test_other_ranks_write_nothing(self) -> None:
+        stream = _Terminal()
+        with self._monitor(stream, is_main=False) as run:
+            for step in range(1, 11):
+                run.step(step, _loss(1.0), data_wait=0.0)
+            run.message("hello")
+            run.scalar("knn", 10, 0.5)
+            run.text("config", 0, "text")
+            run.image("montage", 10, torch.zeros(3, 4, 4, dtype=torch.uint8))
+        self.assertEqual(stream.getvalue(), "")
+        self.assertEmpty(list(self.workdir.iterdir()))
+
+    def test_scalar_text_and_image(self) -> None:
+        with self._monitor() as run:
+            run.scalar("knn", 3, 0.5)
+            run.text("config", 0, "some text")
+            run.image("montage", 3, torch.zeros(3, 4, 6, dtype=torch.uint8))
+        self.assertEqual(self._scalars("knn"), [(3, 0.5)])
+        events = self._events()
+        self.assertIn(
+            b"some text", events.Tensors("config/text_summary")[0].tensor_proto.string_val
+        )
+        picture = events.Images("montage")[0]
+        self.assertEqual((picture.step, picture.height, picture.width), (3, 4, 6))
+
+    def test_resumed_run_replaces_what_it_does_again(self) -> None:
+        with self._monitor(log_every=2) as run:
+            for step in range(1, 9):
+                run.step(step, _loss(1.0), data_wait=0.0)
+        with self._monitor(log_every=2, start_step=4) as run:
+            for step in range(5, 11):
+                run.step(step, _loss(2.0), data_wait=0.0)
+        expected = [(2, 1.0), (4, 1.0), (6, 2.0), (8, 2.0), (10, 2.0)]
+        self.assertEqual(self._scalars("loss"), expected)
+
+    def test_resumed_run_off_the_grid_averages_its_own_steps(self) -> None:
+        with self._monitor(start_step=6) as run:
+            for step in (7, 8):
+                run.step(step, _loss(step), data_wait=0.0)
+        self.assertEqual(self._scalars("loss"), [(8, 7.5)])
+
+    def test_refuses_steps_and_metrics_that_are_not_of_the_run(self) -> None:
+        with self._monitor(start_step=3) as run:
+            for step in (3, 11):
+                with self.assertRaisesRegex(ValueError, f"step {step} is not in"):
+                    run.step(step, _loss(1.0), data_wait=0.0)
+            run.step(4, _loss(1.0), data_wait=0.0)
+        with self._monitor() as run:
+            run.step(1, _loss(1.0), data_wait=0.0)
+            with self.assertRaisesRegex(ValueError, "earlier steps had"):
+                run.step(2, {"other": torch.tensor(1.0)}, data_wait=0.0)
+
+    def test_refuses_a_window_of_no_steps(self) -> None:
+        with self.assertRaisesRegex(UserError, "log_every is 0"):
+            self._monitor(log_every=0)
+
+
+def _screen(written: str) -> list[str]:
+    """Returns the lines that a terminal shows in the end."""
+    lines = []
+    for raw in written.split("\n"):
+        line = ""
+        for part in raw.split("\r"):
+            line = part + line[len(part) :]
+        lines.append(line.rstrip())
+    return lines
+
+
+if __name__ == "__main__":
+    absltest.main()
