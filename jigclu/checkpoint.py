@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jigclu.errors import UserError
 
-KEYS = ("step", "parameters", "buffers", "optimizer", "rng", "config", "versions")
+KEYS = ("step", "parameters", "buffers", "optimizer", "rng", "config", "versions", "scores")
 
 # What other trainers put before torchvision's names; the first that fits is stripped.
 ENCODER_PREFIXES = (
@@ -154,9 +154,14 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any]:
     return contents
 
 
-def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+def require(path: Path) -> None:
+    """Raises UserError, which names what lies beside it, unless the file exists."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; {_neighbours(path)}")
+
+
+def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+    require(path)
     try:
         contents = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:

@@ -13,7 +13,12 @@ _FAMILY = torchvision.models.resnet
 
 def encoder_names() -> list[str]:
     """Returns the names that `create_encoder` knows."""
-    return torchvision.models.list_models(module=_FAMILY)
+    names = torchvision.models.list_models(module=torchvision.models)
+    return [
+        name
+        for name in names
+        if torchvision.models.get_model_builder(name).__module__ == _FAMILY.__name__
+    ]
 
 
 class Encoder(nn.Module):

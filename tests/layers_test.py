@@ -34,9 +34,11 @@ LAYERS = {
     "jigclu.data.procedural": 2.1,
     "jigclu.data.patches": 2.2,
     "jigclu.data.loader": 2.3,
+    "jigclu.resume": 2.1,
     "jigclu.steps": 3.0,
-    "jigclu.pretrain": 4.0,
+    "jigclu.pictures": 3.1,
     "jigclu.knn": 4.0,
+    "jigclu.pretrain": 4.1,
     "jigclu.config": 5.0,
     "jigclu.launch": 5.1,
 }

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from jigclu.data.patches import ImageDataset, LabelledImage, PatchDataset, PatchSample
+from jigclu.data.patches import LabelledImage, PatchDataset, PatchSample
 from jigclu.data.sampler import GlobalBatchSampler
 
 
@@ -54,12 +54,12 @@ def patch_loader(
 
 
 def image_loader(
-    dataset: ImageDataset, batch_size: int, workers: int
+    dataset: Dataset[LabelledImage], batch_size: int, workers: int
 ) -> "DataLoader[LabelledImage]":
     """Reads every image once and in order; the last batch may be smaller.
 
-    Batches are a LabelledImage of uint8 [batch, 3, crop, crop], int64 [batch]
-    and int64 [batch].
+    The data are an `ImageDataset` or a part of one; a batch is a LabelledImage
+    of uint8 [batch, 3, crop, crop], int64 [batch] and int64 [batch].
     """
     return DataLoader(
         dataset,

@@ -1,0 +1,60 @@
+"""The device of this process, and its place among the processes of torchrun."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from jigclu.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def local_device(name: str) -> torch.device:
+    """Returns the device of this process: under torchrun the GPU of its local rank.
+
+    Args:
+      name: "cpu", "cuda", or "auto": CUDA where there is a GPU.
+
+    Raises:
+      UserError: an unknown name, no usable GPU, or more processes than GPUs.
+    """
+    if name not in DEVICES:
+        raise UserError(f"device is {name!r}; it must be one of {', '.join(DEVICES)}")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise UserError("device is 'cuda', but torch sees no GPU: check nvidia-smi, or take 'auto'")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank >= count:
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU, torch sees {count}: "
+            f"give torchrun --nproc-per-node={count}"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def launched_processes() -> int:
+    """Returns how many processes torchrun started on all machines, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the processes that torchrun started for the length of a block; alone does nothing."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if launched_processes() == 1:
+        yield
+        return
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

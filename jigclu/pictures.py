@@ -1,0 +1,35 @@
+"""What the network sees, as a picture for people."""
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from jigclu.augment import AugmentationSettings, augment
+from jigclu.jigsaw import stitch_montages
+from jigclu.steps import StepInputs
+
+_MONTAGES = 8
+_COLUMNS = 4
+
+
+@torch.no_grad()
+def montage_picture(inputs: StepInputs, settings: AugmentationSettings, grid: int) -> Tensor:
+    """Draws the first montages of a step, augmented as the network gets them.
+
+    Args:
+      inputs: of the step.
+      settings: of the augmentation.
+      grid: patches a side of a montage.
+
+    Returns:
+      uint8 [3, height, width].
+    """
+    count = min(_MONTAGES * grid**2, len(inputs.slots))
+    rows = type(inputs.augmentation)._make(values[:count] for values in inputs.augmentation)
+    montages = stitch_montages(augment(inputs.slots[:count], rows, settings), grid)
+    mean, std = (
+        torch.tensor(tuple(values), device=montages.device).view(3, 1, 1)
+        for values in (settings.mean, settings.std)
+    )
+    pixels = (montages * std + mean).clamp(0, 1)
+    return (make_grid(pixels, nrow=_COLUMNS, pad_value=1.0) * 255).round().to(torch.uint8)

@@ -1,0 +1,115 @@
+"""How a run becomes a checkpoint and goes on from one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+import jigclu
+from jigclu import checkpoint
+from jigclu.errors import UserError
+from jigclu.state import TrainState
+
+# Bindings that may differ when a run goes on: none of them changes what is learned.
+_OPERATIONAL = frozenset(
+    f"train.{name}"
+    for name in (
+        *("device", "compile", "channels_last", "workers", "prefetch", "stop_after_steps"),
+        *("log_every", "picture_every", "checkpoint_every", "keep_last", "keep_every"),
+        *("evaluation", "evaluate_every", "init_from", "resume_from"),
+    )
+)
+
+
+def check_same_run(old: str, new: str, workdir: Path) -> None:
+    """Raises UserError unless two configurations train alike.
+
+    Args:
+      old: of the checkpoint, one binding a line.
+      new: of the run that is to go on.
+      workdir: of both, for the message.
+    """
+    before, after = (_learning_bindings(config) for config in (old, new))
+    changed = [
+        f"{name} was {before.get(name, 'unbound')} and is {after.get(name, 'unbound')}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if changed:
+        more = f" and {len(changed) - 1} more differ" if len(changed) > 1 else ""
+        raise UserError(
+            f"workdir {workdir} holds a run of another configuration: {changed[0]}{more}; "
+            "take another workdir, or the old values to resume"
+        )
+
+
+def _learning_bindings(config: str) -> dict[str, str]:
+    bindings = dict(line.split(" = ", 1) for line in config.splitlines())
+    return {name: value for name, value in bindings.items() if _changes_learning(name)}
+
+
+def _changes_learning(name: str) -> bool:
+    # The same data may lie elsewhere on the machine that goes on; kNN only looks.
+    return not (
+        name in _OPERATIONAL
+        or name.endswith((".root", ".download"))
+        or name.startswith(("knn.", "knn_"))
+    )
+
+
+def contents(state: TrainState, config: str, scores: list[tuple[int, float]]) -> dict[str, Any]:
+    """Returns the checkpoint of a state (`checkpoint.KEYS`)."""
+    rng = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    return {
+        "step": state.step,
+        "parameters": state.parameters,
+        "buffers": state.buffers,
+        "optimizer": {
+            "momentum": state.momentum,
+            "loss_scale": state.loss_scale,
+            "good_steps": state.good_steps,
+        },
+        "rng": rng,
+        "config": config,
+        "versions": {
+            "jigclu": jigclu.__version__,
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+        },
+        "scores": scores,
+    }
+
+
+def fill(state: TrainState, contents: Mapping[str, Any], path: Path) -> TrainState:
+    """Copies a checkpoint into the tensors of a state; returns it at the checkpoint's step.
+
+    Raises:
+      UserError: the checkpoint is of another architecture.
+    """
+    optimizer = contents["optimizer"]
+    for own, found in (
+        (state.parameters, contents["parameters"]),
+        (state.buffers, contents["buffers"]),
+        (state.momentum, optimizer["momentum"]),
+    ):
+        copy(own, checkpoint.load_strict(found, own, path))
+    torch.set_rng_state(contents["rng"]["cpu"].cpu())
+    if torch.cuda.is_available() and "cuda" in contents["rng"]:
+        torch.cuda.set_rng_state(contents["rng"]["cuda"].cpu())
+    return state._replace(
+        step=contents["step"],
+        loss_scale=optimizer["loss_scale"],
+        good_steps=optimizer["good_steps"],
+    )
+
+
+def copy(to: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copies values into tensors of the same names."""
+    with torch.no_grad():
+        for name, tensor in to.items():
+            tensor.copy_(values[name])
