@@ -4,20 +4,20 @@ Only this module and `launch` know gin. Each configurable turns its bindings
 into plain arguments of code that does not.
 """
 
-import collections.abc
 import difflib
 import functools
 import inspect
 import re
-import types
+import tokenize
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import gin
 
-from jigclu import schedules, update
+from jigclu import hints, schedules, update
 from jigclu.augment import AugmentationSettings
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabelledImages
@@ -25,6 +25,8 @@ from jigclu.errors import UserError
 from jigclu.knn import KnnEvaluation
 from jigclu.pretrain import PretrainTask
 
+_LONG = 10**6  # Characters: one binding a line, however long.
+_GIN_ERRORS = (ValueError, TypeError, SyntaxError, OSError, RuntimeError, AttributeError)
 ROOT = Path(__file__).resolve().parents[1]
 _MACRO = re.compile(r"%(\w+)")
 
@@ -115,7 +117,7 @@ def _register() -> None:
 def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a configurable: it says by name which binding is absent or of the wrong type."""
     signature = inspect.signature(function)
-    hints = _hints(function)
+    expected = hints.hints_of(function)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(*args, **kwargs).arguments
@@ -125,12 +127,15 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             if parameter.name not in given and parameter.default is parameter.empty
         ]
         if absent:
-            raise UserError(f"{', '.join(absent)} not bound: include a base file, or bind it")
+            more = f" and {len(absent) - 1} more are" if len(absent) > 1 else " is"
+            raise UserError(
+                f"{absent[0]}{more} not bound; every value must be: include a file of gin/base"
+            )
         for parameter, value in given.items():
-            if not _fits(value, hints[parameter]):
+            if not hints.fits(value, expected[parameter]):
                 raise UserError(
                     f"{name}.{parameter} is {value!r}, of type {type(value).__name__}; "
-                    f"expected {_describe(hints[parameter])}"
+                    f"expected {_expected(expected[parameter])}"
                 )
         return function(*args, **kwargs)
 
@@ -142,63 +147,23 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    if isinstance(function, type) and "__annotations__" not in vars(function):
-        return typing.get_type_hints(function.__init__)
-    return typing.get_type_hints(function)
+def _expected(hint: Any) -> str:
+    """Returns what a binding of this hint may be: a type, or the references that make one."""
+    options = typing.get_args(hint) if hints.spell(hint).endswith(" or None") else (hint,)
+    makers = [
+        f"@{name}()"
+        for name, function in CONFIGURABLES.items()
+        if any(_makes(function, option) for option in options)
+    ]
+    if not makers:
+        return hints.spell(hint)
+    return "one of " + ", ".join(makers + ["None"] * (type(None) in options))
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Returns whether a value is of a hinted type; an int is a float, a list a tuple."""
-    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, option) for option in parameters)
-    if origin in (tuple, collections.abc.Sequence):
-        if not isinstance(value, (list, tuple)):
-            return False
-        if origin is tuple and parameters[-1] is not Ellipsis:
-            return len(value) == len(parameters) and all(map(_fits, value, parameters))
-        return all(_fits(item, parameters[0]) for item in value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if getattr(hint, "_is_protocol", False):
-        return _fits_protocol(value, hint)
-    return isinstance(value, hint)
-
-
-def _fits_protocol(value: Any, protocol: Any) -> bool:
-    wanted = {name for name in vars(protocol) if inspect.isfunction(vars(protocol)[name])}
-    wanted -= {"__init__", "__subclasshook__"}
-    if inspect.isclass(value) or not all(hasattr(value, name) for name in wanted):
-        return False
-    if wanted != {"__call__"}:
-        return True
-    # Two rules of the same kind differ in what they take.
-    names = set(inspect.signature(protocol.__call__).parameters) - {"self"}
-    return names <= set(inspect.signature(value).parameters)
-
-
-def _describe(hint: Any) -> str:
-    if getattr(hint, "_is_protocol", False) or hint in CONFIGURABLES.values():
-        makers = [name for name, maker in CONFIGURABLES.items() if _makes(maker, hint)]
-        return "one of " + ", ".join(f"@{name}()" for name in makers)
-    options = [_describe(option) for option in typing.get_args(hint)]
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return " or ".join("None" if option == "NoneType" else option for option in options)
-    return hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("collections.abc.")
-
-
-def _makes(maker: Callable[..., Any], hint: Any) -> bool:
-    if not isinstance(maker, type):
-        return typing.get_type_hints(maker).get("return") is hint
-    return maker is hint or (getattr(hint, "_is_protocol", False) and _has_methods(maker, hint))
-
-
-def _has_methods(maker: type, protocol: Any) -> bool:
-    wanted = {name for name in vars(protocol) if inspect.isfunction(vars(protocol)[name])}
-    return all(hasattr(maker, name) for name in wanted - {"__init__", "__subclasshook__"})
+def _makes(function: Callable[..., Any], hint: Any) -> bool:
+    if not isinstance(function, type):
+        return hints.hints_of(function).get("return") is hint
+    return function is hint or (hints.is_protocol(hint) and hints.has_methods(function, hint))
 
 
 def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
@@ -213,17 +178,15 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
         of a wrong type, or one that never takes effect.
     """
     gin.clear_config()
-    try:
-        for file in files:
-            gin.parse_config_file(file)
-        in_files = _bindings(gin.config_str(max_line_length=_LONG))
-        gin.parse_config(list(bindings))
+    for file in files:
+        with _told(file):
+            gin.parse_config_file(_found(file))
+    in_files = _bindings(gin.config_str(max_line_length=_LONG))
+    for binding in bindings:
+        with _told(f"--gin_bindings={binding!r}"):
+            gin.parse_config(binding)
+    with _told("configuration"):
         task = gin.get_configurable("launch")()
-    except UserError as error:
-        # gin appends the call chain; the first line is ours.
-        raise UserError(_first_line(error)) from error
-    except (ValueError, TypeError, SyntaxError, OSError, RuntimeError, AttributeError) as error:
-        raise UserError(_explain(error)) from error
     given = _bindings(gin.config_str(max_line_length=_LONG))
     operative = _bindings(gin.operative_config_str(max_line_length=_LONG))
     unused = [name for name in given if not _took_effect(name, given, operative)]
@@ -235,9 +198,6 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
         resolved=_resolve(operative),
         unused=unused,
     )
-
-
-_LONG = 10**6  # One binding a line, however long.
 
 
 def _bindings(text: str) -> dict[str, str]:
@@ -254,7 +214,9 @@ def _took_effect(name: str, given: Mapping[str, str], operative: Mapping[str, st
     )
 
 
-def _refuse_unused(unused: Sequence[str], in_files: Mapping[str, str], given: Mapping[str, str]):
+def _refuse_unused(
+    unused: Sequence[str], in_files: Mapping[str, str], given: Mapping[str, str]
+) -> None:
     # Another source or optimizer on the command line leaves the file's idle: no mistake.
     replaced = any("@" in value and given[name] != value for name, value in in_files.items())
     for name in unused:
@@ -290,21 +252,35 @@ def _resolve(operative: Mapping[str, str]) -> str:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Turns what gin raises within a block into one line, with the nearest valid name."""
+    try:
+        yield
+    except UserError as error:
+        # gin appends the chain of calls; the first line is ours.
+        raise UserError(str(error).strip().splitlines()[0]) from error
+    except (*_GIN_ERRORS, tokenize.TokenError) as error:
+        raise UserError(f"{where}: {_explain(error)}") from error
 
 
-def _explain(error: BaseException) -> str:
-    """Returns gin's complaint as one line, with the nearest name that would be valid."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    message = " ".join(lines) or type(error).__name__
-    unknown = re.search(r"No configurable matching '([^']+)'", message)
-    parameter = re.search(r"'([^']+)'.* doesn't have a parameter named '([^']+)'", message)
-    if parameter is None:
-        parameter = re.search(r"No argument named '([^']+)'", message)
+def _explain(error: Exception) -> str:
+    lines = [line.strip() for line in str(error.args[0]).splitlines() if line.strip(" ^")]
+    message = " ".join(lines)
+    unknown = re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message)
     if unknown:
         return message + _hint(unknown[1], [*CONFIGURABLES, *_known_names()])
+    parameter = re.search(r"'([^']+)' doesn't have a parameter named '([^']+)'", message)
     return message + (_hint(".".join(parameter.groups()), _known_names()) if parameter else "")
+
+
+def _found(file: str) -> str:
+    """Returns the path of a gin file, given from the working directory or the project's root."""
+    for path in (Path(file), ROOT / file):
+        if path.is_file():
+            return str(path)
+    near = _hint(file, [str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin")])
+    raise UserError(f"gin file {file} does not exist{near}")
 
 
 def _hint(name: str, valid: Sequence[str]) -> str:

@@ -169,7 +169,8 @@ class PretrainTask:
                 f"steps: {self.total_steps:,}, {self.steps_per_epoch:,} an epoch "
                 f"of {self.epochs} epochs",
                 f"samples: {self.total_steps * self.batch_size:,} images, "
-                f"{self.batch_size} a step, {self.batch_size // ranks} montages of {side}x{side} pixels a device",
+                f"{self.batch_size} a step, "
+                f"{self.batch_size // ranks} montages of {side}x{side} pixels a device",
                 f"state: {2 * parameters + buffers:.1f} MB a device (parameters {parameters:.1f}, "
                 f"momentum {parameters:.1f}, buffers {buffers:.1f}), "
                 f"and {parameters:.1f} MB of gradients",

@@ -56,7 +56,7 @@ def _changes_learning(name: str) -> bool:
     return not (
         name in _OPERATIONAL
         or name.endswith((".root", ".download"))
-        or name.startswith(("knn.", "knn_"))
+        or name.startswith(("knn.", "val_split/"))
     )
 
 

@@ -39,6 +39,7 @@ LAYERS = {
     "jigclu.pictures": 3.1,
     "jigclu.knn": 4.0,
     "jigclu.pretrain": 4.1,
+    "jigclu.hints": 1.1,
     "jigclu.config": 5.0,
     "jigclu.launch": 5.1,
 }

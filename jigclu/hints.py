@@ -1,0 +1,76 @@
+"""Whether a value is what a type hint says, for values that people write."""
+
+import collections.abc
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the hints of a function's, a data class's or a class's arguments, by name."""
+    if isinstance(function, type) and "__annotations__" not in vars(function):
+        return typing.get_type_hints(vars(function)["__init__"])
+    return typing.get_type_hints(function)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Returns whether a value is of a hinted type.
+
+    An int is a float, a list is a tuple, a bool is neither int nor float; of a
+    protocol it must have the methods, and of a callable one the arguments.
+    """
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(value, option) for option in parameters)
+    if origin in (tuple, collections.abc.Sequence):
+        return _fits_sequence(value, parameters)
+    if hint in (int, float):
+        kinds = (int, float) if hint is float else (int,)
+        return isinstance(value, kinds) and not isinstance(value, bool)
+    if is_protocol(hint):
+        return not inspect.isclass(value) and _fits_protocol(value, hint)
+    return isinstance(value, hint)
+
+
+def _fits_sequence(value: Any, parameters: tuple[Any, ...]) -> bool:
+    if not isinstance(value, (list, tuple)):
+        return False
+    if len(parameters) > 1 and parameters[-1] is not Ellipsis:
+        return len(value) == len(parameters) and all(map(fits, value, parameters))
+    return all(fits(item, parameters[0]) for item in value)
+
+
+def is_protocol(hint: Any) -> bool:
+    """Returns whether a hint is a typing.Protocol."""
+    return getattr(hint, "_is_protocol", False)
+
+
+def _fits_protocol(value: Any, protocol: Any) -> bool:
+    if not has_methods(value, protocol):
+        return False
+    if "__call__" not in vars(protocol):
+        return True
+    # Functions of different jobs differ in what they take.
+    names = set(inspect.signature(protocol.__call__).parameters) - {"self"}
+    return names <= set(inspect.signature(value).parameters)
+
+
+def has_methods(value: Any, protocol: Any) -> bool:
+    """Returns whether a value, or the instances of a class, have a protocol's methods."""
+    methods = [name for name, member in vars(protocol).items() if inspect.isfunction(member)]
+    return all(
+        hasattr(value, name) for name in methods if name not in ("__init__", "__subclasshook__")
+    )
+
+
+def spell(hint: Any) -> str:
+    """Returns a hint as people write it: int, tuple[float, float], str or None."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(spell(option) for option in typing.get_args(hint))
+    if hint is type(None):
+        return "None"
+    if isinstance(hint, type) and typing.get_origin(hint) is None:
+        return hint.__name__
+    return str(hint).replace("collections.abc.", "")

@@ -1,0 +1,75 @@
+"""The command: python -m jigclu.launch --gin_file=gin/pretrain_r50.gin."""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from jigclu import config
+from jigclu.errors import UserError
+
+_GIN_FILES = flags.DEFINE_multi_string("gin_file", None, "gin file to read; repeatable.")
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+    "gin_bindings", [], "Binding over the files, as 'train.batch_size=512'; repeatable."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of checkpoints, logs and configuration; runs/<name of the last gin file> by "
+    "default. The same folder again resumes the run.",
+)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the configuration and the plan, and exit.")
+
+
+def _run() -> None:
+    """Reads the configuration, writes it down, and runs the task.
+
+    Raises:
+      UserError: a user's mistake, of any part.
+    """
+    if not _GIN_FILES.value:
+        raise UserError("--gin_file is missing; give one, such as --gin_file=gin/demo.gin")
+    workdir = Path(_WORKDIR.value or Path("runs") / Path(_GIN_FILES.value[-1]).stem)
+    configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
+    task = configuration.task
+    task.check(workdir, configuration.resolved)
+    is_main = int(os.environ.get("RANK", 0)) == 0
+    if _DRY_RUN.value:
+        if is_main:
+            print(f"{configuration.resolved}\n\n{task.plan()}\nworkdir: {workdir}")
+        return
+    if is_main:
+        for name in configuration.unused:
+            logging.warning("%s has no effect: the command line replaced what read it", name)
+        logging.info("workdir %s\n%s", workdir, task.plan())
+        _write(workdir / "config.gin", configuration.given)
+        _write(workdir / "operative_config.gin", configuration.operative)
+    task.run(workdir, configuration.resolved)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): take another --workdir"
+        ) from error
+
+
+@record
+def main(arguments: list[str]) -> None:
+    """Runs the command; a user's mistake is one line and exit status 2."""
+    try:
+        if len(arguments) > 1:
+            raise UserError(f"argument {arguments[1]!r} is not a flag; see --help")
+        _run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main)
