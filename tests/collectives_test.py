@@ -1,0 +1,129 @@
+"""Tests of jigclu.collectives, on one process and on gloo ranks."""
+
+from typing import NamedTuple
+
+import torch
+from absl.testing import absltest, parameterized
+from ranks import run_on_ranks
+from torch import Tensor
+from torch.multiprocessing import ProcessRaisedException
+
+from jigclu import collectives, jigsaw
+
+GRID = 2
+BATCH = 3  # Images of one rank.
+STEPS = 4
+
+
+class Probe(NamedTuple):
+    """What one rank saw of every function."""
+
+    rank: int
+    world_size: int
+    gathered: Tensor
+    gradient: Tensor
+    slots: list[Tensor]
+    slots_of_transposed: list[Tensor]
+
+
+def values_of(world_size: int) -> Tensor:
+    """All ranks' values: [world_size * 2, 3]."""
+    return torch.randn(world_size * 2, 3, generator=torch.Generator().manual_seed(world_size))
+
+
+def loss_of(values: Tensor, rank: int) -> Tensor:
+    """A loss of all values that differs from rank to rank."""
+    return ((rank + 1.5) * values).sin().sum() + values.prod()
+
+
+def patches_of(world_size: int) -> Tensor:
+    """All ranks' patches, each unlike the others: uint8 [world_size * BATCH, GRID**2, 3, 5, 5]."""
+    generator = torch.Generator().manual_seed(world_size)
+    shape = (world_size * BATCH, GRID**2, 3, 5, 5)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def permutations_of(world_size: int) -> list[Tensor]:
+    """Drawn ones, then extremes: nothing moves but by order, and all that can changes rank."""
+    count = world_size * BATCH * GRID**2
+    drawn = [jigsaw.global_permutation(0, step, count) for step in range(STEPS)]
+    return [*drawn, torch.arange(count), torch.arange(count).flip(0)]
+
+
+def probe() -> tuple[int | Tensor | list[Tensor], ...]:
+    """Runs on every rank."""
+    rank, world_size = collectives.rank(), collectives.world_size()
+    own = values_of(world_size).chunk(world_size)[rank].requires_grad_()
+    gathered = collectives.gather_with_gradient(own)
+    loss_of(gathered, rank).backward()
+    assert own.grad is not None
+    patches = patches_of(world_size)[rank * BATCH : (rank + 1) * BATCH]
+    transposed = patches.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    return tuple(
+        Probe(
+            rank,
+            world_size,
+            gathered.detach().clone(),
+            own.grad,
+            *(
+                [collectives.exchange_patches(layout, each) for each in permutations_of(world_size)]
+                for layout in (patches, transposed)
+            ),
+        )
+    )
+
+
+def fail_on_rank_one() -> None:
+    if collectives.rank() == 1:
+        raise ValueError("rank one is unwell")
+
+
+class OneProcessTest(absltest.TestCase):
+    def test_is_the_only_rank(self) -> None:
+        self.assertEqual((collectives.rank(), collectives.world_size()), (0, 1))
+
+    def test_gathers_itself(self) -> None:
+        values = torch.randn(3, 2)
+        self.assertIs(collectives.gather_with_gradient(values), values)
+
+    def test_exchange_is_an_index_in_global_patch_order(self) -> None:
+        patches = patches_of(1)
+        for permutation in permutations_of(1):
+            actual = collectives.exchange_patches(patches, permutation)
+            self.assertTrue(torch.equal(actual, jigsaw.flatten_patches(patches)[permutation]))
+
+
+class ManyRanksTest(parameterized.TestCase):
+    @parameterized.parameters(2, 3)
+    def test_ranks_together_see_what_one_process_sees(self, world_size: int) -> None:
+        probes = [Probe(*result) for result in run_on_ranks(probe, world_size)]
+        self.assertEqual([each.rank for each in probes], list(range(world_size)))
+        self.assertEqual([each.world_size for each in probes], [world_size] * world_size)
+        self._check_gather(probes)
+        self._check_exchange(probes)
+
+    def _check_gather(self, probes: list[Probe]) -> None:
+        values = values_of(len(probes)).requires_grad_()
+        for each in probes:
+            self.assertTrue(torch.equal(each.gathered, values))
+        total = sum(loss_of(values, each.rank) for each in probes)
+        (expected,) = torch.autograd.grad(total, values)
+        torch.testing.assert_close(torch.cat([each.gradient for each in probes]), expected)
+
+    def _check_exchange(self, probes: list[Probe]) -> None:
+        patches = patches_of(len(probes))
+        for index, permutation in enumerate(permutations_of(len(probes))):
+            # Without a process group this is the result of one rank that holds all images.
+            expected = collectives.exchange_patches(patches, permutation)
+            for slots in ("slots", "slots_of_transposed"):
+                actual = torch.cat([getattr(each, slots)[index] for each in probes])
+                self.assertEqual(actual.dtype, torch.uint8)
+                self.assertTrue(torch.equal(actual, expected))
+
+    def test_the_error_of_a_rank_is_shown(self) -> None:
+        with self.assertRaisesRegex(ProcessRaisedException, "rank one is unwell"):
+            run_on_ranks(fail_on_rank_one, 2)
+
+
+if __name__ == "__main__":
+    absltest.main()

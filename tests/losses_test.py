@@ -1,0 +1,134 @@
+"""Tests of jigclu.losses."""
+
+import math
+
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+from torch import Tensor
+from torch.nn import functional
+
+from jigclu import jigsaw, losses
+
+TEMPERATURE = 0.3
+BASE_TEMPERATURE = 0.07
+
+
+def masked_loss(embeddings: np.ndarray, image: np.ndarray) -> float:
+    """The loss as the published code has it: over all pairs of patches, with masks.
+
+    Args:
+      embeddings: [slots, channels], in any order.
+      image: int [slots], the image that each slot's patch is of.
+    """
+    logits = embeddings @ embeddings.T / TEMPERATURE
+    logits -= logits.max(axis=1, keepdims=True)
+    other = 1.0 - np.eye(len(image))
+    sibling = (image[:, None] == image[None, :]) * other
+    log_softmax = logits - np.log((np.exp(logits) * other).sum(axis=1, keepdims=True))
+    of_anchors = (sibling * log_softmax).sum(axis=1) / sibling.sum(axis=1)
+    return float(-TEMPERATURE / BASE_TEMPERATURE * of_anchors.mean())
+
+
+def finite_differences(embeddings: np.ndarray, image: np.ndarray) -> np.ndarray:
+    gradient = np.zeros_like(embeddings)
+    for index in np.ndindex(embeddings.shape):
+        step = np.zeros_like(embeddings)
+        step[index] = 1e-5
+        ahead, behind = (masked_loss(embeddings + sign * step, image) for sign in (1, -1))
+        gradient[index] = (ahead - behind) / 2e-5
+    return gradient
+
+
+def random_embeddings(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return functional.normalize(values, dim=-1)
+
+
+def clustering_loss(embeddings: Tensor, first: int, count: int) -> Tensor:
+    return losses.clustering_loss(embeddings, first, count, TEMPERATURE, BASE_TEMPERATURE)
+
+
+class EmbeddingsByImageTest(parameterized.TestCase):
+    @parameterized.parameters((2, 1), (2, 5), (3, 4))
+    def test_every_vector_returns_to_its_image_and_patch(self, grid: int, batch: int) -> None:
+        permutation = jigsaw.global_permutation(0, 0, batch * grid**2)
+        # The vector of a slot says which patch it shows, and of which image.
+        shown = torch.stack([permutation % batch, permutation // batch], dim=1)
+        actual = losses.embeddings_by_image(shown, permutation, grid)
+        image, patch = torch.meshgrid(
+            torch.arange(batch), torch.arange(grid**2), indexing="ij"
+        )
+        self.assertTrue(torch.equal(actual, torch.stack([image, patch], dim=2)))
+
+
+class ClusteringLossTest(parameterized.TestCase):
+    def test_by_hand(self) -> None:
+        # Two images of two patches: siblings alike, images at right angles. Of an
+        # anchor's three others one has cosine 1 and two have cosine 0.
+        embeddings = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+        actual = losses.clustering_loss(embeddings, 0, 2, temperature=0.5, base_temperature=0.25)
+        self.assertAlmostEqual(actual.item(), 2 * (math.log(math.exp(2) + 2) - 2), places=6)
+
+    def test_identical_embeddings_cannot_tell_the_others_apart(self) -> None:
+        embeddings = random_embeddings(7).expand(5, 4, 7)
+        expected = TEMPERATURE / BASE_TEMPERATURE * math.log(5 * 4 - 1)
+        self.assertAlmostEqual(clustering_loss(embeddings, 0, 5).item(), expected, places=9)
+
+    @parameterized.parameters((2, 3), (3, 2), (2, 1))
+    def test_value_and_gradient_are_those_of_the_masked_loss(self, grid: int, batch: int) -> None:
+        permutation = jigsaw.global_permutation(1, 2, batch * grid**2)
+        embeddings = random_embeddings(batch * grid**2, 5).requires_grad_()
+        by_image = losses.embeddings_by_image(embeddings, permutation, grid)
+        loss = clustering_loss(by_image, 0, batch)
+        (gradient,) = torch.autograd.grad(loss, embeddings)
+        slots, image = embeddings.detach().numpy(), (permutation % batch).numpy()
+        np.testing.assert_allclose(loss.item(), masked_loss(slots, image), rtol=1e-12)
+        np.testing.assert_allclose(gradient, finite_differences(slots, image), atol=1e-8)
+
+    @parameterized.parameters(1, 2, 3, 6)
+    def test_anchors_of_all_ranks_average_to_the_whole(self, ranks: int) -> None:
+        embeddings = random_embeddings(6, 4, 5)
+        count = 6 // ranks
+        parts = [clustering_loss(embeddings, rank * count, count) for rank in range(ranks)]
+        whole = clustering_loss(embeddings, 0, 6)
+        torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-12, atol=0)
+
+    def test_falls_as_siblings_meet(self) -> None:
+        scattered = random_embeddings(4, 4, 8)
+        centres = scattered.mean(1, keepdim=True)
+        values = [
+            clustering_loss(functional.normalize(scattered.lerp(centres, share), dim=2), 0, 4)
+            for share in (0.0, 0.5, 1.0)
+        ]
+        self.assertGreater(values[0], values[1])
+        self.assertGreater(values[1], values[2])
+
+    def test_float32_stands_a_low_temperature(self) -> None:
+        embeddings = random_embeddings(4, 4, 8).float().requires_grad_()
+        loss = losses.clustering_loss(embeddings, 0, 4, 0.005, 0.005)
+        loss.backward()
+        assert embeddings.grad is not None
+        expected = losses.clustering_loss(embeddings.detach().double(), 0, 4, 0.005, 0.005)
+        self.assertTrue(embeddings.grad.isfinite().all())
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+class LocationLossTest(absltest.TestCase):
+    def test_by_hand(self) -> None:
+        # Softmax gives the true class 3/6, 1/4 (its rival has 1/4 as well) and 1/6.
+        logits = torch.tensor([[3.0, 1, 1, 1], [1, 1, 1, 1], [3, 1, 1, 1]]).log()
+        loss, accuracy = losses.location_loss(logits, torch.tensor([0, 3, 1]))
+        self.assertAlmostEqual(loss.item(), math.log(2 * 4 * 6) / 3, places=6)
+        self.assertAlmostEqual(accuracy.item(), 1 / 3, places=6)
+
+    def test_gradient_is_softmax_minus_truth(self) -> None:
+        logits = torch.tensor([[3.0, 1, 1, 1], [1, 1, 1, 1]]).log().requires_grad_()
+        losses.location_loss(logits, torch.tensor([0, 2]))[0].backward()
+        expected = np.array([[-1 / 2, 1 / 6, 1 / 6, 1 / 6], [1 / 4, 1 / 4, -3 / 4, 1 / 4]]) / 2
+        np.testing.assert_allclose(logits.grad, expected, atol=1e-7)
+
+
+if __name__ == "__main__":
+    absltest.main()

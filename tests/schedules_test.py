@@ -1,0 +1,97 @@
+"""Tests of jigclu.schedules."""
+
+import functools
+import math
+from typing import Any
+
+from absl.testing import absltest, parameterized
+
+from jigclu import schedules
+from jigclu.errors import UserError
+
+# Linear evaluation: a tenth at epochs 60 and 80 of 100.
+TENTHS = functools.partial(schedules.step_decay, milestones=[60, 80], factor=0.1)
+
+
+def rate(step: int, steps_per_epoch: int, **changes: Any) -> float:
+    """The published pre-training, but for the changes."""
+    settings = dict(
+        learning_rate=0.03,
+        epochs=200,
+        warmup_epochs=0.0,
+        per_epoch=True,
+        decay=schedules.cosine_decay,
+    )
+    return schedules.learning_rate_at(step, steps_per_epoch, **settings | changes)
+
+
+class LearningRateTest(parameterized.TestCase):
+    # 5004 steps an epoch: ImageNet at batch 256. cos(pi / 4) and cos(pi / 3) are known.
+    @parameterized.parameters(
+        (0, 0.03),
+        (50, 0.03 * (0.5 + math.sqrt(2) / 4)),
+        (100, 0.015),
+        (150, 0.03 * (0.5 - math.sqrt(2) / 4)),
+        (199, 0.03 * math.sin(math.pi / 400) ** 2),
+    )
+    def test_published_cosine_is_held_for_an_epoch(self, epoch: int, expected: float) -> None:
+        for step in (0, 1, 2502, 5003):
+            self.assertAlmostEqual(rate(5004 * epoch + step, 5004), expected, places=12)
+
+    def test_cosine_per_step_falls_at_every_step(self) -> None:
+        rates = [rate(step, 7, epochs=3, per_epoch=False) for step in range(21)]
+        self.assertEqual(rates[0], 0.03)
+        self.assertTrue(all(before > after for before, after in zip(rates, rates[1:])))
+        self.assertAlmostEqual(rates[7], 0.03 * 0.75, places=12)
+        self.assertAlmostEqual(rates[14], 0.03 * 0.25, places=12)
+
+    @parameterized.parameters((0, 10), (59, 10), (60, 1), (79, 1), (80, 0.1), (99, 0.1))
+    def test_steps_by_tenths(self, epoch: int, expected: float) -> None:
+        for step, per_epoch in ((0, True), (3, True), (0, False), (3, False)):
+            actual = rate(
+                4 * epoch + step,
+                4,
+                learning_rate=10.0,
+                epochs=100,
+                decay=TENTHS,
+                per_epoch=per_epoch,
+            )
+            self.assertAlmostEqual(actual, expected, places=12)
+
+    def test_warm_up_grows_evenly_to_the_full_rate(self) -> None:
+        # 10 steps of warm-up: elevenths of the rate, and the whole of it at the eleventh.
+        settings = dict(learning_rate=1.1, decay=TENTHS, warmup_epochs=2.5, epochs=100)
+        rates = [rate(step, 4, **settings) for step in range(12)]
+        expected = [0.1 * (step + 1) for step in range(11)] + [1.1]
+        for actual, value in zip(rates, expected, strict=True):
+            self.assertAlmostEqual(actual, value, places=12)
+
+    def test_decay_after_warm_up_goes_by_the_epochs_of_the_run(self) -> None:
+        for step in (8, 20, 39):
+            self.assertEqual(rate(step, 4, epochs=10, warmup_epochs=2), rate(step, 4, epochs=10))
+
+
+class CheckScheduleTest(parameterized.TestCase):
+    @parameterized.parameters((0.03, 200, 0), (10.0, 1, 0.5))
+    def test_accepts(self, learning_rate: float, epochs: int, warmup_epochs: float) -> None:
+        schedules.check_schedule(learning_rate, epochs, warmup_epochs)
+
+    @parameterized.parameters(
+        (0.0, 200, 0, "learning_rate is 0.0"),
+        (-1.0, 200, 0, "learning_rate is -1.0"),
+        (math.nan, 200, 0, "learning_rate is nan"),
+        (math.inf, 200, 0, "learning_rate is inf"),
+        (0.03, 0, 0, "epochs is 0"),
+        (0.03, 10, 10, "warmup_epochs is 10"),
+        (0.03, 10, -1, "warmup_epochs is -1"),
+        (0.03, 10, math.nan, "warmup_epochs is nan"),
+    )
+    def test_refuses(
+        self, learning_rate: float, epochs: int, warmup_epochs: float, message: str
+    ) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            schedules.check_schedule(learning_rate, epochs, warmup_epochs)
+
+
+if __name__ == "__main__":
+    absltest.main()

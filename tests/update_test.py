@@ -1,0 +1,171 @@
+"""Tests of jigclu.update."""
+
+import functools
+
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+from torch import Tensor
+
+from jigclu import update
+from jigclu.errors import UserError
+from jigclu.update import LossScaling
+
+SHAPES = [(3, 4), (4,), (2, 3, 3, 3)]
+SCALING = LossScaling(initial=8.0, growth=2.0, backoff=0.5, interval=3)
+SGD = functools.partial(update.sgd, momentum=0.9, weight_decay=1e-2)
+LARS = functools.partial(update.lars, momentum=0.9, weight_decay=1e-2, trust_coefficient=1e-3)
+
+
+def random_tensors(seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def zeros() -> list[Tensor]:
+    return [torch.zeros(shape) for shape in SHAPES]
+
+
+class SgdTest(absltest.TestCase):
+    def test_is_torchs_over_several_steps_of_changing_rate(self) -> None:
+        parameters, momenta = random_tensors(0), zeros()
+        theirs = [torch.nn.Parameter(value.clone()) for value in parameters]
+        optimizer = torch.optim.SGD(theirs, lr=1.0, momentum=0.9, weight_decay=1e-2)
+        for step, rate in enumerate([0.1, 0.07, 0.03, 0.3]):
+            gradients = random_tensors(1 + step)
+            for parameter, gradient in zip(theirs, gradients, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            parameters, momenta = SGD(parameters, gradients, momenta, torch.tensor(rate))
+        torch.testing.assert_close(parameters, [value.detach() for value in theirs])
+        buffers = [optimizer.state[value]["momentum_buffer"] for value in theirs]
+        torch.testing.assert_close(momenta, buffers)
+
+    def test_changes_no_argument(self) -> None:
+        arguments = [random_tensors(seed) for seed in range(3)]
+        copies = [[value.clone() for value in each] for each in arguments]
+        SGD(*arguments, torch.tensor(0.1))
+        LARS(*arguments, torch.tensor(0.1))
+        torch.testing.assert_close(arguments, copies, rtol=0, atol=0)
+
+
+class LarsTest(parameterized.TestCase):
+    def test_is_its_formula_over_several_steps(self) -> None:
+        parameters, momenta = random_tensors(0), zeros()
+        weights = [value.double().numpy() for value in parameters]
+        velocities = [np.zeros(shape) for shape in SHAPES]
+        for step, rate in enumerate([0.1, 0.07, 3.0]):
+            gradients = random_tensors(1 + step)
+            for index, gradient in enumerate(value.double().numpy() for value in gradients):
+                if gradient.ndim > 1:
+                    decayed = gradient + 1e-2 * weights[index]
+                    size = np.sqrt(np.square(weights[index]).sum())
+                    gradient = 1e-3 * size / np.sqrt(np.square(decayed).sum()) * decayed
+                velocities[index] = 0.9 * velocities[index] + gradient
+                weights[index] = weights[index] - rate * velocities[index]
+            parameters, momenta = LARS(parameters, gradients, momenta, torch.tensor(rate))
+        for actual, expected in zip(parameters + momenta, weights + velocities, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+
+    @parameterized.parameters((0.0, 2.0), (3.0, 0.0), (0.0, 0.0))
+    def test_a_zero_norm_gives_a_plain_step(self, weight: float, gradient: float) -> None:
+        settings = dict(momentum=0.9, weight_decay=0.0, trust_coefficient=1e-3)
+        (moved,), (momentum,) = update.lars(
+            [torch.full((2, 2), weight)],
+            [torch.full((2, 2), gradient)],
+            [torch.zeros(2, 2)],
+            torch.tensor(0.5),
+            **settings,
+        )
+        self.assertEqual(moved.tolist(), [[weight - 0.5 * gradient] * 2] * 2)
+        self.assertEqual(momentum.tolist(), [[gradient] * 2] * 2)
+
+
+class UpdateTest(parameterized.TestCase):
+    @parameterized.parameters(SGD, LARS)
+    def test_undoes_the_loss_scale(self, optimizer: update.Optimizer) -> None:
+        parameters, gradients, momenta = (random_tensors(seed) for seed in range(3))
+        rate = torch.tensor(0.1)
+        scaled = [1024 * gradient for gradient in gradients]
+        *actual, finite = update.update(
+            parameters, scaled, momenta, rate, torch.tensor(1024.0), optimizer
+        )
+        self.assertTrue(finite)
+        expected = optimizer(parameters, gradients, momenta, rate)
+        torch.testing.assert_close(actual, list(expected), rtol=0, atol=0)
+
+    @parameterized.product(
+        optimizer=[SGD, LARS], value=[torch.inf, -torch.inf, torch.nan], tensor=[0, 1, 2]
+    )
+    def test_one_bad_element_skips_the_step_to_the_bit(
+        self, optimizer: update.Optimizer, value: float, tensor: int
+    ) -> None:
+        parameters, gradients, momenta = (random_tensors(seed) for seed in range(3))
+        gradients[tensor].view(-1)[1] = value
+        *actual, finite = update.update(
+            parameters, gradients, momenta, torch.tensor(0.1), torch.tensor(4.0), optimizer
+        )
+        self.assertFalse(finite)
+        for kept, before in zip(actual, (parameters, momenta), strict=True):
+            self.assertTrue(all(map(torch.equal, kept, before)))
+
+    def test_huge_gradients_are_finite(self) -> None:
+        # Their sum and the sum of their squares are not.
+        self.assertTrue(update.all_finite([torch.full((4, 4), 3e38), torch.zeros(2)]))
+
+    def test_compiles_whole_and_once(self) -> None:
+        compiled = torch.compile(update.update, fullgraph=True)
+        parameters, momenta = random_tensors(0), zeros()
+        for step, rate in enumerate([0.1, 0.05, 0.2]):
+            gradients = random_tensors(1 + step)
+            if step == 2:
+                gradients[0][0, 0] = torch.nan
+            arguments = (torch.tensor(rate), torch.tensor(2.0**step), SGD)
+            with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
+                actual = compiled(parameters, gradients, momenta, *arguments)
+            expected = update.update(parameters, gradients, momenta, *arguments)
+            torch.testing.assert_close(actual, expected)
+            self.assertEqual(actual[2].item(), step < 2)
+            parameters, momenta, _ = expected
+
+
+class LossScaleTest(absltest.TestCase):
+    def test_sequence_by_hand(self) -> None:
+        finite = [True, True, True, True, False, True, True, False, False, True, True, True]
+        scales = [8, 8, 16, 16, 8, 8, 8, 4, 2, 2, 2, 4]
+        counts = [1, 2, 0, 1, 0, 1, 2, 0, 0, 1, 2, 0]
+        scale, good_steps = torch.tensor(SCALING.initial), torch.tensor(0)
+        for step, expected in enumerate(zip(scales, counts, strict=True)):
+            scale, good_steps = update.next_loss_scale(
+                scale, good_steps, torch.tensor(finite[step]), SCALING
+            )
+            self.assertEqual((scale.item(), good_steps.item()), expected, f"after step {step}")
+        self.assertEqual((scale.dtype, good_steps.dtype), (torch.float32, torch.int64))
+
+    def test_is_that_of_torch(self) -> None:
+        finite = (torch.rand(60, generator=torch.Generator().manual_seed(0)) < 0.8).tolist()
+        scale, good_steps = torch.tensor(SCALING.initial), torch.tensor(0)
+        theirs, tracker = torch.tensor(SCALING.initial), torch.tensor(0, dtype=torch.int32)
+        for ok in finite:
+            scale, good_steps = update.next_loss_scale(
+                scale, good_steps, torch.tensor(ok), SCALING
+            )
+            found = torch.tensor(0.0 if ok else 1.0)
+            torch._amp_update_scale_(theirs, tracker, found, 2.0, 0.5, SCALING.interval)
+            self.assertEqual((scale.item(), good_steps.item()), (theirs.item(), tracker.item()))
+
+
+class CheckOptimizerTest(absltest.TestCase):
+    def test_refuses_values_out_of_range(self) -> None:
+        update.check_optimizer(momentum=0.0, weight_decay=0.0)
+        for momentum in (1.0, -0.1, float("nan")):
+            with self.assertRaisesRegex(UserError, f"momentum is {momentum}"):
+                update.check_optimizer(momentum, 1e-4)
+        for weight_decay in (-1e-4, float("nan")):
+            with self.assertRaisesRegex(UserError, f"weight_decay is {weight_decay}"):
+                update.check_optimizer(0.9, weight_decay)
+
+
+if __name__ == "__main__":
+    absltest.main()
