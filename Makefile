@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install lint test clean
+.PHONY: demo install lint test clean
+
+demo: install
+	$(BIN)/python -m jigclu.launch --gin_file=gin/demo.gin --workdir=runs/demo
 
 install: $(VENV)/installed
 

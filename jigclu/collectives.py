@@ -7,7 +7,11 @@ need no second path.
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import _functional_collectives
+
+try:
+    from torch.distributed._functional_collectives import all_gather_single_autograd as _all_gather
+except ImportError:  # The name in older versions; newer ones warn at it.
+    from torch.distributed._functional_collectives import all_gather_tensor_autograd as _all_gather
 
 
 def rank() -> int:
@@ -36,9 +40,7 @@ def gather_with_gradient(values: Tensor) -> Tensor:
         return values
     group = dist.group.WORLD
     assert group is not None
-    gathered: Tensor = _functional_collectives.all_gather_tensor_autograd(
-        values.contiguous(), 0, group
-    )
+    gathered: Tensor = _all_gather(values.contiguous(), 0, group)
     return gathered
 
 

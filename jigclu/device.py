@@ -1,6 +1,7 @@
 """The device of this process, and its place among the processes of torchrun."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,6 +41,16 @@ def local_device(name: str) -> torch.device:
 def launched_processes() -> int:
     """Returns how many processes torchrun started on all machines, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def check_compiler() -> None:
+    """Raises UserError unless there is the C++ compiler that torch.compile calls."""
+    names = [os.environ.get("CXX", "g++"), "g++", "clang++", "c++"]
+    if not any(map(shutil.which, names)):
+        raise UserError(
+            "compile is True, but there is no C++ compiler (g++, clang++ or $CXX): "
+            "install one, or bind train.compile = False"
+        )
 
 
 @contextmanager

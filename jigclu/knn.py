@@ -93,9 +93,17 @@ class KnnEvaluation:
         if not self.temperature > 0:
             raise UserError(f"knn.temperature is {self.temperature}; it must be above 0")
 
-    def __call__(self, encoder: Encoder, device: torch.device) -> Score:
-        """Scores an encoder, which every rank holds alike; leaves its mode as it was."""
-        bank, queries = (self._features(source, encoder, device) for source in self._sources())
+    def __call__(self, encoder: Encoder, device: torch.device, precision: torch.dtype) -> Score:
+        """Scores an encoder, which every rank holds alike; leaves its mode as it was.
+
+        Args:
+          encoder: on the device.
+          device: where to compute.
+          precision: of autocast within the encoder; float32 for none.
+        """
+        bank, queries = (
+            self._features(source, encoder, device, precision) for source in self._sources()
+        )
         bank_labels, query_labels = (
             torch.tensor(source.labels, device=device) for source in self._sources()
         )
@@ -108,7 +116,9 @@ class KnnEvaluation:
     def _sources(self) -> tuple[Source, Source]:
         return self.bank, self.queries
 
-    def _features(self, source: Source, encoder: Encoder, device: torch.device) -> Tensor:
+    def _features(
+        self, source: Source, encoder: Encoder, device: torch.device, precision: torch.dtype
+    ) -> Tensor:
         """Returns the normalised pooled features of all images, on every rank."""
         mean, std = (
             torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std)
@@ -118,10 +128,13 @@ class KnnEvaluation:
         own = Subset(images, range(collectives.rank(), len(source), collectives.world_size()))
         was_training = encoder.training
         encoder.eval()
+        autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
         with torch.no_grad():
             for batch in image_loader(own, self.batch_size, self.workers):
                 pixels = batch.image.to(device, non_blocking=True).float() / 255
-                pooled = encoder((pixels - mean) / std).mean((2, 3))
+                with autocast:
+                    maps = encoder((pixels - mean) / std)
+                pooled = maps.float().mean((2, 3))
                 features[batch.image_index.to(device)] = functional.normalize(pooled, dim=1)
         encoder.train(was_training)
         if collectives.world_size() > 1:

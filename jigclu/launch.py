@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -31,6 +32,8 @@ def _run() -> None:
     """
     if not _GIN_FILES.value:
         raise UserError("--gin_file is missing; give one, such as --gin_file=gin/demo.gin")
+    # torch's compiler warns of its own use of torch, which no user can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     workdir = Path(_WORKDIR.value or Path("runs") / Path(_GIN_FILES.value[-1]).stem)
     configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
     task = configuration.task
@@ -67,8 +70,16 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"argument {arguments[1]!r} is not a flag; see --help")
         _run()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _one_line(error: UserError) -> str:
+    # One that was raised in a worker process brings its traceback along, before itself.
+    return str(error).strip().splitlines()[-1].removeprefix("jigclu.errors.UserError: ")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from jigclu.data.loader import Batch, patch_loader
 from jigclu.data.patches import PatchDataset
 from jigclu.data.sampler import GlobalBatchSampler, steps_per_epoch
 from jigclu.data.sources import Source
-from jigclu.device import launched_processes, local_device, process_group
+from jigclu.device import check_compiler, launched_processes, local_device, process_group
 from jigclu.encoder import create_encoder
 from jigclu.errors import UserError
 from jigclu.knn import KnnEvaluation, Score
 from jigclu.model import JigClu
 from jigclu.monitor import Monitor
 from jigclu.pictures import montage_picture
-from jigclu.steps import Objective, PretrainStep, StepInputs
+from jigclu.steps import PRECISIONS, Objective, PretrainStep, StepInputs
 from jigclu.update import LossScaling, Optimizer
 
 
@@ -141,6 +141,8 @@ class PretrainTask:
         self.dataset()
         _check_counts(self)
         local_device(self.device)
+        if self.compile:
+            check_compiler()
         if self.evaluation is not None:
             self.evaluation.check()
         if self.init_from is not None and self.resume_from is not None:
@@ -150,9 +152,14 @@ class PretrainTask:
             )
         for path in filter(None, (self.init_from, self.resume_from)):
             checkpoint.require(Path(path))
-        found = checkpoint.latest(workdir)
+        found = self.starting_checkpoint(workdir)
         if found is not None:
-            resume.check_same_run(checkpoint.load(found, "cpu")["config"], config, workdir)
+            resume.check_same_run(checkpoint.load(found, "cpu")["config"], config, found)
+
+    def starting_checkpoint(self, workdir: Path) -> Path | None:
+        """Returns where to go on from: the workdir's own checkpoint before a named one."""
+        named = None if self.resume_from is None else Path(self.resume_from)
+        return checkpoint.latest(workdir) or named
 
     def plan(self) -> str:
         """Returns what a run would do, several lines: devices, steps, samples, memory."""
@@ -210,8 +217,9 @@ class _Run:
             device,
         )
         self.state = self.step.initial_state()
-        self.scores: list[tuple[int, float]] = []
+        self.scores: list[tuple[int, float, float]] = []  # step, accuracy, chance
         self.unreadable = 0
+        self.chance = torch.tensor(1 / task.grid**2, device=device)
         news = self._restore()
         self.monitor = Monitor(
             workdir=workdir,
@@ -227,9 +235,7 @@ class _Run:
     def _restore(self) -> str:
         """Takes up a checkpoint or initial weights, if there are any; returns what to tell."""
         task = self.task
-        path = checkpoint.latest(self.workdir)
-        if path is None and task.resume_from is not None:
-            path = Path(task.resume_from)
+        path = task.starting_checkpoint(self.workdir)
         if path is not None:
             contents = checkpoint.load(path, self.device)
             self.state = resume.fill(self.state, contents, path)
@@ -253,14 +259,19 @@ class _Run:
             if task.compile and self.state.step < task.total_steps:
                 self.monitor.message("compiling the first step: this takes a minute or more")
             for inputs, wait in self._inputs():
-                if task.picture_every and self.state.step % task.picture_every == 0:
-                    picture = montage_picture(inputs, task.augmentation, task.grid)
-                    self.monitor.image("montages", self.state.step, picture)
+                self._show(inputs)
                 rate = task.learning_rate_at(self.state.step)
                 self.state, metrics = self.step(self.state, inputs, rate)
+                metrics["location_accuracy_chance"] = self.chance
                 self.monitor.step(self.state.step, metrics, wait)
                 self._after_step()
             self._conclude()
+
+    def _show(self, inputs: StepInputs) -> None:
+        task, step = self.task, self.state.step
+        if self.is_main and task.picture_every and step % task.picture_every == 0:
+            picture = montage_picture(inputs, task.augmentation, task.grid)
+            self.monitor.image("montages", step, picture)
 
     def _inputs(self) -> Iterator[tuple[StepInputs, float]]:
         """Yields the inputs of every step left, and the seconds waited for them."""
@@ -311,9 +322,11 @@ class _Run:
         if self.task.evaluation is None:
             return
         with self.monitor.pause():
-            score = self.task.evaluation(self.step.model.encoder, self.device)
-        self.scores.append((self.state.step, score.accuracy))
+            precision = PRECISIONS[self.task.precision]
+            score = self.task.evaluation(self.step.model.encoder, self.device, precision)
+        self.scores.append((self.state.step, *score))
         self.monitor.scalar("knn_accuracy", self.state.step, score.accuracy)
+        self.monitor.scalar("knn_accuracy_chance", self.state.step, score.chance)
         self.monitor.message(f"step {self.state.step}: {_tell(score)}")
 
     def _save(self) -> None:
@@ -339,10 +352,10 @@ class _Run:
             )
         self.monitor.message(f"done: {self.state.step} steps, everything is in {self.workdir}")
         if len(self.scores) > 1:
-            (_, before), (_, after) = self.scores[0], self.scores[-1]
+            (first, before, _), (last, after, chance) = self.scores[0], self.scores[-1]
             self.monitor.message(
-                f"kNN accuracy on held-out images: {before:.1%} before pre-training, "
-                f"{after:.1%} after"
+                f"kNN accuracy on held-out images: {before:.1%} at step {first}, "
+                f"{after:.1%} at step {last}, chance {chance:.1%}"
             )
 
 

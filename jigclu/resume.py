@@ -24,13 +24,13 @@ _OPERATIONAL = frozenset(
 )
 
 
-def check_same_run(old: str, new: str, workdir: Path) -> None:
+def check_same_run(old: str, new: str, path: Path) -> None:
     """Raises UserError unless two configurations train alike.
 
     Args:
       old: of the checkpoint, one binding a line.
       new: of the run that is to go on.
-      workdir: of both, for the message.
+      path: of the checkpoint, for the message.
     """
     before, after = (_learning_bindings(config) for config in (old, new))
     changed = [
@@ -41,8 +41,8 @@ def check_same_run(old: str, new: str, workdir: Path) -> None:
     if changed:
         more = f" and {len(changed) - 1} more differ" if len(changed) > 1 else ""
         raise UserError(
-            f"workdir {workdir} holds a run of another configuration: {changed[0]}{more}; "
-            "take another workdir, or the old values to resume"
+            f"{path} is of a run of another configuration: {changed[0]}{more}; take the old "
+            "values to resume, or another workdir (and init_from, to begin with its weights)"
         )
 
 
@@ -60,7 +60,9 @@ def _changes_learning(name: str) -> bool:
     )
 
 
-def contents(state: TrainState, config: str, scores: list[tuple[int, float]]) -> dict[str, Any]:
+def contents(
+    state: TrainState, config: str, scores: list[tuple[int, float, float]]
+) -> dict[str, Any]:
     """Returns the checkpoint of a state (`checkpoint.KEYS`)."""
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():

@@ -199,9 +199,9 @@ class PretrainStep:
 
         Returns:
           The next state, and metrics, each float32 [], equal on all ranks: the
-          means of `StepLosses` over the global batch, gradient_norm (0 where
-          float16 overflowed), loss_scale, skipped_steps (1 where it overflowed) and
-          learning_rate.
+          means of `StepLosses` over the global batch, gradient_norm and
+          learning_rate; in float16 also the new loss_scale and skipped_steps, 1
+          where a gradient overflowed, whose norm then counts as 0.
         """
         losses_here: StepLosses = self._forward(*inputs)
         (losses_here.loss * state.loss_scale).backward()
@@ -220,12 +220,10 @@ class PretrainStep:
             )
             for parameter in parameters:
                 parameter.grad = None
-            metrics = _mean_over_ranks(losses_here) | {
-                "gradient_norm": norm,
-                "loss_scale": state.loss_scale,
-                "skipped_steps": 1.0 - finite.float(),
-                "learning_rate": rate,
-            }
+            metrics = _mean_over_ranks(losses_here)
+            metrics |= {"gradient_norm": norm, "learning_rate": rate}
+            if self._scaling is not _UNSCALED:
+                metrics |= {"loss_scale": loss_scale, "skipped_steps": 1.0 - finite.float()}
         state = state._replace(step=state.step + 1, loss_scale=loss_scale, good_steps=good_steps)
         return state, metrics
 

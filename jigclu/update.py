@@ -4,6 +4,7 @@ Everything that changes from step to step is a tensor, so nothing recompiles
 and nothing waits for the device.
 """
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -108,8 +109,8 @@ def check_optimizer(momentum: float, weight_decay: float) -> None:
     """Raises UserError for a value out of range."""
     if not 0 <= momentum < 1:
         raise UserError(f"momentum is {momentum}; it must lie in [0, 1)")
-    if weight_decay < 0:
-        raise UserError(f"weight_decay is {weight_decay}; it must be 0 or more")
+    if not 0 <= weight_decay < math.inf:
+        raise UserError(f"weight_decay is {weight_decay}; it must be 0 or more, and finite")
 
 
 def next_loss_scale(

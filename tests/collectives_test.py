@@ -1,6 +1,6 @@
 """Tests of jigclu.collectives, on one process and on gloo ranks."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from absl.testing import absltest, parameterized
@@ -50,7 +50,7 @@ def permutations_of(world_size: int) -> list[Tensor]:
     return [*drawn, torch.arange(count), torch.arange(count).flip(0)]
 
 
-def probe() -> tuple[int | Tensor | list[Tensor], ...]:
+def probe() -> tuple[Any, ...]:
     """Runs on every rank."""
     rank, world_size = collectives.rank(), collectives.world_size()
     own = values_of(world_size).chunk(world_size)[rank].requires_grad_()
@@ -106,7 +106,7 @@ class ManyRanksTest(parameterized.TestCase):
         values = values_of(len(probes)).requires_grad_()
         for each in probes:
             self.assertTrue(torch.equal(each.gathered, values))
-        total = sum(loss_of(values, each.rank) for each in probes)
+        total = torch.stack([loss_of(values, each.rank) for each in probes]).sum()
         (expected,) = torch.autograd.grad(total, values)
         torch.testing.assert_close(torch.cat([each.gradient for each in probes]), expected)
 

@@ -9,6 +9,7 @@ Each rank is a fresh process, which imports the test module by its name (or, whe
 the module itself was started, as the main one): hence a function at its top level.
 """
 
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -23,9 +24,7 @@ import torch.distributed as dist
 Result = TypeVar("Result")
 
 
-def run_on_ranks(
-    function: Callable[..., Result], world_size: int, *arguments: Any
-) -> list[Result]:
+def run_on_ranks(function: Callable[..., Result], world_size: int, *arguments: Any) -> list[Result]:
     """Calls function(*arguments) on every rank of a process group and waits for all.
 
     Args:
@@ -41,8 +40,14 @@ def run_on_ranks(
       torch.multiprocessing.ProcessRaisedException: with the traceback of the rank that failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(
-            _run_rank, (world_size, Path(folder), function, arguments), nprocs=world_size
+        # A clean server that has imported torch forks the ranks: spawned ones would each
+        # spend seconds on that, and forks of this process would share its threads' locks.
+        multiprocessing.set_forkserver_preload(["torch", "torch._dynamo"])
+        torch.multiprocessing.start_processes(
+            _run_rank,
+            (world_size, Path(folder), function, arguments),
+            nprocs=world_size,
+            start_method="forkserver",
         )
         paths = [_result_path(Path(folder), rank) for rank in range(world_size)]
         return [torch.load(path, weights_only=True) for path in paths]

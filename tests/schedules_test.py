@@ -1,6 +1,7 @@
 """Tests of jigclu.schedules."""
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -15,13 +16,13 @@ TENTHS = functools.partial(schedules.step_decay, milestones=[60, 80], factor=0.1
 
 def rate(step: int, steps_per_epoch: int, **changes: Any) -> float:
     """The published pre-training, but for the changes."""
-    settings = dict(
-        learning_rate=0.03,
-        epochs=200,
-        warmup_epochs=0.0,
-        per_epoch=True,
-        decay=schedules.cosine_decay,
-    )
+    settings: dict[str, Any] = {
+        "learning_rate": 0.03,
+        "epochs": 200,
+        "warmup_epochs": 0.0,
+        "per_epoch": True,
+        "decay": schedules.cosine_decay,
+    }
     return schedules.learning_rate_at(step, steps_per_epoch, **settings | changes)
 
 
@@ -41,7 +42,7 @@ class LearningRateTest(parameterized.TestCase):
     def test_cosine_per_step_falls_at_every_step(self) -> None:
         rates = [rate(step, 7, epochs=3, per_epoch=False) for step in range(21)]
         self.assertEqual(rates[0], 0.03)
-        self.assertTrue(all(before > after for before, after in zip(rates, rates[1:])))
+        self.assertTrue(all(before > after for before, after in itertools.pairwise(rates)))
         self.assertAlmostEqual(rates[7], 0.03 * 0.75, places=12)
         self.assertAlmostEqual(rates[14], 0.03 * 0.25, places=12)
 
@@ -60,8 +61,10 @@ class LearningRateTest(parameterized.TestCase):
 
     def test_warm_up_grows_evenly_to_the_full_rate(self) -> None:
         # 10 steps of warm-up: elevenths of the rate, and the whole of it at the eleventh.
-        settings = dict(learning_rate=1.1, decay=TENTHS, warmup_epochs=2.5, epochs=100)
-        rates = [rate(step, 4, **settings) for step in range(12)]
+        rates = [
+            rate(step, 4, learning_rate=1.1, decay=TENTHS, warmup_epochs=2.5, epochs=100)
+            for step in range(12)
+        ]
         expected = [0.1 * (step + 1) for step in range(11)] + [1.1]
         for actual, value in zip(rates, expected, strict=True):
             self.assertAlmostEqual(actual, value, places=12)

@@ -43,11 +43,11 @@ class SgdTest(absltest.TestCase):
         torch.testing.assert_close(momenta, buffers)
 
     def test_changes_no_argument(self) -> None:
-        arguments = [random_tensors(seed) for seed in range(3)]
-        copies = [[value.clone() for value in each] for each in arguments]
-        SGD(*arguments, torch.tensor(0.1))
-        LARS(*arguments, torch.tensor(0.1))
-        torch.testing.assert_close(arguments, copies, rtol=0, atol=0)
+        parameters, gradients, momenta = arguments = [random_tensors(seed) for seed in range(3)]
+        copies = [random_tensors(seed) for seed in range(3)]
+        for optimizer in (SGD, LARS):
+            optimizer(parameters, gradients, momenta, torch.tensor(0.1))
+            torch.testing.assert_close(arguments, copies, rtol=0, atol=0)
 
 
 class LarsTest(parameterized.TestCase):
@@ -70,13 +70,14 @@ class LarsTest(parameterized.TestCase):
 
     @parameterized.parameters((0.0, 2.0), (3.0, 0.0), (0.0, 0.0))
     def test_a_zero_norm_gives_a_plain_step(self, weight: float, gradient: float) -> None:
-        settings = dict(momentum=0.9, weight_decay=0.0, trust_coefficient=1e-3)
         (moved,), (momentum,) = update.lars(
             [torch.full((2, 2), weight)],
             [torch.full((2, 2), gradient)],
             [torch.zeros(2, 2)],
             torch.tensor(0.5),
-            **settings,
+            momentum=0.9,
+            weight_decay=0.0,
+            trust_coefficient=1e-3,
         )
         self.assertEqual(moved.tolist(), [[weight - 0.5 * gradient] * 2] * 2)
         self.assertEqual(momentum.tolist(), [[gradient] * 2] * 2)
@@ -148,9 +149,7 @@ class LossScaleTest(absltest.TestCase):
         scale, good_steps = torch.tensor(SCALING.initial), torch.tensor(0)
         theirs, tracker = torch.tensor(SCALING.initial), torch.tensor(0, dtype=torch.int32)
         for ok in finite:
-            scale, good_steps = update.next_loss_scale(
-                scale, good_steps, torch.tensor(ok), SCALING
-            )
+            scale, good_steps = update.next_loss_scale(scale, good_steps, torch.tensor(ok), SCALING)
             found = torch.tensor(0.0 if ok else 1.0)
             torch._amp_update_scale_(theirs, tracker, found, 2.0, 0.5, SCALING.interval)
             self.assertEqual((scale.item(), good_steps.item()), (theirs.item(), tracker.item()))
@@ -162,7 +161,7 @@ class CheckOptimizerTest(absltest.TestCase):
         for momentum in (1.0, -0.1, float("nan")):
             with self.assertRaisesRegex(UserError, f"momentum is {momentum}"):
                 update.check_optimizer(momentum, 1e-4)
-        for weight_decay in (-1e-4, float("nan")):
+        for weight_decay in (-1e-4, float("nan"), float("inf")):
             with self.assertRaisesRegex(UserError, f"weight_decay is {weight_decay}"):
                 update.check_optimizer(0.9, weight_decay)
 

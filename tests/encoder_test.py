@@ -1,0 +1,75 @@
+"""Tests of jigclu.encoder."""
+
+import torch
+import torchvision
+from absl.testing import absltest, parameterized
+from torch import nn
+
+from jigclu.batch_norm import BatchNorm
+from jigclu.encoder import create_encoder, encoder_names
+from jigclu.errors import UserError
+
+
+class EncoderTest(parameterized.TestCase):
+    def test_names_are_the_whole_family(self) -> None:
+        names = encoder_names()
+        depths = {f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
+        self.assertContainsSubset(
+            depths | {"resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2"}, set(names)
+        )
+        self.assertTrue(all("resne" in name for name in names), names)
+
+    @parameterized.parameters(
+        ("resnet18", False, 64, 96, (512, 2, 3)),
+        ("resnet18", False, 224, 224, (512, 7, 7)),
+        ("resnet18", True, 32, 32, (512, 4, 4)),
+        ("resnet18", True, 33, 41, (512, 5, 6)),
+        ("resnet50", False, 64, 64, (2048, 2, 2)),
+        ("resnet50", True, 32, 48, (2048, 4, 6)),
+    )
+    def test_shape_of_the_feature_map(
+        self, name: str, small_stem: bool, height: int, width: int, expected: tuple[int, int, int]
+    ) -> None:
+        encoder = create_encoder(name, small_stem)
+        self.assertEqual(encoder.channels, expected[0])
+        with torch.no_grad():
+            self.assertEqual(encoder(torch.randn(2, 3, height, width)).shape, (2, *expected))
+
+    @parameterized.parameters("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2")
+    def test_parameters_are_torchvisions_without_fc(self, name: str) -> None:
+        theirs = torchvision.models.get_model(name, weights=None)
+        expected = {
+            key: value.shape
+            for key, value in theirs.state_dict().items()
+            if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+        }
+        actual = {
+            key: value.shape for key, value in create_encoder(name, False).state_dict().items()
+        }
+        self.assertEqual(actual, expected)
+
+    def test_computes_what_torchvision_computes(self) -> None:
+        theirs = torchvision.models.resnet18(weights=None)
+        encoder = create_encoder("resnet18", False)
+        encoder.load_state_dict(theirs.state_dict(), strict=False)
+        theirs.avgpool, theirs.fc = nn.Identity(), nn.Identity()
+        images = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(encoder(images).flatten(1), theirs(images))
+
+    def test_normalises_over_all_ranks(self) -> None:
+        kinds = {type(module) for module in create_encoder("resnet18", False).modules()}
+        self.assertIn(BatchNorm, kinds)
+        self.assertNotIn(nn.BatchNorm2d, kinds)
+
+    def test_an_unknown_name_names_the_nearest(self) -> None:
+        for name, nearest in (("resnet_50", "resnet50"), ("ResNet18", "resnet18"), ("", "")):
+            with self.assertRaisesRegex(
+                UserError, f"encoder '{name}' is unknown; did you mean '{nearest}"
+            ) as caught:
+                create_encoder(name, False)
+            self.assertIn("wide_resnet101_2", str(caught.exception))
+
+
+if __name__ == "__main__":
+    absltest.main()

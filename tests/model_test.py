@@ -1,0 +1,98 @@
+"""Tests of jigclu.model."""
+
+import torch
+from absl.testing import absltest, parameterized
+from torch import Tensor, nn
+
+from jigclu import jigsaw
+from jigclu.encoder import Encoder, create_encoder
+from jigclu.model import JigClu
+
+
+def small_model(grid: int) -> JigClu:
+    torch.manual_seed(0)
+    return JigClu(create_encoder("resnet18", small_stem=True), grid, embedding_channels=16).eval()
+
+
+def with_identity_encoder(grid: int) -> JigClu:
+    """The montage itself is the feature map, as of an encoder that sees one pixel at a time."""
+    model = small_model(grid)
+    model.fc_clu = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 16))
+    model.fc_loc = nn.Linear(3, grid**2)
+    model.encoder = IdentityEncoder()
+    return model
+
+
+class IdentityEncoder(Encoder):
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+
+class JigCluTest(parameterized.TestCase):
+    @parameterized.parameters((2, 32), (3, 48), (4, 32))
+    def test_one_output_a_slot(self, grid: int, size: int) -> None:
+        with torch.no_grad():
+            outputs = small_model(grid)(torch.randn(2, 3, size, size))
+        self.assertEqual(outputs.embeddings.shape, (2 * grid**2, 16))
+        self.assertEqual(outputs.location_logits.shape, (2 * grid**2, grid**2))
+        torch.testing.assert_close(outputs.embeddings.norm(dim=1), torch.ones(2 * grid**2))
+
+    def test_heads_bear_the_published_names_and_widths(self) -> None:
+        torch.manual_seed(0)
+        model = JigClu(create_encoder("resnet50", small_stem=False), 2, embedding_channels=128)
+        heads = {
+            name: tuple(value.shape)
+            for name, value in model.named_parameters()
+            if not name.startswith("encoder.")
+        }
+        expected = {
+            "fc_clu.0.weight": (2048, 2048),
+            "fc_clu.0.bias": (2048,),
+            "fc_clu.2.weight": (128, 2048),
+            "fc_clu.2.bias": (128,),
+            "fc_loc.weight": (4, 2048),
+            "fc_loc.bias": (4,),
+        }
+        self.assertEqual(heads, expected)
+        self.assertIn("encoder.layer4.2.bn3.weight", dict(model.named_parameters()))
+
+    @parameterized.parameters(2, 3)
+    def test_a_slot_depends_on_its_own_features_only(self, grid: int) -> None:
+        model = with_identity_encoder(grid)
+        slots = torch.randn(2 * grid**2, 3, 4, 4)
+        with torch.no_grad():
+            before = model(jigsaw.stitch_montages(slots, grid))
+            for changed in range(len(slots)):
+                others = slots.clone()
+                others[changed] = torch.randn(3, 4, 4)
+                after = model(jigsaw.stitch_montages(others, grid))
+                for old, new in zip(before, after, strict=True):
+                    differs = (old != new).any(1).nonzero().flatten()
+                    self.assertEqual(differs.tolist(), [changed])
+
+    def test_outputs_are_the_heads_on_pooled_slots(self) -> None:
+        model = with_identity_encoder(2)
+        slots = torch.randn(8, 3, 4, 4)
+        pooled = slots.mean((2, 3)).numpy()
+        weight, bias = (value.detach().numpy() for value in model.fc_loc.parameters())
+        first, _, second = model.fc_clu
+        with torch.no_grad():
+            outputs = model(jigsaw.stitch_montages(slots, 2))
+            hidden: Tensor = first(torch.from_numpy(pooled)).clamp(min=0)
+            projected = second(hidden)
+        expected = projected / projected.square().sum(1, keepdim=True).sqrt()
+        torch.testing.assert_close(outputs.embeddings, expected)
+        torch.testing.assert_close(
+            outputs.location_logits, torch.from_numpy(pooled @ weight.T + bias)
+        )
+
+    def test_embeddings_stay_float32_under_autocast(self) -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            outputs = small_model(2)(torch.randn(1, 3, 32, 32))
+        self.assertEqual(outputs.embeddings.dtype, torch.float32)
+        # Normalised in bfloat16 their length would be off by some thousandths.
+        torch.testing.assert_close(outputs.embeddings.norm(dim=1), torch.ones(4))
+
+
+if __name__ == "__main__":
+    absltest.main()
