@@ -5,6 +5,7 @@ compiled whole; the update writes its results into the tensors that
 DistributedDataParallel holds, the one impure place.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -67,12 +68,12 @@ def check_objective(objective: Objective) -> None:
     """Raises UserError for a value out of range."""
     for name in ("temperature", "base_temperature"):
         value = getattr(objective, name)
-        if not value > 0:
-            raise UserError(f"{name} is {value}; it must be above 0")
+        if not 0 < value < math.inf:
+            raise UserError(f"{name} is {value}; it must be above 0, and finite")
     weights = (objective.clustering_weight, objective.location_weight)
-    if min(weights) < 0 or max(weights) == 0:
+    if not all(0 <= weight < math.inf for weight in weights) or max(weights) == 0:
         raise UserError(
-            f"clustering_weight, location_weight are {weights}; neither may be negative, nor both 0"
+            f"clustering_weight, location_weight are {weights}; they must be 0 or more, not both 0"
         )
 
 
