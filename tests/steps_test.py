@@ -1,0 +1,259 @@
+"""The training step against a plain one, on two ranks against one, compiled against eager."""
+
+import functools
+from typing import Any
+
+import torch
+from absl.testing import absltest, parameterized
+from ranks import run_on_ranks
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import resnet
+
+from jigclu import augment, collectives, jigsaw, steps, update
+from jigclu.batch_norm import BatchNorm
+from jigclu.encoder import Encoder
+from jigclu.errors import UserError
+from jigclu.model import JigClu
+from jigclu.state import TrainState
+
+BATCH, GRID, SIZE = 4, 2, 32
+AUGMENTATION = augment.AugmentationSettings(
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    jitter_probability=0.8,
+    grayscale_probability=0.2,
+    blur_probability=0.5,
+    blur_sigma_min=0.1,
+    blur_sigma_max=0.6,
+    flip_probability=0.5,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+OBJECTIVE = steps.Objective(AUGMENTATION, 0.3, 0.07, 1.0, 1.0)
+SCALING = update.LossScaling(initial=1024.0, growth=2.0, backoff=0.5, interval=2)
+SGD = functools.partial(update.sgd, momentum=0.9, weight_decay=1e-4)
+
+
+def small_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
+    """One block a stage: every kind of layer of the real ones."""
+    torch.manual_seed(0)
+    network = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
+    return JigClu(Encoder(network), GRID, embedding_channels=16)
+
+
+def pretrain_step(compile: bool = False, precision: str = "float32") -> steps.PretrainStep:
+    return steps.PretrainStep(
+        small_model(), OBJECTIVE, SGD, SCALING, precision, True, compile, torch.device("cpu")
+    )
+
+
+def inputs_of(step: int) -> steps.StepInputs:
+    """What this rank gets of a global batch that is a function of the step."""
+    count = BATCH * GRID**2
+    generator = torch.Generator().manual_seed(step)
+    patches = torch.randint(
+        0, 256, (BATCH, GRID**2, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator
+    )
+    permutation = jigsaw.global_permutation(0, step, count)
+    local, ranks = BATCH // collectives.world_size(), collectives.world_size()
+    own = slice(collectives.rank() * count // ranks, (collectives.rank() + 1) * count // ranks)
+    drawn = augment.draw_augmentation(AUGMENTATION, 0, step, count)
+    return steps.StepInputs(
+        slots=collectives.exchange_patches(
+            patches[collectives.rank() * local :][:local], permutation
+        ),
+        augmentation=augment.select_rows(drawn, permutation[own], "cpu"),
+        permutation=permutation,
+    )
+
+
+def train(count: int, compile: bool = False, precision: str = "float32") -> dict[str, Any]:
+    """Returns metrics of every step, momentum after the first, parameters and buffers at the end.
+
+    After one step from zero momentum is the averaged gradient (and decay).
+    """
+    step = pretrain_step(compile, precision)
+    state = step.initial_state()
+    metrics, gradients = [], {}
+    # Another learning rate and permutation at each step, neither of which may recompile.
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for index in range(count):
+            state, values = step(state, inputs_of(index), 0.03 / (index + 1))
+            metrics.append({name: value.item() for name, value in values.items()})
+            if index == 0:
+                gradients = {name: value.clone() for name, value in state.momentum.items()}
+    breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
+    return {
+        "metrics": metrics,
+        "gradients": gradients,
+        "parameters": {name: value.clone() for name, value in state.parameters.items()},
+        "buffers": {name: value.clone() for name, value in state.buffers.items()},
+        "graph_breaks": breaks,
+    }
+
+
+def explicit_losses(model: nn.Module, inputs: steps.StepInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses with the explicit mask of all pairs, as the method is published."""
+    patches = augment.augment(inputs.slots, inputs.augmentation, AUGMENTATION)
+    montages = [
+        torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)
+        for a, b, c, d in patches.unflatten(0, (-1, 4))
+    ]
+    embeddings, logits = model(torch.stack(montages))
+    image, patch = inputs.permutation % BATCH, inputs.permutation // BATCH
+    alike = image[:, None] == image[None]
+    not_self = ~torch.eye(len(image), dtype=torch.bool)
+    cosines = functional.normalize(embeddings, dim=1) @ functional.normalize(embeddings, dim=1).T
+    exponentials = (cosines / 0.3).exp() * not_self
+    log_likelihood = cosines / 0.3 - exponentials.sum(1, keepdim=True).log()
+    siblings = (alike & not_self).float()
+    clustering = -0.3 / 0.07 * ((log_likelihood * siblings).sum(1) / siblings.sum(1)).mean()
+    accuracy = (logits.argmax(1) == patch).float().mean()
+    return clustering, functional.cross_entropy(logits, patch), accuracy
+
+
+class StepsTest(parameterized.TestCase):
+    def assert_tensors_close(
+        self, actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float
+    ) -> None:
+        self.assertEqual(list(actual), list(expected))
+        for name, value in expected.items():
+            difference = (actual[name] - value).norm() / value.norm().clamp_min(1e-12)
+            self.assertLessEqual(difference.item(), relative, name)
+
+    def assert_metrics_close(
+        self, actual: list[dict[str, float]], expected: list[dict[str, float]], relative: float
+    ) -> None:
+        for ours, theirs in zip(actual, expected, strict=True):
+            self.assertEqual(list(ours), list(theirs))
+            for name, value in theirs.items():
+                self.assertAlmostEqual(ours[name], value, delta=relative * abs(value), msg=name)
+
+    def test_equals_a_plain_step(self) -> None:
+        # torch's own batch normalisation, optimizer and autograd, and the explicit mask.
+        model = small_model(nn.BatchNorm2d)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
+        inputs = inputs_of(0)
+        clustering, location, accuracy = explicit_losses(model, inputs)
+        (clustering + location).backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+        optimizer.step()
+
+        result = train(1)
+        metrics = result["metrics"][0]
+        self.assertAlmostEqual(metrics["clustering_loss"], clustering.item(), delta=1e-4)
+        self.assertAlmostEqual(metrics["location_loss"], location.item(), delta=1e-5)
+        self.assertAlmostEqual(metrics["loss"], (clustering + location).item(), delta=1e-4)
+        self.assertAlmostEqual(metrics["location_accuracy"], accuracy.item(), delta=1e-6)
+        self.assertAlmostEqual(metrics["gradient_norm"], norm, delta=1e-4 * norm)
+        self.assertAlmostEqual(metrics["learning_rate"], 0.03, delta=1e-8)
+        self.assert_tensors_close(
+            result["parameters"],
+            {name: value.detach() for name, value in model.named_parameters()},
+            1e-5,
+        )
+
+    def test_two_ranks_equal_one(self) -> None:
+        alone = train(3)
+        for rank in run_on_ranks(train, 2, 3):
+            self.assert_metrics_close(rank["metrics"], alone["metrics"], 1e-5)
+            self.assert_tensors_close(rank["gradients"], alone["gradients"], 1e-5)
+            self.assert_tensors_close(rank["buffers"], alone["buffers"], 1e-5)
+            self.assert_tensors_close(rank["parameters"], alone["parameters"], 1e-5)
+
+    def test_compiled_equals_eager_without_breaks_or_recompilation(self) -> None:
+        torch._dynamo.utils.counters.clear()
+        eager, compiled = train(4), train(4, compile=True)
+        self.assertEqual(compiled["graph_breaks"], 0)
+        # Forward and update, each compiled once and whole.
+        self.assertEqual(torch._dynamo.utils.counters["stats"]["unique_graphs"], 2)
+        self.assert_metrics_close(compiled["metrics"], eager["metrics"], 1e-3)
+        self.assert_tensors_close(compiled["gradients"], eager["gradients"], 1e-4)
+        self.assert_tensors_close(compiled["parameters"], eager["parameters"], 1e-4)
+        self.assert_tensors_close(compiled["buffers"], eager["buffers"], 1e-4)
+
+    def test_compiled_on_two_ranks_equals_eager_on_one(self) -> None:
+        alone = train(3)
+        for rank in run_on_ranks(train, 2, 3, True):
+            self.assertEqual(rank["graph_breaks"], 0)
+            self.assert_metrics_close(rank["metrics"], alone["metrics"], 1e-3)
+            self.assert_tensors_close(rank["gradients"], alone["gradients"], 1e-4)
+            self.assert_tensors_close(rank["parameters"], alone["parameters"], 1e-4)
+
+    def test_bfloat16_is_near_float32(self) -> None:
+        full, half = train(1)["metrics"][0], train(1, precision="bfloat16")["metrics"][0]
+        self.assertAlmostEqual(half["loss"], full["loss"], delta=0.02 * full["loss"])
+        self.assertNotEqual(half["loss"], full["loss"])
+        self.assertEqual(list(half), list(full))
+
+    def test_float16_overflow_skips_the_step_and_halves_the_scale(self) -> None:
+        step = pretrain_step(precision="float16")
+        state = step.initial_state()._replace(loss_scale=torch.tensor(1e38))
+        before = {name: value.clone() for name, value in state.parameters.items()}
+        state, metrics = step(state, inputs_of(0), 0.03)
+        self.assertEqual(metrics["skipped_steps"].item(), 1.0)
+        self.assertEqual(metrics["gradient_norm"].item(), 0.0)
+        self.assertEqual(state.loss_scale.item(), torch.tensor(5e37).item())
+        self.assert_tensors_equal(state.parameters, before)
+        self.assertEqual(state.step, 1)
+
+        state, metrics = step(state._replace(loss_scale=torch.tensor(8.0)), inputs_of(1), 0.03)
+        self.assertEqual(metrics["skipped_steps"].item(), 0.0)
+        self.assertFalse(torch.equal(state.parameters["fc_loc.weight"], before["fc_loc.weight"]))
+
+    def assert_tensors_equal(self, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+        for name, value in expected.items():
+            self.assertTrue(torch.equal(actual[name], value), name)
+
+    def test_loss_scale_cancels_out(self) -> None:
+        step = pretrain_step(precision="float16")
+        norms = []
+        for scale in (1.0, 4096.0):
+            state = step.initial_state()._replace(loss_scale=torch.tensor(scale))
+            _, metrics = step(state, inputs_of(0), 1e-9)
+            norms.append(metrics["gradient_norm"].item())
+        self.assertAlmostEqual(norms[0], norms[1], delta=0.05 * norms[0])
+
+    def test_gradient_that_is_not_finite_shows_and_changes_no_weight(self) -> None:
+        step = pretrain_step()
+        state = step.initial_state()
+        with torch.no_grad():
+            state.parameters["fc_loc.bias"][0] = torch.nan
+        before = {name: value.clone() for name, value in state.parameters.items()}
+        state, metrics = step(state, inputs_of(0), 0.03)
+        self.assertTrue(metrics["loss"].isnan())
+        self.assertFalse(metrics["gradient_norm"].isfinite())
+        self.assertNotIn("skipped_steps", metrics)
+        self.assertTrue(torch.equal(state.parameters["fc_clu.0.bias"], before["fc_clu.0.bias"]))
+
+    def test_state_is_the_models_own(self) -> None:
+        step = pretrain_step()
+        state: TrainState = step.initial_state()
+        address = state.parameters["fc_loc.weight"].data_ptr()
+        self.assertEqual(step.model.fc_loc.weight.data_ptr(), address)
+        state, _ = step(state, inputs_of(0), 0.03)
+        self.assertEqual(state.parameters["fc_loc.weight"].data_ptr(), address)
+        self.assertTrue(torch.equal(step.model.fc_loc.weight, state.parameters["fc_loc.weight"]))
+
+    @parameterized.parameters(
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"base_temperature": float("inf")}, "base_temperature is inf"),
+        ({"clustering_weight": -1.0}, "clustering_weight"),
+        ({"clustering_weight": 0.0, "location_weight": 0.0}, "not both 0"),
+        ({"location_weight": float("nan")}, "nan"),
+    )
+    def test_refuses_objectives(self, change: dict[str, float], message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            steps.check_objective(OBJECTIVE._replace(**change))
+
+    def test_refuses_unknown_precision(self) -> None:
+        with self.assertRaisesRegex(UserError, "precision is 'fp16'.*float16"):
+            pretrain_step(precision="fp16")
+
+
+if __name__ == "__main__":
+    absltest.main()
