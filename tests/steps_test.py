@@ -6,67 +6,22 @@ from typing import Any
 import torch
 from absl.testing import absltest, parameterized
 from ranks import run_on_ranks
+from samples import AUGMENTATION, BATCH, inputs_of, small_model
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet
 
-from jigclu import augment, collectives, jigsaw, steps, update
-from jigclu.batch_norm import BatchNorm
-from jigclu.encoder import Encoder
+from jigclu import augment, steps, update
 from jigclu.errors import UserError
-from jigclu.model import JigClu
 from jigclu.state import TrainState
 
-BATCH, GRID, SIZE = 4, 2, 32
-AUGMENTATION = augment.AugmentationSettings(
-    brightness=0.4,
-    contrast=0.4,
-    saturation=0.4,
-    hue=0.1,
-    jitter_probability=0.8,
-    grayscale_probability=0.2,
-    blur_probability=0.5,
-    blur_sigma_min=0.1,
-    blur_sigma_max=0.6,
-    flip_probability=0.5,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
 OBJECTIVE = steps.Objective(AUGMENTATION, 0.3, 0.07, 1.0, 1.0)
 SCALING = update.LossScaling(initial=1024.0, growth=2.0, backoff=0.5, interval=2)
 SGD = functools.partial(update.sgd, momentum=0.9, weight_decay=1e-4)
 
 
-def small_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
-    """One block a stage: every kind of layer of the real ones."""
-    torch.manual_seed(0)
-    network = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer)
-    return JigClu(Encoder(network), GRID, embedding_channels=16)
-
-
 def pretrain_step(compile: bool = False, precision: str = "float32") -> steps.PretrainStep:
     return steps.PretrainStep(
         small_model(), OBJECTIVE, SGD, SCALING, precision, True, compile, torch.device("cpu")
-    )
-
-
-def inputs_of(step: int) -> steps.StepInputs:
-    """What this rank gets of a global batch that is a function of the step."""
-    count = BATCH * GRID**2
-    generator = torch.Generator().manual_seed(step)
-    patches = torch.randint(
-        0, 256, (BATCH, GRID**2, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator
-    )
-    permutation = jigsaw.global_permutation(0, step, count)
-    local, ranks = BATCH // collectives.world_size(), collectives.world_size()
-    own = slice(collectives.rank() * count // ranks, (collectives.rank() + 1) * count // ranks)
-    drawn = augment.draw_augmentation(AUGMENTATION, 0, step, count)
-    return steps.StepInputs(
-        slots=collectives.exchange_patches(
-            patches[collectives.rank() * local :][:local], permutation
-        ),
-        augmentation=augment.select_rows(drawn, permutation[own], "cpu"),
-        permutation=permutation,
     )
 
 
@@ -248,7 +203,7 @@ class StepsTest(parameterized.TestCase):
     )
     def test_refuses_objectives(self, change: dict[str, float], message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
-            steps.check_objective(OBJECTIVE._replace(**change))
+            steps.check_objective(OBJECTIVE._replace(**change))  # type: ignore[arg-type]
 
     def test_refuses_unknown_precision(self) -> None:
         with self.assertRaisesRegex(UserError, "precision is 'fp16'.*float16"):

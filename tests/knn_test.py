@@ -1,0 +1,124 @@
+"""kNN against a NumPy brute force, and exact counts on any number of ranks."""
+
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+from ranks import run_on_ranks
+from samples import small_encoder
+from torch import Tensor
+from torch.nn import functional
+
+from jigclu import knn
+from jigclu.data.procedural import ProceduralImages
+from jigclu.data.sources import ImageArray
+from jigclu.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def evaluation(**changes: object) -> knn.KnnEvaluation:
+    values: dict[str, object] = {
+        "bank": ProceduralImages(images=20, size=32, seed=0, split="train"),
+        "queries": ProceduralImages(images=7, size=32, seed=0, split="val"),
+        "resize": 32,
+        "crop": 32,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "neighbours": 3,
+        "temperature": 0.07,
+        "batch_size": 4,
+        "workers": 0,
+    }
+    return knn.KnnEvaluation(**(values | changes))  # type: ignore[arg-type]
+
+
+def score_and_features() -> tuple[float, float, Tensor]:
+    """7 queries, which 2 ranks cannot share evenly."""
+    task, encoder = evaluation(), small_encoder()
+    score = task(encoder, CPU, torch.float32)
+    return *score, task._features(task.queries, encoder, CPU, torch.float32)
+
+
+class PredictTest(parameterized.TestCase):
+    def test_votes_by_hand(self) -> None:
+        bank = functional.normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]]), dim=1)
+        labels = torch.tensor([1, 0, 0])
+        query = torch.tensor([[1.0, 0.0]])
+        # Sharp: the nearest alone decides. Flat: two of three votes do.
+        self.assertEqual(knn.predict(query, bank, labels, 3, 0.01).tolist(), [1])
+        self.assertEqual(knn.predict(query, bank, labels, 3, 100.0).tolist(), [0])
+        self.assertEqual(knn.predict(query, bank, labels, 1, 100.0).tolist(), [1])
+
+    @parameterized.parameters((1, 0.07), (5, 0.07), (50, 1.0))
+    def test_equals_brute_force(self, neighbours: int, temperature: float) -> None:
+        generator = torch.Generator().manual_seed(1)
+        queries, bank = (
+            functional.normalize(torch.randn(count, 8, generator=generator), dim=1)
+            for count in (1500, 50)  # More queries than are compared at once.
+        )
+        labels = torch.randint(0, 4, (50,), generator=generator)
+        actual = knn.predict(queries, bank, labels, neighbours, temperature)
+        cosines = queries.double().numpy() @ bank.double().numpy().T
+        for row, predicted in zip(cosines, actual.tolist(), strict=True):
+            votes = np.zeros(4)
+            for index in np.argsort(-row)[:neighbours]:
+                votes[labels[index]] += np.exp(row[index] / temperature)
+            self.assertGreaterEqual(votes[predicted], votes.max() * (1 - 1e-4))
+
+
+class KnnEvaluationTest(parameterized.TestCase):
+    def test_a_bank_that_holds_the_queries_scores_one(self) -> None:
+        images = ProceduralImages(images=20, size=32, seed=0, split="train")
+        score = evaluation(bank=images, queries=images, neighbours=1)(
+            small_encoder(), CPU, torch.float32
+        )
+        self.assertEqual(score.accuracy, 1.0)
+        self.assertAlmostEqual(score.chance, 0.1)
+
+    def test_features_are_pooled_and_normalised(self) -> None:
+        task, encoder = evaluation(), small_encoder().eval()
+        features = task._features(task.queries, encoder, CPU, torch.float32)
+        image = (task.queries.read(6).float() / 255 - 0.5) / 0.25
+        with torch.no_grad():
+            expected = functional.normalize(encoder(image[None]).mean((2, 3)), dim=1)[0]
+        torch.testing.assert_close(features[6], expected, rtol=1e-4, atol=1e-5)
+
+    def test_every_image_counts_once_on_two_ranks(self) -> None:
+        accuracy, chance, features = score_and_features()
+        for rank_accuracy, rank_chance, rank_features in run_on_ranks(score_and_features, 2):
+            self.assertEqual((rank_accuracy, rank_chance), (accuracy, chance))
+            torch.testing.assert_close(rank_features, features, rtol=1e-4, atol=1e-5)
+        self.assertAlmostEqual(chance, 1 / 7)
+
+    def test_leaves_the_encoder_as_it_was(self) -> None:
+        encoder = small_encoder().train()
+        before = {name: value.clone() for name, value in encoder.state_dict().items()}
+        evaluation()(encoder, CPU, torch.bfloat16)
+        self.assertTrue(encoder.training)
+        for name, value in encoder.state_dict().items():
+            self.assertTrue(torch.equal(value, before[name]), name)
+
+    @parameterized.parameters(
+        ({"neighbours": 0}, "knn.neighbours is 0.*20"),
+        ({"neighbours": 21}, "knn.neighbours is 21.*20"),
+        ({"temperature": 0.0}, "knn.temperature is 0.0"),
+        (
+            {"queries": ImageArray("x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [], None)},
+            "knn.queries has no labels",
+        ),
+        (
+            {
+                "queries": ImageArray(
+                    "x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["cat", "dog"], [0, 1]
+                )
+            },
+            "10 classes and knn.queries 2.*bricked_bar",
+        ),
+    )
+    def test_refuses(self, changes: dict[str, object], message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            evaluation(**changes).check()
+
+
+if __name__ == "__main__":
+    absltest.main()

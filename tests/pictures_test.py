@@ -1,0 +1,44 @@
+"""The picture of montages shows the patches that the network gets."""
+
+import torch
+from absl.testing import absltest
+from samples import AUGMENTATION, SIZE, inputs_of
+
+from jigclu import augment
+from jigclu.pictures import montage_picture
+
+PADDING = 2  # Pixels between the montages, of torchvision's grid.
+
+
+class PicturesTest(absltest.TestCase):
+    def test_undoes_the_normalisation(self) -> None:
+        plain = AUGMENTATION._replace(
+            jitter_probability=0.0,
+            grayscale_probability=0.0,
+            blur_probability=0.0,
+            flip_probability=0.0,
+        )
+        inputs = inputs_of(0)
+        rows = augment.draw_augmentation(plain, 0, 0, len(inputs.slots))
+        picture = montage_picture(inputs._replace(augmentation=rows), plain, 2)
+        side = 2 * SIZE
+        self.assertEqual(picture.dtype, torch.uint8)
+        self.assertEqual(picture.shape, (3, side + 2 * PADDING, 4 * (side + PADDING) + PADDING))
+        first = picture[:, PADDING : PADDING + side, PADDING : PADDING + side]
+        expected = torch.cat(
+            [torch.cat([*inputs.slots[:2]], 2), torch.cat([*inputs.slots[2:4]], 2)], 1
+        )
+        self.assertLessEqual((first.int() - expected.int()).abs().max(), 1)
+        self.assertTrue((picture[:, :PADDING] == 255).all())
+
+    def test_shows_the_augmentation(self) -> None:
+        inputs = inputs_of(0)
+        grey = inputs.augmentation._replace(
+            grayscale=torch.ones_like(inputs.augmentation.grayscale)
+        )
+        picture = montage_picture(inputs._replace(augmentation=grey), AUGMENTATION, 2).int()
+        self.assertLessEqual((picture[0] - picture[2]).abs().max(), 1)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,58 @@
+"""A small network and the inputs of its steps, for the tests that train one."""
+
+import torch
+from torch import nn
+from torchvision.models import resnet
+
+from jigclu import augment, collectives, jigsaw
+from jigclu.batch_norm import BatchNorm
+from jigclu.encoder import Encoder
+from jigclu.model import JigClu
+from jigclu.steps import StepInputs
+
+BATCH, GRID, SIZE = 4, 2, 32
+AUGMENTATION = augment.AugmentationSettings(
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    jitter_probability=0.8,
+    grayscale_probability=0.2,
+    blur_probability=0.5,
+    blur_sigma_min=0.1,
+    blur_sigma_max=0.6,
+    flip_probability=0.5,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+
+
+def small_encoder(norm_layer: type[nn.Module] = BatchNorm) -> Encoder:
+    """Builds the encoder of `small_model`, with the same weights every time."""
+    torch.manual_seed(0)
+    return Encoder(resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=norm_layer))
+
+
+def small_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
+    """Builds one block a stage: every kind of layer of the real ones."""
+    return JigClu(small_encoder(norm_layer), GRID, embedding_channels=16)
+
+
+def inputs_of(step: int) -> StepInputs:
+    """Returns what this rank gets of a global batch that is a function of the step."""
+    count = BATCH * GRID**2
+    generator = torch.Generator().manual_seed(step)
+    patches = torch.randint(
+        0, 256, (BATCH, GRID**2, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator
+    )
+    permutation = jigsaw.global_permutation(0, step, count)
+    local, ranks = BATCH // collectives.world_size(), collectives.world_size()
+    own = slice(collectives.rank() * count // ranks, (collectives.rank() + 1) * count // ranks)
+    drawn = augment.draw_augmentation(AUGMENTATION, 0, step, count)
+    return StepInputs(
+        slots=collectives.exchange_patches(
+            patches[collectives.rank() * local :][:local], permutation
+        ),
+        augmentation=augment.select_rows(drawn, permutation[own], "cpu"),
+        permutation=permutation,
+    )
