@@ -76,6 +76,7 @@ class KnnEvaluation:
     def check(self) -> None:
         """Raises UserError for a value out of range, or data that fit not together."""
         for name, source in (("bank", self.bank), ("queries", self.queries)):
+            ImageDataset(source=source, resize=self.resize, crop=self.crop)
             if source.labels is None:
                 raise UserError(f"knn.{name} has no labels; kNN needs a data set with classes")
         if self.bank.classes != self.queries.classes:

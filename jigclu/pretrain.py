@@ -21,7 +21,14 @@ from jigclu.knn import KnnEvaluation, Score
 from jigclu.model import JigClu
 from jigclu.monitor import Monitor
 from jigclu.pictures import montage_picture
-from jigclu.steps import PRECISIONS, Objective, PretrainStep, StepInputs
+from jigclu.steps import (
+    PRECISIONS,
+    Objective,
+    PretrainStep,
+    StepInputs,
+    check_objective,
+    check_precision,
+)
 from jigclu.update import LossScaling, Optimizer
 
 
@@ -138,7 +145,11 @@ class PretrainTask:
         """
         schedules.check_schedule(self.learning_rate, self.epochs, self.warmup_epochs)
         augment.check_augmentation(self.augmentation)
+        check_objective(self.objective())
+        check_precision(self.precision)
         self.dataset()
+        with torch.device("meta"):
+            self.model()
         _check_counts(self)
         local_device(self.device)
         if self.compile:

@@ -120,6 +120,12 @@ class JigsawForward(nn.Module):
         return StepLosses(loss, clustering, location, accuracy)
 
 
+def check_precision(precision: str) -> None:
+    """Raises UserError unless it is one of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is {precision!r}; it must be one of {list(PRECISIONS)}")
+
+
 class PretrainStep:
     """One step of training, on any number of ranks: (state, inputs) to (state, metrics).
 

@@ -28,14 +28,15 @@ _TORCHVISION_SPLITS = {
 
 
 class Source(Protocol):
-    """A fixed sequence of images.
+    """A fixed sequence of images."""
 
-    classes: names of the classes; empty when unlabelled.
-    labels: class number of every image; None when unlabelled.
-    """
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; empty when unlabelled."""
 
-    classes: list[str]
-    labels: list[int] | None
+    @property
+    def labels(self) -> list[int] | None:
+        """Class number of every image; None when unlabelled."""
 
     def __len__(self) -> int: ...
 

@@ -1,0 +1,253 @@
+"""The demo in miniature: a whole run, its interruption, and what it leaves."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from absl.testing import absltest, parameterized
+from PIL import Image
+from ranks import run_on_ranks
+from samples import AUGMENTATION
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jigclu import checkpoint, schedules, update
+from jigclu.data.procedural import ProceduralImages
+from jigclu.data.sources import UnlabelledImages
+from jigclu.errors import UserError
+from jigclu.knn import KnnEvaluation
+from jigclu.pretrain import PretrainTask
+
+CONFIG = "train.seed = 0\ntrain.workers = 0"
+EVALUATION = KnnEvaluation(
+    bank=ProceduralImages(images=20, size=32, seed=0, split="train"),
+    queries=ProceduralImages(images=10, size=32, seed=0, split="val"),
+    resize=32,
+    crop=32,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+    neighbours=3,
+    temperature=0.07,
+    batch_size=10,
+    workers=0,
+)
+# 14 images in batches of 4: 3 steps an epoch, 6 in all.
+TASK = PretrainTask(
+    seed=0,
+    source=ProceduralImages(images=14, size=32, seed=0, split="train"),
+    batch_size=4,
+    epochs=2,
+    stop_after_steps=None,
+    grid=2,
+    cross_ratio=0.3,
+    patch_size=16,
+    crop_scale=(0.2, 1.0),
+    crop_ratio=(0.75, 4 / 3),
+    augmentation=AUGMENTATION,
+    encoder="resnet18",
+    small_stem=True,
+    embedding_channels=128,
+    temperature=0.3,
+    base_temperature=0.07,
+    clustering_weight=1.0,
+    location_weight=1.0,
+    optimizer=functools.partial(update.sgd, momentum=0.9, weight_decay=1e-4),
+    learning_rate=0.03,
+    warmup_epochs=0,
+    decay=schedules.cosine_decay,
+    per_epoch=True,
+    loss_scaling=update.LossScaling(65536.0, 2.0, 0.5, 2000),
+    device="cpu",
+    precision="float32",
+    compile=False,
+    channels_last=True,
+    workers=0,
+    prefetch=2,
+    init_from=None,
+    resume_from=None,
+    log_every=2,
+    picture_every=4,
+    checkpoint_every=2,
+    keep_last=1,
+    keep_every=4,
+    evaluation=None,
+    evaluate_every=0,
+)
+
+
+def run(task: PretrainTask, workdir: Path) -> str:
+    """Runs a task as the launcher does; returns what it printed."""
+    task.check(workdir, CONFIG)
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed):
+        task.run(workdir, CONFIG)
+    return printed.getvalue()
+
+
+def run_quietly(workdir: str) -> None:
+    run(TASK, Path(workdir))
+
+
+def changed(**changes: Any) -> PretrainTask:
+    return dataclasses.replace(TASK, **changes)
+
+
+class PretrainTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+
+    def final(self, workdir: Path) -> dict[str, Any]:
+        path = checkpoint.latest(workdir)
+        assert path is not None
+        return checkpoint.load(path, "cpu")
+
+    def assert_same_training(
+        self, actual: dict[str, Any], expected: dict[str, Any], relative: float
+    ) -> None:
+        self.assertEqual(actual["step"], expected["step"])
+        for ours, theirs in (
+            (actual["parameters"], expected["parameters"]),
+            (actual["buffers"], expected["buffers"]),
+            (actual["optimizer"]["momentum"], expected["optimizer"]["momentum"]),
+        ):
+            for name, value in theirs.items():
+                difference = (ours[name] - value).norm() / value.norm()
+                self.assertLessEqual(difference.item(), relative, name)
+
+    def test_leaves_scores_curves_pictures_and_checkpoints(self) -> None:
+        printed = run(changed(evaluation=EVALUATION, evaluate_every=1), self.folder)
+        self.assertEqual(printed.count("kNN accuracy"), 4)  # Steps 0, 3 and 6, and the summary.
+        self.assertRegex(printed, r"at step 0, .* at step 6, chance 10.0%")
+        self.assertRegex(printed, r"step 6/6  ETA 0:00:00  images/s \d+")
+        names = sorted(path.name for path in (self.folder / "checkpoints").iterdir())
+        self.assertEqual(names, ["step_00000004.pt", "step_00000006.pt"])
+        contents = self.final(self.folder)
+        self.assertEqual(contents["config"], CONFIG)
+        self.assertEqual([score[0] for score in contents["scores"]], [0, 3, 6])
+
+        events = EventAccumulator(str(self.folder / "tensorboard"))
+        events.Reload()
+        steps = {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        for tag in ("loss", "clustering_loss", "location_loss", "location_accuracy"):
+            self.assertEqual(steps[tag], [2, 4, 6])
+        for tag in ("learning_rate", "images_per_second", "data_wait_fraction"):
+            self.assertIn(tag, steps)
+        self.assertEqual(steps["knn_accuracy"], [0, 3, 6])
+        self.assertEqual(events.Scalars("location_accuracy_chance")[0].value, 0.25)
+        # Steps 3 and 4 straddle the epochs: the mean of lr at epochs 0 and 1.
+        self.assertAlmostEqual(events.Scalars("learning_rate")[1].value, 0.0225, delta=1e-6)
+        self.assertEqual([e.step for e in events.Images("montages")], [0, 4])
+
+    def test_interrupted_and_resumed_equals_uninterrupted(self) -> None:
+        run(TASK, self.folder / "whole")
+        run(changed(stop_after_steps=4), self.folder / "parts")  # Within the second epoch.
+        self.assertEqual(self.final(self.folder / "parts")["step"], 4)
+        printed = run(TASK, self.folder / "parts")
+        self.assertIn("step_00000004.pt at step 4", printed)
+        self.assert_same_training(
+            self.final(self.folder / "parts"), self.final(self.folder / "whole"), 0.0
+        )
+
+    def test_goes_on_with_workers_on_two_ranks(self) -> None:
+        run(changed(workers=1), self.folder / "whole")
+        run(changed(stop_after_steps=4), self.folder / "parts")
+        run_on_ranks(run_quietly, 2, str(self.folder / "parts"))
+        self.assert_same_training(
+            self.final(self.folder / "parts"), self.final(self.folder / "whole"), 1e-4
+        )
+
+    def test_a_run_that_is_done_does_nothing(self) -> None:
+        run(changed(stop_after_steps=2), self.folder)
+        before = self.final(self.folder)
+        printed = run(changed(stop_after_steps=2), self.folder)
+        self.assertIn("done: 2 steps", printed)
+        self.assert_same_training(self.final(self.folder), before, 0.0)
+
+    def test_named_checkpoint_resumes_and_weights_begin(self) -> None:
+        run(changed(stop_after_steps=2), self.folder / "first")
+        path = str(checkpoint.latest(self.folder / "first"))
+        printed = run(changed(resume_from=path), self.folder / "resumed")
+        self.assertIn(f"resumed from {path} at step 2", printed)
+        run(TASK, self.folder / "whole")
+        self.assert_same_training(
+            self.final(self.folder / "resumed"), self.final(self.folder / "whole"), 0.0
+        )
+
+        task = changed(init_from=path, stop_after_steps=1, learning_rate=1e-12)
+        printed = run(task, self.folder / "begun")
+        contents, weights = self.final(self.folder / "begun"), torch.load(path, weights_only=True)
+        loaded = len(weights["parameters"]) + len(weights["buffers"])
+        self.assertIn(f"loaded {loaded} tensors", printed)
+        self.assertEqual(contents["step"], 1)
+        for name, value in weights["parameters"].items():
+            torch.testing.assert_close(contents["parameters"][name], value)
+
+    def test_unreadable_images_are_counted(self) -> None:
+        data = self.folder / "data"
+        data.mkdir()
+        for index in range(4):
+            Image.new("RGB", (40, 30), (60 * index, 0, 0)).save(data / f"{index}.png")
+        (data / "2.png").write_bytes(b"no image")
+        task = changed(source=UnlabelledImages(str(data)), epochs=3)
+        printed = run(task, self.folder / "run")
+        self.assertIn("3 unreadable images were skipped", printed)
+
+    def test_a_loss_that_is_not_finite_stops_the_run(self) -> None:
+        with self.assertRaisesRegex(UserError, "loss is nan.*lower learning_rate"):
+            run(changed(learning_rate=1e30), self.folder)
+
+    def test_plan(self) -> None:
+        plan = TASK.plan()
+        self.assertIn("devices: 1 x cpu", plan)
+        self.assertIn("data: 14 images, 10 classes", plan)
+        self.assertIn("steps: 6, 3 an epoch of 2 epochs", plan)
+        self.assertIn("24 images, 4 a step, 4 montages of 32x32 pixels a device", plan)
+        # 11,168,832 of the encoder with its small stem and 330,372 of the heads, 4 bytes each,
+        # and 4800 channels of batch normalisation.
+        self.assertIn("state: 92.0 MB a device (parameters 46.0, momentum 46.0", plan)
+
+    @parameterized.parameters(
+        ({"batch_size": 15}, "the data has 14 images, fewer than one global batch of 15"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"warmup_epochs": 2}, "warmup_epochs is 2"),
+        ({"stop_after_steps": 0}, "stop_after_steps is 0"),
+        ({"grid": 1}, "grid is 1"),
+        ({"cross_ratio": 0.6}, "cross_ratio is 0.6"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"crop_scale": (0.5, 0.2)}, "crop scale"),
+        ({"augmentation": AUGMENTATION._replace(hue=0.7)}, "hue is 0.7"),
+        ({"encoder": "resnet19"}, "'resnet19' is unknown; did you mean 'resnet1"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"precision": "fp16"}, "precision is 'fp16'"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"workers": -1}, "workers is -1"),
+        ({"log_every": 0}, "log_every is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"init_from": "/nowhere/w.pth"}, "/nowhere/w.pth does not exist"),
+        ({"resume_from": "/nowhere/c.pt"}, "/nowhere/c.pt does not exist"),
+        ({"init_from": "a", "resume_from": "b"}, "give one"),
+        ({"evaluation": dataclasses.replace(EVALUATION, neighbours=99)}, "knn.neighbours is 99"),
+        ({"evaluation": dataclasses.replace(EVALUATION, crop=64)}, "crop is 64"),
+    )
+    def test_mistakes_are_found_before_anything_is_written(
+        self, changes: dict[str, Any], message: str
+    ) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            changed(**changes).check(self.folder / "run", CONFIG)
+        self.assertFalse((self.folder / "run").exists())
+
+    def test_refuses_a_workdir_of_another_configuration(self) -> None:
+        run(changed(stop_after_steps=2), self.folder)
+        with self.assertRaisesRegex(UserError, "train.seed was 0 and is 1"):
+            TASK.check(self.folder, "train.seed = 1\ntrain.workers = 8")
+        TASK.check(self.folder, "train.seed = 0\ntrain.workers = 8")
+
+
+if __name__ == "__main__":
+    absltest.main()

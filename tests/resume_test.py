@@ -1,0 +1,78 @@
+"""What may change when a run goes on, and the way of a state to a checkpoint and back."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from absl.testing import absltest, parameterized
+
+from jigclu import checkpoint, resume
+from jigclu.errors import UserError
+from jigclu.state import TrainState
+
+OLD = "train.seed = 0\ntrain.workers = 8\nknn.neighbours = 20\nImageFolder.root = 'a'"
+
+
+def state_of(value: float) -> TrainState:
+    return TrainState(
+        step=int(value),
+        parameters={"w": torch.full((2, 3), value)},
+        buffers={"running_mean": torch.full((3,), value + 1)},
+        momentum={"w": torch.full((2, 3), value + 2)},
+        loss_scale=torch.tensor(value + 3),
+        good_steps=torch.tensor(int(value) + 4),
+    )
+
+
+class ResumeTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("train.workers = 8", "train.workers = 2"),
+        ("knn.neighbours = 20", "knn.neighbours = 5"),
+        ("ImageFolder.root = 'a'", "ImageFolder.root = 'b'"),
+        ("train.workers = 8", "train.workers = 8\ntrain.device = 'cpu'"),
+    )
+    def test_operation_may_change(self, old: str, new: str) -> None:
+        resume.check_same_run(OLD, OLD.replace(old, new), Path("c.pt"))
+
+    @parameterized.parameters(
+        ("train.seed = 0", "train.seed = 1", "train.seed was 0 and is 1;"),
+        ("train.seed = 0\n", "", "train.seed was 0 and is unbound;"),
+        ("train.seed = 0", "train.seed = 0\nsgd.momentum = 0.5", "momentum was unbound and is"),
+        ("train.seed = 0", "train.seed = 2\ntrain.grid = 3", "train.grid .* and 1 more differ"),
+        ("ImageFolder.root = 'a'", "ImageList.path = 'a'", "c.pt .*ImageList.path was unbound"),
+    )
+    def test_learning_may_not(self, old: str, new: str, message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            resume.check_same_run(OLD, OLD.replace(old, new), Path("c.pt"))
+
+    def test_state_survives_the_file(self) -> None:
+        folder = Path(self.create_tempdir().full_path)
+        torch.manual_seed(7)
+        contents = resume.contents(state_of(5.0), OLD, [(0, 0.25, 0.1)])
+        self.assertCountEqual(contents, checkpoint.KEYS)
+        path = checkpoint.save(folder, contents, 5, keep_last=1, keep_every=0)
+        expected = torch.rand(3)
+
+        target = state_of(0.0)
+        loaded = checkpoint.load(path, "cpu")
+        filled = resume.fill(target, loaded, path)
+        for actual, wanted in zip(filled, state_of(5.0), strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
+        # Into the tensors themselves, which the model holds.
+        self.assertIs(filled.parameters["w"], target.parameters["w"])
+        self.assertEqual(loaded["config"], OLD)
+        self.assertEqual([tuple(score) for score in loaded["scores"]], [(0, 0.25, 0.1)])
+        self.assertTrue(torch.equal(torch.rand(3), expected))
+        self.assertEqual(loaded["versions"]["torch"], str(torch.__version__))
+
+    @parameterized.parameters("parameters", "buffers")
+    def test_refuses_another_architecture(self, part: str) -> None:
+        contents: dict[str, Any] = resume.contents(state_of(5.0), OLD, [])
+        contents[part] = {"other": torch.zeros(1)}
+        target = state_of(0.0)
+        with self.assertRaisesRegex(UserError, "c.pt is of another architecture: .*missing"):
+            resume.fill(target, contents, Path("c.pt"))
+
+
+if __name__ == "__main__":
+    absltest.main()
