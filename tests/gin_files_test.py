@@ -1,0 +1,148 @@
+"""Every gin file of the tree loads, and every binding in it is used."""
+
+import functools
+import re
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torchvision
+from absl.testing import absltest, parameterized
+from PIL import Image
+
+from jigclu import config
+from jigclu.pretrain import PretrainTask
+
+FOLDER = config.ROOT / "gin"
+FILES = sorted(str(path.relative_to(config.ROOT)) for path in FOLDER.rglob("*.gin"))
+RUN_FILES = [file for file in FILES if not file.startswith("gin/base/")]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BINDING = re.compile(r"^([\w./]+) = (.*?)(?:\s+#\s*(\S.*))?$")
+INCLUDE = re.compile(r"^include '(.+)'$")
+
+
+def bindings_of(file: str) -> dict[str, tuple[str, str | None]]:
+    """Returns what a file itself binds: name to (value, comment)."""
+    lines = (config.ROOT / file).read_text().splitlines()
+    matches = filter(None, map(BINDING.match, lines))
+    return {match[1]: (match[2], match[3]) for match in matches}
+
+
+def includes_of(file: str) -> list[str]:
+    """Returns the files that a file includes, and those that they include."""
+    lines = (config.ROOT / file).read_text().splitlines()
+    direct = [match[1] for match in map(INCLUDE.match, lines) if match]
+    return [other for include in direct for other in (*includes_of(include), include)]
+
+
+class FakeCifar:
+    """What torchvision would download."""
+
+    def __init__(self, root: str, train: bool, download: bool) -> None:
+        self.data = np.zeros((300, 32, 32, 3), np.uint8)
+        self.targets = [index % 10 for index in range(300)]
+        self.classes = [str(index) for index in range(10)]
+
+
+class GinFilesTest(parameterized.TestCase):
+    def load(self, file: str) -> config.Configuration:
+        """Loads a file on a tiny tree of images instead of the data that it names."""
+        root = Path(self.create_tempdir().full_path)
+        for folder in ("train/a", "val/a"):
+            (root / folder).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(root / folder / "0.png")
+        (root / "list.txt").write_text("a/0.png\n")
+        places = {
+            "ImageFolder.root": root,
+            "DATA": root,
+            "ImageList.root": root / "train",
+            "ImageList.path": root / "list.txt",
+        }
+        bound = {name for part in (*includes_of(file), file) for name in bindings_of(part)}
+        if "DATA" in bound:
+            del places["ImageFolder.root"]
+        replaced = [f"{name}={str(path)!r}" for name, path in places.items() if name in bound]
+        with mock.patch.object(torchvision.datasets, "CIFAR10", FakeCifar):
+            return config.load([file], replaced)
+
+    def test_all_files_are_reached(self) -> None:
+        reached = {include for file in RUN_FILES for include in includes_of(file)}
+        self.assertCountEqual(reached | set(RUN_FILES), FILES)
+
+    @parameterized.parameters(*RUN_FILES)
+    def test_every_binding_takes_effect(self, file: str) -> None:
+        configuration = self.load(file)
+        self.assertEmpty(configuration.unused)
+        self.assertIsInstance(configuration.task, PretrainTask)
+        lines = map(BINDING.match, configuration.operative.splitlines())
+        operative = {match[1] for match in lines if match}
+        operative |= {name.split("/")[-1] for name in operative}
+        for part in (*includes_of(file), file):
+            own = bindings_of(part)
+            self.assertNotEmpty(own)
+            self.assertContainsSubset(own, operative, part)
+
+    @parameterized.parameters(*RUN_FILES)
+    def test_states_only_differences(self, file: str) -> None:
+        inherited: dict[str, str] = {}
+        for part in includes_of(file):
+            inherited |= {name: value for name, (value, _) in bindings_of(part).items()}
+        same = [n for n, (value, _) in bindings_of(file).items() if inherited.get(n) == value]
+        self.assertEmpty(same)
+
+    @parameterized.parameters(*[file for file in FILES if file.startswith("gin/base/")])
+    def test_base_values_have_unit_and_source(self, file: str) -> None:
+        for name, (value, comment) in bindings_of(file).items():
+            # References and macros are explained where what they stand for is bound.
+            if not value.startswith(("@", "%")) and not name.isupper():
+                self.assertIsNotNone(comment, name)
+
+    @parameterized.parameters(*RUN_FILES)
+    def test_opens_with_what_it_is_and_its_command(self, file: str) -> None:
+        head = (config.ROOT / file).read_text().split("\n\n")[0]
+        self.assertTrue(all(line.startswith("#") for line in head.splitlines()))
+        self.assertRegex(head, rf"--gin_file={file}|make demo")
+
+    def test_published_recipe(self) -> None:
+        task = self.load("gin/pretrain_r50.gin").task
+        assert isinstance(task, PretrainTask)
+        published = {
+            "batch_size": 256,
+            "epochs": 200,
+            "stop_after_steps": None,
+            "grid": 2,
+            "cross_ratio": 0.3,
+            "patch_size": 112,
+            "crop_scale": (0.2, 1.0),
+            "encoder": "resnet50",
+            "small_stem": False,
+            "embedding_channels": 128,
+            "temperature": 0.3,
+            "base_temperature": 0.07,
+            "clustering_weight": 1.0,
+            "location_weight": 1.0,
+            "learning_rate": 0.03,
+            "warmup_epochs": 0,
+            "per_epoch": True,
+            "precision": "float32",
+        }
+        for name, value in published.items():
+            self.assertEqual(getattr(task, name), value, name)
+        self.assertSequenceAlmostEqual(task.crop_ratio, (3 / 4, 4 / 3))
+        self.assertEqual(
+            tuple(task.augmentation),
+            (0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5, 0.1, 2.0, 0.5, IMAGENET_MEAN, IMAGENET_STD),
+        )
+        assert isinstance(task.optimizer, functools.partial)
+        self.assertEqual(task.optimizer.keywords, {"momentum": 0.9, "weight_decay": 1e-4})
+        self.assertAlmostEqual(task.decay(50, 200), 0.5 + 0.5 * 0.5**0.5)
+
+    def test_cifar_is_read_by_its_splits(self) -> None:
+        task = self.load("gin/pretrain_r18_cifar10.gin").task
+        assert isinstance(task, PretrainTask) and task.evaluation is not None
+        self.assertLen(task.source, 300)
+        self.assertEqual(task.evaluation.queries.name(3), "CIFAR10 val image 3")
+
+
+if __name__ == "__main__":
+    absltest.main()
