@@ -5,8 +5,9 @@ compiled whole; the update writes its results into the tensors that
 DistributedDataParallel holds, the one impure place.
 """
 
+import inspect
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,12 @@ PRECISIONS = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+}
+# Statistics are of the global batch already: nothing to broadcast. torch 2.15 renamed the option.
+_NO_BROADCAST: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
 }
 _UNSCALED = LossScaling(initial=1.0, growth=1.0, backoff=1.0, interval=1)
 
@@ -176,9 +183,8 @@ class PretrainStep:
             self._advance = torch.compile(self._take_step, fullgraph=True, dynamic=False)
         self._forward: nn.Module = forward
         if collectives.world_size() > 1:
-            # Statistics are of the global batch already: nothing to broadcast.
             self._forward = DistributedDataParallel(
-                forward, broadcast_buffers=False, gradient_as_bucket_view=True
+                forward, gradient_as_bucket_view=True, **_NO_BROADCAST
             )
         self._device = device
 
