@@ -7,6 +7,7 @@ into plain arguments of code that does not.
 import difflib
 import functools
 import inspect
+import logging
 import re
 import tokenize
 import typing
@@ -26,7 +27,10 @@ from jigclu.knn import KnnEvaluation
 from jigclu.pretrain import PretrainTask
 
 _LONG = 10**6  # Characters: one binding a line, however long.
-_GIN_ERRORS = (ValueError, TypeError, SyntaxError, OSError, RuntimeError, AttributeError)
+_GIN_ERRORS = (
+    *(ValueError, TypeError, SyntaxError, OSError, RuntimeError, AttributeError, ImportError),
+    tokenize.TokenError,
+)
 ROOT = Path(__file__).resolve().parents[1]
 _MACRO = re.compile(r"%(\w+)")
 
@@ -127,14 +131,15 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             if parameter.name not in given and parameter.default is parameter.empty
         ]
         if absent:
-            more = f" and {len(absent) - 1} more are" if len(absent) > 1 else " is"
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
             raise UserError(
-                f"{absent[0]}{more} not bound; every value must be: include a file of gin/base"
+                f"not bound: {', '.join(absent[:3])}{more}; every value must be, "
+                "in a gin file (those of gin/base state the usual ones) or by --gin_bindings"
             )
         for parameter, value in given.items():
             if not hints.fits(value, expected[parameter]):
                 raise UserError(
-                    f"{name}.{parameter} is {value!r}, of type {type(value).__name__}; "
+                    f"{name}.{parameter} is {_spell(value)}; "
                     f"expected {_expected(expected[parameter])}"
                 )
         return function(*args, **kwargs)
@@ -145,6 +150,14 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     call.__doc__ = function.__doc__
     call.__signature__ = signature  # type: ignore[attr-defined]
     return call
+
+
+def _spell(value: Any) -> str:
+    """Returns a value as people write it; what a reference made, by its name."""
+    if value is None or type(value) in (bool, int, float, str, tuple, list, dict):
+        return f"{value!r}, of type {type(value).__name__}"
+    made = value.func if isinstance(value, functools.partial) else value
+    return f"a reference to {getattr(made, '__name__', type(made).__name__)}"
 
 
 def _expected(hint: Any) -> str:
@@ -163,7 +176,9 @@ def _expected(hint: Any) -> str:
 def _makes(function: Callable[..., Any], hint: Any) -> bool:
     if not isinstance(function, type):
         return hints.hints_of(function).get("return") is hint
-    return function is hint or (hints.is_protocol(hint) and hints.has_methods(function, hint))
+    if hints.is_protocol(hint) and not hints.is_callable(hint):
+        return hints.has_methods(function, hint)
+    return function is hint
 
 
 def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
@@ -255,18 +270,31 @@ def _resolve(operative: Mapping[str, str]) -> str:
 @contextmanager
 def _told(where: str) -> Iterator[None]:
     """Turns what gin raises within a block into one line, with the nearest valid name."""
+    # gin logs each place where it looked for an included file, then raises.
+    logging.disable()
     try:
         yield
     except UserError as error:
         # gin appends the chain of calls; the first line is ours.
         raise UserError(str(error).strip().splitlines()[0]) from error
-    except (*_GIN_ERRORS, tokenize.TokenError) as error:
+    except _GIN_ERRORS as error:
         raise UserError(f"{where}: {_explain(error)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _explain(error: Exception) -> str:
-    lines = [line.strip() for line in str(error.args[0]).splitlines() if line.strip(" ^")]
-    message = " ".join(lines)
+    if isinstance(error, RecursionError):
+        return "a reference or macro leads back to itself"
+    message = " ".join(line.strip() for line in str(error).splitlines() if line.strip(" ^"))
+    # A binding of the command line stands in the message already.
+    message = re.sub(r" In bindings string line \d.*", "", message)
+    macro = re.search(r"configurable 'macro' .* in scope '(.+)'", message)
+    if macro:
+        return f"%{macro[1]} is read and not bound; bind it as {macro[1]} = …"
+    word = re.search(r"Failed to parse token '([^']*)'", message)
+    if word:
+        return f"cannot read the value {word[1]}; text stands in quotes: '{word[1]}'"
     unknown = re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message)
     if unknown:
         return message + _hint(unknown[1], [*CONFIGURABLES, *_known_names()])

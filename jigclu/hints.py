@@ -47,10 +47,15 @@ def is_protocol(hint: Any) -> bool:
     return getattr(hint, "_is_protocol", False)
 
 
+def is_callable(protocol: Any) -> bool:
+    """Returns whether a protocol is of functions."""
+    return "__call__" in vars(protocol)
+
+
 def _fits_protocol(value: Any, protocol: Any) -> bool:
     if not has_methods(value, protocol):
         return False
-    if "__call__" not in vars(protocol):
+    if not is_callable(protocol):
         return True
     # Functions of different jobs differ in what they take.
     names = set(inspect.signature(protocol.__call__).parameters) - {"self"}

@@ -44,11 +44,11 @@ def _run() -> None:
             print(f"{configuration.resolved}\n\n{task.plan()}\nworkdir: {workdir}")
         return
     if is_main:
+        _write(workdir / "config.gin", configuration.given)
+        _write(workdir / "operative_config.gin", configuration.operative)
         for name in configuration.unused:
             logging.warning("%s has no effect: the command line replaced what read it", name)
         logging.info("workdir %s\n%s", workdir, task.plan())
-        _write(workdir / "config.gin", configuration.given)
-        _write(workdir / "operative_config.gin", configuration.operative)
     task.run(workdir, configuration.resolved)
 
 

@@ -148,8 +148,7 @@ class PretrainTask:
         check_objective(self.objective())
         check_precision(self.precision)
         self.dataset()
-        with torch.device("meta"):
-            self.model()
+        _check_map(self)
         _check_counts(self)
         local_device(self.device)
         if self.compile:
@@ -372,6 +371,18 @@ class _Run:
 
 def _tell(score: Score) -> str:
     return f"kNN accuracy {score.accuracy:.1%} (chance {score.chance:.1%})"
+
+
+def _check_map(task: PretrainTask) -> None:
+    side = task.grid * task.patch_size
+    with torch.device("meta"):
+        maps = task.model().encoder.eval()(torch.empty(1, 3, side, side))
+    if maps.shape[-1] < task.grid:
+        raise UserError(
+            f"patch_size is {task.patch_size}; {task.encoder} sees montages of {side} pixels as "
+            f"{maps.shape[-1]}x{maps.shape[-1]} features, too few to tell "
+            f"{task.grid}x{task.grid} patches apart: take larger patches, or small_stem"
+        )
 
 
 def _check_counts(task: PretrainTask) -> None:

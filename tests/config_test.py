@@ -1,0 +1,163 @@
+"""What gin files and bindings come to, and what is said of mistakes in them."""
+
+import functools
+import logging
+import os
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+
+from jigclu import config, schedules, update
+from jigclu.errors import UserError
+from jigclu.pretrain import PretrainTask
+
+DEMO = "gin/demo.gin"
+LARS = ("train.optimizer=@lars()", "lars.momentum=0.9", "lars.weight_decay=0.0")
+
+
+class ConfigTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+
+    def file(self, text: str | bytes, name: str = "run.gin") -> str:
+        path = self.folder / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    def load(self, *bindings: str) -> PretrainTask:
+        task = config.load([DEMO], bindings).task
+        assert isinstance(task, PretrainTask)
+        return task
+
+    def refused(self, *bindings: str, files: tuple[str, ...] = (DEMO,)) -> str:
+        """Returns the one line that a mistake gets."""
+        with self.assertRaises(UserError) as caught, self.assertNoLogs(level=logging.DEBUG):
+            config.load(files, bindings)
+        self.assertLen(str(caught.exception).splitlines(), 1)
+        return str(caught.exception)
+
+    def test_later_files_win_and_bindings_win_over_files(self) -> None:
+        first = self.file(f"include '{DEMO}'\ntrain.batch_size = 8\ntrain.epochs = 3\n", "a.gin")
+        second = self.file("train.epochs = 4\ntrain.seed = 5\n", "b.gin")
+        task = config.load([first, second], ["train.seed=6", "train.seed=7"]).task
+        assert isinstance(task, PretrainTask)
+        self.assertEqual((task.batch_size, task.epochs, task.seed), (8, 4, 7))
+
+    def test_an_earlier_load_leaves_nothing(self) -> None:
+        self.load("train.seed=6")
+        self.assertEqual(self.load().seed, 0)
+
+    def test_kinds_of_values(self) -> None:
+        task = self.load(
+            "train.learning_rate=1",
+            "train.crop_scale=[0.5, 1]",
+            "train.warmup_epochs=0.5",
+            "train.decay=@steps()",
+            "steps.milestones=[2, 3]",
+            "steps.factor=0.1",
+        )
+        self.assertEqual(task.learning_rate, 1)
+        self.assertEqual(list(task.crop_scale), [0.5, 1])
+        assert isinstance(task.decay, functools.partial)
+        self.assertIs(task.decay.func, schedules.step_decay)
+        self.assertEqual(task.decay.keywords, {"milestones": (2, 3), "factor": 0.1})
+
+    def test_another_optimizer_names_what_it_leaves_idle(self) -> None:
+        loaded = config.load([DEMO], [*LARS, "lars.trust_coefficient=0.001"])
+        assert isinstance(loaded.task, PretrainTask)
+        assert isinstance(loaded.task.optimizer, functools.partial)
+        self.assertIs(loaded.task.optimizer.func, update.lars)
+        self.assertEqual(loaded.unused, ["sgd.momentum", "sgd.weight_decay"])
+
+    def test_texts(self) -> None:
+        loaded = config.load([DEMO], ["train.seed=6", "MEAN=(0.1, 0.2, 0.3)"])
+        resolved = dict(line.split(" = ", 1) for line in loaded.resolved.splitlines())
+        self.assertEqual(resolved["train.seed"], "6")
+        self.assertEqual(resolved["knn.mean"], "(0.1, 0.2, 0.3)")
+        self.assertEqual(resolved["val_split/ProceduralImages.images"], "500")
+        self.assertNotIn("%", loaded.resolved)
+        self.assertIn("knn.mean = %MEAN", loaded.given)
+        for text in (loaded.given, loaded.operative):
+            again = config.load([self.file(text)], [])
+            self.assertEqual(again.resolved, loaded.resolved)
+
+    @parameterized.parameters(
+        ("train.batchsize=3", "'batchsize'", "did you mean train.batch_size?"),
+        ("trian.batch_size=3", "'trian'", "did you mean train?"),
+        ("knn.neighbors=3", "'neighbors'", "did you mean knn.neighbours?"),
+        ("train.optimizer=@sgt()", "'@sgt()'", "did you mean sgd?"),
+        ("lars.momentum=0.9", "lars.momentum = 0.9 never takes effect", "sgd.momentum?"),
+        ("a/train.seed=3", "a/train.seed = 3 never takes effect", "did you mean train.seed?"),
+        ("MEEN=3", "MEEN = 3 never takes effect"),
+        ("train.seed=%SEED", "%SEED is read and not bound; bind it as SEED"),
+        ("train.encoder=resnet18", "resnet18; text stands in quotes: 'resnet18'"),
+        ("train.seed=", "train.seed=", "Unable to parse value"),
+        ("train.seed", "expected ':' or '='"),
+        ("train.crop_scale=(1", "train.crop_scale=(1", "EOF in multi-line statement"),
+        ("=3", "Unexpected token"),
+        ("train.seed=@train()", "leads back to itself"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("include 'none.gin'", "Unable to open file: none.gin"),
+        ("train.decay=@steps()", "not bound: steps.milestones, steps.factor"),
+    )
+    def test_refuses_names(self, binding: str, *parts: str) -> None:
+        message = self.refused(binding)
+        for part in parts:
+            self.assertIn(part, message)
+
+    @parameterized.parameters(
+        ("train.batch_size='64'", "is '64', of type str; expected int"),
+        ("train.batch_size=64.0", "is 64.0, of type float; expected int"),
+        ("train.batch_size=True", "is True, of type bool; expected int"),
+        ("train.batch_size=None", "is None, of type NoneType; expected int"),
+        ("train.compile=1", "is 1, of type int; expected bool"),
+        ("train.encoder=18", "expected str"),
+        ("train.init_from=3", "expected str or None"),
+        ("train.crop_scale=(0.2, 1.0, 2.0)", "expected tuple[float, float]"),
+        ("train.crop_scale=0.2", "expected tuple[float, float]"),
+        ("augmentation.hue='a'", "expected float"),
+        ("train.optimizer=@cosine()", "a reference to cosine_decay; expected one of @sgd(), @lars"),
+        ("train.decay=@sgd()", "a reference to sgd; expected one of @cosine(), @steps()"),
+        ("train.source=@sgd()", "a reference to sgd; expected one of @ImageFolder()"),
+        ("train.source=@ProceduralImages", "to ProceduralImages; expected one of @ImageFolder()"),
+        ("train.augmentation=@loss_scaling()", "to LossScaling; expected one of @augmentation()"),
+        ("train.evaluation=@sgd()", "a reference to sgd; expected one of @knn(), None"),
+    )
+    def test_refuses_types(self, binding: str, expected: str) -> None:
+        message = self.refused(binding)
+        self.assertStartsWith(message, binding.split("=")[0])
+        self.assertIn(expected, message)
+
+    @parameterized.parameters(
+        ("include 'none.gin'\n", "run.gin", "none.gin", "line 1"),
+        ("include 'gin/demo.gin'\n\ntrain.seed =\n", "run.gin, line 3"),
+        ("include 'gin/demo.gin'\nlars.momentum = 0.3\n", "lars.momentum = 0.3 never takes"),
+        ("", "not bound: launch.task"),
+        ("include 'gin/base/pretrain.gin'\n", "not bound: train.source"),
+        (b"\xff\xfe\x00", "run.gin", "can't decode byte 0xff"),
+    )
+    def test_refuses_files(self, text: str | bytes, *parts: str) -> None:
+        message = self.refused(files=(self.file(text),))
+        for part in parts:
+            self.assertIn(part, message)
+
+    def test_unused_binding_beside_a_replaced_one_is_still_refused(self) -> None:
+        # Only what a file bound may idle: a binding of the command line is always meant.
+        message = self.refused(*LARS, "lars.trust_coefficient=0.001", "sgd.momentum=0.5")
+        self.assertIn("sgd.momentum = 0.5 never takes effect", message)
+
+    def test_missing_file(self) -> None:
+        message = self.refused(files=("gin/dmeo.gin",))
+        self.assertEqual(
+            message, "gin file gin/dmeo.gin does not exist; did you mean gin/demo.gin?"
+        )
+
+    def test_files_are_found_from_any_folder(self) -> None:
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)
+        self.assertEqual(self.load().encoder, "resnet18")
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,214 @@
+"""The command as people run it: a process of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+from PIL import Image
+
+from jigclu import checkpoint, config
+
+# The demo in miniature: 3 steps in all.
+SMALL = """
+include 'gin/demo.gin'
+ProceduralImages.size = 32
+train_split/ProceduralImages.images = 14
+val_split/ProceduralImages.images = 10
+knn.resize = 32
+knn.crop = 32
+knn.neighbours = 3
+train.batch_size = 4
+train.epochs = 1
+train.warmup_epochs = 0
+train.patch_size = 16
+train.small_stem = True
+train.precision = 'float32'
+train.compile = False
+train.log_every = 1
+"""
+FOLDER_OF_IMAGES = ("train.source=@UnlabelledImages()", "train.evaluation=None")
+MODULE = ("-m", "jigclu.launch")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", *MODULE)
+
+
+def bindings(*texts: str) -> list[str]:
+    return [f"--gin_bindings={text}" for text in texts]
+
+
+class LaunchTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.workdir = self.folder / "run"
+        self.small = self.folder / "small.gin"
+        self.small.write_text(SMALL)
+
+    def command(
+        self, *flags: str, program: tuple[str, ...] = MODULE
+    ) -> "subprocess.CompletedProcess[str]":
+        """Runs the command from an empty folder; nothing is ever asked of the network."""
+        environment = {name: v for name, v in os.environ.items() if name != "RANK"}
+        environment |= {
+            "PYTHONPATH": str(config.ROOT),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "GLOO_SOCKET_IFNAME": socket.if_nameindex()[0][1],
+        }
+        return subprocess.run(
+            [sys.executable, *program, *flags],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def demo(
+        self, *texts: str, flags: tuple[str, ...] = (), program: tuple[str, ...] = MODULE
+    ) -> "subprocess.CompletedProcess[str]":
+        return self.command(
+            f"--gin_file={self.small}",
+            f"--workdir={self.workdir}",
+            *bindings(*texts),
+            *flags,
+            program=program,
+        )
+
+    def succeeded(self, done: "subprocess.CompletedProcess[str]") -> str:
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stderr
+
+    def refused(self, done: "subprocess.CompletedProcess[str]") -> str:
+        """Returns the one line that a mistake gets."""
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertEqual(done.stdout, "")
+        self.assertLen(done.stderr.splitlines(), 1, done.stderr)
+        self.assertStartsWith(done.stderr, "error: ")
+        return done.stderr
+
+    def test_runs_resumes_and_refuses_another_configuration(self) -> None:
+        printed = self.succeeded(self.demo("train.stop_after_steps=2"))
+        self.assertIn("devices: 1 x cpu", printed)
+        self.assertIn("done: 2 steps", printed)
+        self.assertEqual(printed.count("\nstep 2/2"), 1)
+        given = config.load([str(self.workdir / "config.gin")], [])
+        operative = config.load([str(self.workdir / "operative_config.gin")], [])
+        self.assertEqual(given.resolved, operative.resolved)
+        self.assertIn("train.batch_size = 4\n", given.resolved)
+        self.assertNotEmpty(list((self.workdir / "tensorboard").iterdir()))
+
+        printed = self.succeeded(self.demo(program=TORCHRUN))
+        self.assertIn("devices: 2 x cpu", printed)
+        self.assertIn("step_00000002.pt at step 2", printed)
+        self.assertEqual(printed.count("done: 3 steps"), 1)
+        self.assertIn("chance 10.0%", printed)
+
+        before = self.contents()
+        printed = self.refused(self.demo("train.learning_rate=0.1"))
+        self.assertIn("step_00000003.pt", printed)
+        self.assertIn("train.learning_rate was 0.05 and is 0.1", printed)
+        self.assertIn("another workdir", printed)
+        self.assertEqual(self.contents(), before)
+
+    def contents(self) -> dict[str, bytes]:
+        files = (path for path in self.workdir.rglob("*") if path.is_file())
+        return {str(path): path.read_bytes() for path in files}
+
+    def test_dry_run_writes_nothing(self) -> None:
+        done = self.demo(flags=("--dry_run",))
+        self.succeeded(done)
+        lines = done.stdout.splitlines()
+        self.assertIn("train.batch_size = 4", lines)
+        self.assertIn("knn.mean = (0.485, 0.456, 0.406)", lines)
+        self.assertIn("devices: 1 x cpu", lines)
+        self.assertIn("data: 14 images, 10 classes", lines)
+        self.assertIn("steps: 3, 3 an epoch of 1 epochs", lines)
+        self.assertIn("samples: 12 images, 4 a step, 4 montages of 32x32 pixels a device", lines)
+        # resnet18 less its last layer, with a 3x3 stem, has 11,168,832 parameters; the heads
+        # 512*512+512 + 512*128+128 + 512*4+4 = 330,372: 11,499,204 numbers of 4 bytes.
+        self.assertIn("(parameters 46.0, momentum 46.0, ", done.stdout)
+        self.assertIn(f"workdir: {self.workdir}", lines)
+        self.assertEqual(list(self.folder.iterdir()), [self.small])
+
+    def test_starts_from_the_weights_of_another_run(self) -> None:
+        self.succeeded(self.demo("train.stop_after_steps=1", "train.evaluation=None"))
+        path = checkpoint.latest(self.workdir)
+        self.workdir = self.folder / "other"
+        printed = self.succeeded(
+            self.demo(f"train.init_from='{path}'", "train.seed=5", "train.stop_after_steps=1")
+        )
+        self.assertIn(f"initial weights of {path}: loaded ", printed)
+
+        self.workdir = self.folder / "third"
+        printed = self.refused(self.demo(f"train.resume_from='{path}'", "train.encoder='resnet34'"))
+        self.assertIn("train.encoder was 'resnet18' and is 'resnet34'", printed)
+        printed = self.refused(self.demo("train.resume_from='none.pt'"))
+        self.assertIn("checkpoint none.pt does not exist", printed)
+        self.assertFalse(self.workdir.exists())
+
+    @parameterized.parameters(
+        ((), ("--gin_file is missing",)),
+        (
+            ("--gin_file=gin/dmeo.gin",),
+            ("gin/dmeo.gin does not exist; did you mean gin/demo.gin?",),
+        ),
+        (("--gin_file=gin/demo.gin", "word"), ("argument 'word' is not a flag",)),
+        (
+            ("--gin_file=gin/demo.gin", *bindings("train.batchsize=3")),
+            ("'batchsize'", "did you mean train.batch_size?"),
+        ),
+    )
+    def test_refuses_flags(self, flags: tuple[str, ...], parts: tuple[str, ...]) -> None:
+        printed = self.refused(self.command(*flags))
+        for part in parts:
+            self.assertIn(part, printed)
+
+    @parameterized.parameters(
+        (("train.encoder='resnet19'",), "resnet19", "resnet18"),
+        (("train.batch_size=15",), "14 images", "batch of 15"),
+        (("train.grid=1",), "grid is 1", "2"),
+        (("train.cross_ratio=0.6",), "cross_ratio is 0.6", "0.5"),
+        (("train.patch_size=4",), "patch_size is 4", "1x1 features", "larger patches"),
+        (("train.device='cuda'",), "device", "'cuda'"),
+        (("train.precision='fp16'",), "precision is 'fp16'", "float16"),
+        ((*FOLDER_OF_IMAGES, "UnlabelledImages.root='nowhere'"), "nowhere", "is not a folder"),
+        ((*FOLDER_OF_IMAGES, "UnlabelledImages.root='empty'"), "empty", "image"),
+        (("train.learning_rate=-1.0",), "learning_rate is -1.0", "0"),
+        (("train.keep_last=0",), "keep_last is 0", "1 or more"),
+    )
+    def test_refuses_values(self, texts: tuple[str, ...], *parts: str) -> None:
+        (self.folder / "empty").mkdir()
+        printed = self.refused(self.demo(*texts))
+        for part in parts:
+            self.assertIn(part, printed)
+        self.assertFalse(self.workdir.exists())
+
+    def test_trains_on_a_folder_and_counts_what_it_cannot_read(self) -> None:
+        data = self.folder / "my images"
+        data.mkdir()
+        for index in range(4):
+            Image.new("L", (40, 30), 60 * index).save(data / f"bild ü {index}.png")
+        (data / "bild ü 2.png").write_bytes(b"no image")
+        printed = self.succeeded(
+            self.demo(*FOLDER_OF_IMAGES, "UnlabelledImages.root='my images'", "train.workers=1")
+        )
+        self.assertIn("bild ü 2.png", printed)
+        self.assertIn("1 unreadable images were skipped", printed)
+
+    def test_workdir_that_is_a_file(self) -> None:
+        self.workdir.write_text("")
+        self.assertIn(str(self.workdir), self.refused(self.demo()))
+
+    def test_batch_that_ranks_cannot_share(self) -> None:
+        done = self.demo("train.batch_size=5", program=TORCHRUN)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("error: batch_size is 5", done.stderr)
+        self.assertNotIn("most recent call last", done.stderr.split("error: ")[1])
+        self.assertFalse(self.workdir.exists())
+
+
+if __name__ == "__main__":
+    absltest.main()
