@@ -6,7 +6,7 @@ from torchvision.utils import make_grid
 
 from jigclu.augment import AugmentationSettings, augment
 from jigclu.jigsaw import stitch_montages
-from jigclu.steps import StepInputs
+from jigclu.objective import StepInputs
 
 _MONTAGES = 8
 _COLUMNS = 4

@@ -61,7 +61,7 @@ def _changes_learning(name: str) -> bool:
 
 
 def contents(
-    state: TrainState, config: str, scores: list[tuple[int, float, float]]
+    state: TrainState, config: str, scores: list[tuple[int, dict[str, float]]]
 ) -> dict[str, Any]:
     """Returns the checkpoint of a state (`checkpoint.KEYS`)."""
     rng = {"cpu": torch.get_rng_state()}

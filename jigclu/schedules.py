@@ -54,10 +54,8 @@ def learning_rate_at(
     return learning_rate * decay(math.floor(epoch) if per_epoch else epoch, epochs)
 
 
-def check_schedule(learning_rate: float, epochs: int, warmup_epochs: float) -> None:
+def check_schedule(epochs: int, warmup_epochs: float) -> None:
     """Raises UserError for a value out of range."""
-    if not (learning_rate > 0 and math.isfinite(learning_rate)):
-        raise UserError(f"learning_rate is {learning_rate}; it must be above 0")
     if epochs < 1:
         raise UserError(f"epochs is {epochs}; it must be 1 or more")
     if not 0 <= warmup_epochs < epochs:

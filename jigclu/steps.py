@@ -1,23 +1,20 @@
-"""The training step: patches in, one forward, two losses, one update.
+"""The training step: one forward to a loss, gradients of all ranks, one update.
 
-`PretrainStep` composes the pure functions below it. Forward and update are
-compiled whole; the update writes its results into the tensors that
-DistributedDataParallel holds, the one impure place.
+Forward and update are compiled whole; the update writes its results into the
+tensors that DistributedDataParallel holds, the one impure place. What is
+minimised is a `Forward`: `objective.JigsawForward`, `classifier.ClassifierForward`.
 """
 
 import inspect
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jigclu import collectives, jigsaw, losses
-from jigclu.augment import AugmentationParameters, AugmentationSettings, augment
+from jigclu import collectives
 from jigclu.errors import UserError
-from jigclu.model import JigClu
 from jigclu.state import TrainState
 from jigclu.update import LossScaling, Optimizer, next_loss_scale, update
 
@@ -35,105 +32,44 @@ _NO_BROADCAST: dict[str, Any] = {
 _UNSCALED = LossScaling(initial=1.0, growth=1.0, backoff=1.0, interval=1)
 
 
-class Objective(NamedTuple):
-    """What is minimised, and how patches are augmented on the way.
-
-    clustering_weight and location_weight multiply the two losses (published: 1
-    and 1); temperature and base_temperature are those of `losses.clustering_loss`.
-    """
-
-    augmentation: AugmentationSettings
-    temperature: float
-    base_temperature: float
-    clustering_weight: float
-    location_weight: float
-
-
-class StepInputs(NamedTuple):
-    """What one rank needs for one step, on its device.
-
-    slots: uint8 [local_batch * grid**2, 3, size, size], the patches that its montages show.
-    augmentation: a row a slot.
-    permutation: int64 [batch * grid**2], of the global batch: slot s shows permutation[s].
-    """
-
-    slots: Tensor
-    augmentation: AugmentationParameters
-    permutation: Tensor
-
-
-class StepLosses(NamedTuple):
-    """Scalars [] of one rank: the means over its slots."""
-
-    loss: Tensor
-    clustering_loss: Tensor
-    location_loss: Tensor
-    location_accuracy: Tensor
-
-
-def check_objective(objective: Objective) -> None:
-    """Raises UserError for a value out of range."""
-    for name in ("temperature", "base_temperature"):
-        value = getattr(objective, name)
-        if not 0 < value < math.inf:
-            raise UserError(f"{name} is {value}; it must be above 0, and finite")
-    weights = (objective.clustering_weight, objective.location_weight)
-    if not all(0 <= weight < math.inf for weight in weights) or max(weights) == 0:
-        raise UserError(
-            f"clustering_weight, location_weight are {weights}; they must be 0 or more, not both 0"
-        )
-
-
-class JigsawForward(nn.Module):
-    """Augment, stitch, encode, compare: from the bytes of patches to the losses."""
-
-    def __init__(
-        self, model: JigClu, objective: Objective, precision: torch.dtype, channels_last: bool
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = objective
-        self.precision = precision
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-
-    def forward(
-        self, slots: Tensor, augmentation: AugmentationParameters, permutation: Tensor
-    ) -> StepLosses:
-        """Returns this rank's losses; for the arguments see `StepInputs`."""
-        objective, grid = self.objective, self.model.grid
-        patches = augment(slots, augmentation, objective.augmentation)
-        montages = jigsaw.stitch_montages(patches, grid).contiguous(
-            memory_format=self.memory_format
-        )
-        with torch.autocast(
-            montages.device.type, self.precision, enabled=self.precision != torch.float32
-        ):
-            embeddings, location_logits = self.model(montages)
-        embeddings = collectives.gather_with_gradient(embeddings)
-        first, count = collectives.rank() * len(montages), len(montages)
-        clustering = losses.clustering_loss(
-            losses.embeddings_by_image(embeddings, permutation, grid),
-            first,
-            count,
-            objective.temperature,
-            objective.base_temperature,
-        )
-        own = permutation[first * grid**2 : (first + count) * grid**2]
-        batch_size = len(permutation) // grid**2
-        location, accuracy = losses.location_loss(
-            location_logits.float(), jigsaw.patch_of(own, batch_size)
-        )
-        loss = objective.clustering_weight * clustering + objective.location_weight * location
-        return StepLosses(loss, clustering, location, accuracy)
-
-
 def check_precision(precision: str) -> None:
     """Raises UserError unless it is one of `PRECISIONS`."""
     if precision not in PRECISIONS:
-        raise UserError(f"precision is {precision!r}; it must be one of {list(PRECISIONS)}")
+        raise UserError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
 
 
-class PretrainStep:
+class Forward(nn.Module):
+    """A model and what is minimised of it.
+
+    `forward`, of a subclass, returns a NamedTuple of scalars, the loss first:
+    means over what this rank saw.
+    """
+
+    def __init__(self, model: nn.Module, precision: str, channels_last: bool) -> None:
+        """Keeps the model, in the memory format asked for.
+
+        Args:
+          model: with initial weights, the same on every rank.
+          precision: "float32", or of autocast: "bfloat16" or "float16".
+          channels_last: memory format of images and weights.
+
+        Raises:
+          UserError: an unknown precision.
+        """
+        super().__init__()
+        check_precision(precision)
+        self.precision = PRECISIONS[precision]
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=self.memory_format)
+
+    def apply_model(self, images: Tensor) -> Any:
+        """Returns what the model makes of images [batch, 3, height, width], under autocast."""
+        enabled = self.precision != torch.float32
+        with torch.autocast(images.device.type, self.precision, enabled=enabled):
+            return self.model(images.contiguous(memory_format=self.memory_format))
+
+
+class TrainingStep:
     """One step of training, on any number of ranks: (state, inputs) to (state, metrics).
 
     Every rank must build it and call it alike. Nothing in a step waits for the device.
@@ -141,41 +77,24 @@ class PretrainStep:
 
     def __init__(
         self,
-        model: JigClu,
-        objective: Objective,
+        forward: Forward,
         optimizer: Optimizer,
         loss_scaling: LossScaling,
-        precision: str,
-        channels_last: bool,
         compile: bool,
         device: torch.device,
     ) -> None:
         """Moves the model to the device; compilation itself happens in the first step.
 
         Args:
-          model: with initial weights, the same on every rank.
-          objective: what to minimise.
+          forward: what to minimise.
           optimizer: `update.sgd` or `update.lars` with their settings bound.
           loss_scaling: of float16; the others need none.
-          precision: "float32", or of autocast: "bfloat16" or "float16".
-          channels_last: memory format of images and weights.
           compile: by torch.compile, forward and update each as one graph.
           device: where to train.
-
-        Raises:
-          UserError: an unknown precision, or an objective out of range.
         """
-        check_objective(objective)
-        if precision not in PRECISIONS:
-            raise UserError(
-                f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}"
-            )
-        if channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        self._scaling = loss_scaling if precision == "float16" else _UNSCALED
+        self._scaling = loss_scaling if forward.precision == torch.float16 else _UNSCALED
         self._optimizer = optimizer
-        self.model = model.to(device)
-        forward = JigsawForward(self.model, objective, PRECISIONS[precision], channels_last)
+        self.model = forward.model.to(device)
         self._advance = self._take_step
         if compile:
             # Compiled before it is wrapped: compiling DistributedDataParallel itself does nothing.
@@ -201,23 +120,23 @@ class PretrainStep:
         )
 
     def __call__(
-        self, state: TrainState, inputs: StepInputs, learning_rate: float
+        self, state: TrainState, inputs: tuple[Any, ...], learning_rate: float
     ) -> tuple[TrainState, dict[str, Tensor]]:
         """Takes one step. Parameters, buffers and momentum change in place.
 
         Args:
           state: of `initial_state` or an earlier step.
-          inputs: of this rank.
+          inputs: the arguments of the forward, of this rank.
           learning_rate: of this step.
 
         Returns:
           The next state, and metrics, each float32 [], equal on all ranks: the
-          means of `StepLosses` over the global batch, gradient_norm and
+          means over the global batch of what the forward returns, gradient_norm and
           learning_rate; in float16 also the new loss_scale and skipped_steps, 1
           where a gradient overflowed, whose norm then counts as 0.
         """
-        losses_here: StepLosses = self._forward(*inputs)
-        (losses_here.loss * state.loss_scale).backward()
+        losses_here = self._forward(*inputs)
+        (losses_here[0] * state.loss_scale).backward()
         # A tensor: another number each step would compile each step. Filling waits for nothing.
         rate = torch.full((), learning_rate, device=self._device)
         parameters = list(self.model.parameters())
@@ -262,7 +181,7 @@ class PretrainStep:
         return *next_loss_scale(loss_scale, good_steps, finite, self._scaling), norm, finite
 
 
-def _mean_over_ranks(values: StepLosses) -> dict[str, Tensor]:
+def _mean_over_ranks(values: Any) -> dict[str, Tensor]:
     stacked = torch.stack([value.detach() for value in values])
     if collectives.world_size() > 1:
         dist.all_reduce(stacked)

@@ -105,6 +105,12 @@ class LossScaling(NamedTuple):
     interval: int
 
 
+def check_learning_rate(learning_rate: float) -> None:
+    """Raises UserError for a value out of range."""
+    if not 0 < learning_rate < math.inf:
+        raise UserError(f"learning_rate is {learning_rate}; it must be above 0, and finite")
+
+
 def check_optimizer(momentum: float, weight_decay: float) -> None:
     """Raises UserError for a value out of range."""
     if not 0 <= momentum < 1:

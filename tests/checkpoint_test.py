@@ -25,7 +25,7 @@ def _contents(step: int = 7) -> dict[str, Any]:
         "rng": torch.get_rng_state(),
         "config": "train.batch_size = 4\n",
         "versions": {"torch": "2", "jigclu": "0", "torchvision": "0"},
-        "scores": [(0, 0.25, 0.1)],
+        "scores": [(0, {"knn_accuracy": 0.25})],
     }
 
 

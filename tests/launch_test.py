@@ -126,7 +126,8 @@ class LaunchTest(parameterized.TestCase):
         self.assertIn("devices: 1 x cpu", lines)
         self.assertIn("data: 14 images, 10 classes", lines)
         self.assertIn("steps: 3, 3 an epoch of 1 epochs", lines)
-        self.assertIn("samples: 12 images, 4 a step, 4 montages of 32x32 pixels a device", lines)
+        self.assertIn("samples: 12 images, 4 a step", lines)
+        self.assertIn("montages: 4 of 32x32 pixels a device", lines)
         # resnet18 less its last layer, with a 3x3 stem, has 11,168,832 parameters; the heads
         # 512*512+512 + 512*128+128 + 512*4+4 = 330,372: 11,499,204 numbers of 4 bytes.
         self.assertIn("(parameters 46.0, momentum 46.0, ", done.stdout)

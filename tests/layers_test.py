@@ -36,8 +36,10 @@ LAYERS = {
     "jigclu.data.loader": 2.3,
     "jigclu.resume": 2.1,
     "jigclu.steps": 3.0,
-    "jigclu.pictures": 3.1,
+    "jigclu.objective": 3.1,
+    "jigclu.pictures": 3.2,
     "jigclu.knn": 4.0,
+    "jigclu.training": 4.0,
     "jigclu.pretrain": 4.1,
     "jigclu.hints": 1.1,
     "jigclu.config": 5.0,
@@ -45,7 +47,13 @@ LAYERS = {
 }
 SHELL = {"jigclu.config", "jigclu.launch"}
 # Modules whose functions run in every step: a read from the device would stop it.
-NEVER_SYNCHRONISED = {"jigclu.steps", "jigclu.losses", "jigclu.augment", "jigclu.update"}
+NEVER_SYNCHRONISED = {
+    "jigclu.steps",
+    "jigclu.objective",
+    "jigclu.losses",
+    "jigclu.augment",
+    "jigclu.update",
+}
 
 
 def _modules() -> dict[str, ast.Module]:

@@ -128,7 +128,7 @@ class PretrainTest(parameterized.TestCase):
 
     def test_leaves_scores_curves_pictures_and_checkpoints(self) -> None:
         printed = run(changed(evaluation=EVALUATION, evaluate_every=1), self.folder)
-        self.assertEqual(printed.count("kNN accuracy"), 4)  # Steps 0, 3 and 6, and the summary.
+        self.assertEqual(printed.count("knn_accuracy "), 3)  # Steps 0, 3 and 6.
         self.assertRegex(printed, r"at step 0, .* at step 6, chance 10.0%")
         self.assertRegex(printed, r"step 6/6  ETA 0:00:00  images/s \d+")
         names = sorted(path.name for path in (self.folder / "checkpoints").iterdir())
@@ -217,7 +217,7 @@ class PretrainTest(parameterized.TestCase):
         self.assertIn("devices: 1 x cpu", plan)
         self.assertIn("data: 14 images, 10 classes", plan)
         self.assertIn("steps: 6, 3 an epoch of 2 epochs", plan)
-        self.assertIn("24 images, 4 a step, 4 montages of 32x32 pixels a device", plan)
+        self.assertIn("samples: 24 images, 4 a step\nmontages: 4 of 32x32 pixels a device", plan)
         # 11,168,832 of the encoder with its small stem and 330,372 of the heads, 4 bytes each,
         # and 4800 channels of batch normalisation.
         self.assertIn("state: 92.0 MB a device (parameters 46.0, momentum 46.0", plan)

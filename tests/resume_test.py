@@ -48,7 +48,7 @@ class ResumeTest(parameterized.TestCase):
     def test_state_survives_the_file(self) -> None:
         folder = Path(self.create_tempdir().full_path)
         torch.manual_seed(7)
-        contents = resume.contents(state_of(5.0), OLD, [(0, 0.25, 0.1)])
+        contents = resume.contents(state_of(5.0), OLD, [(0, {"knn_accuracy": 0.25})])
         self.assertCountEqual(contents, checkpoint.KEYS)
         path = checkpoint.save(folder, contents, 5, keep_last=1, keep_every=0)
         expected = torch.rand(3)
@@ -61,7 +61,7 @@ class ResumeTest(parameterized.TestCase):
         # Into the tensors themselves, which the model holds.
         self.assertIs(filled.parameters["w"], target.parameters["w"])
         self.assertEqual(loaded["config"], OLD)
-        self.assertEqual([tuple(score) for score in loaded["scores"]], [(0, 0.25, 0.1)])
+        self.assertEqual(loaded["scores"], [(0, {"knn_accuracy": 0.25})])
         self.assertTrue(torch.equal(torch.rand(3), expected))
         self.assertEqual(loaded["versions"]["torch"], str(torch.__version__))
 

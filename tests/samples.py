@@ -8,7 +8,7 @@ from jigclu import augment, collectives, jigsaw
 from jigclu.batch_norm import BatchNorm
 from jigclu.encoder import Encoder
 from jigclu.model import JigClu
-from jigclu.steps import StepInputs
+from jigclu.objective import StepInputs
 
 BATCH, GRID, SIZE = 4, 2, 32
 AUGMENTATION = augment.AugmentationSettings(

@@ -165,6 +165,12 @@ class CheckOptimizerTest(absltest.TestCase):
             with self.assertRaisesRegex(UserError, f"weight_decay is {weight_decay}"):
                 update.check_optimizer(0.9, weight_decay)
 
+    def test_refuses_learning_rates_out_of_range(self) -> None:
+        update.check_learning_rate(10.0)
+        for learning_rate in (0.0, -1.0, float("nan"), float("inf")):
+            with self.assertRaisesRegex(UserError, f"learning_rate is {learning_rate}"):
+                update.check_learning_rate(learning_rate)
+
 
 if __name__ == "__main__":
     absltest.main()
