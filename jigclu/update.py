@@ -5,6 +5,7 @@ and nothing waits for the device.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -90,6 +91,35 @@ def _trusted(parameter: Tensor, gradient: Tensor, trust_coefficient: float) -> T
     size, change = parameter.norm(), gradient.norm()
     usable = (size > 0) & (change > 0)
     return gradient * torch.where(usable, trust_coefficient * size / change, 1.0)
+
+
+def scaled(
+    parameters: TensorList,
+    gradients: TensorList,
+    momenta: TensorList,
+    learning_rate: Tensor,
+    *,
+    optimizer: Optimizer,
+    factors: Sequence[float],
+) -> tuple[TensorList, TensorList]:
+    """Another optimizer, with a learning rate of its own for each parameter.
+
+    Args:
+      parameters, gradients, momenta, learning_rate: as of `sgd`.
+      optimizer: that takes the steps.
+      factors: of the learning rate, one a parameter.
+
+    Returns:
+      New parameters and new momenta.
+    """
+    new_parameters, new_momenta = list(parameters), list(momenta)
+    for factor in sorted(set(factors)):
+        chosen = [index for index, own in enumerate(factors) if own == factor]
+        group = ([values[index] for index in chosen] for values in (parameters, gradients, momenta))
+        moved = zip(chosen, *optimizer(*group, learning_rate * factor), strict=True)
+        for index, parameter, momentum in moved:
+            new_parameters[index], new_momenta[index] = parameter, momentum
+    return new_parameters, new_momenta
 
 
 class LossScaling(NamedTuple):

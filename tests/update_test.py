@@ -155,6 +155,22 @@ class LossScaleTest(absltest.TestCase):
             self.assertEqual((scale.item(), good_steps.item()), (theirs.item(), tracker.item()))
 
 
+class ScaledTest(absltest.TestCase):
+    def test_each_parameter_moves_at_its_own_rate(self) -> None:
+        values = [torch.tensor([1.0, 2.0]), torch.tensor([3.0]), torch.tensor([4.0])]
+        gradients = [torch.tensor([0.5, 1.0]), torch.tensor([2.0]), torch.tensor([-1.0])]
+        momenta = [torch.tensor([1.0, 1.0]), torch.tensor([0.0]), torch.tensor([2.0])]
+        sgd = functools.partial(update.sgd, momentum=0.5, weight_decay=0.0)
+        parameters, new_momenta = update.scaled(
+            values, gradients, momenta, torch.tensor(0.1), optimizer=sgd, factors=[1.0, 10.0, 1.0]
+        )
+        # Momenta 0.5 * old + gradient; steps 0.1, 0.1 * 10 and 0.1 of them.
+        for actual, expected in zip(new_momenta, ([1.0, 1.5], [2.0], [0.0]), strict=True):
+            torch.testing.assert_close(actual, torch.tensor(expected))
+        for actual, expected in zip(parameters, ([0.9, 1.85], [1.0], [4.0]), strict=True):
+            torch.testing.assert_close(actual, torch.tensor(expected))
+
+
 class CheckOptimizerTest(absltest.TestCase):
     def test_refuses_values_out_of_range(self) -> None:
         update.check_optimizer(momentum=0.0, weight_decay=0.0)
