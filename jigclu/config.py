@@ -8,6 +8,7 @@ import difflib
 import functools
 import inspect
 import logging
+import math
 import re
 import tokenize
 import typing
@@ -71,6 +72,8 @@ def sgd(momentum: float, weight_decay: float) -> update.Optimizer:
 def lars(momentum: float, weight_decay: float, trust_coefficient: float) -> update.Optimizer:
     """LARS; see `update.lars`."""
     update.check_optimizer(momentum, weight_decay)
+    if not 0 < trust_coefficient < math.inf:
+        raise UserError(f"trust_coefficient is {trust_coefficient}; it must be above 0, and finite")
     return functools.partial(
         update.lars,
         momentum=momentum,
@@ -86,6 +89,8 @@ def cosine() -> schedules.Decay:
 
 def steps(milestones: Sequence[float], factor: float) -> schedules.Decay:
     """Steps at epochs; see `schedules.step_decay`."""
+    if not 0 <= factor <= 1:
+        raise UserError(f"steps.factor is {factor}; it must lie in [0, 1]")
     return functools.partial(schedules.step_decay, milestones=tuple(milestones), factor=factor)
 
 
@@ -232,8 +237,10 @@ def _took_effect(name: str, given: Mapping[str, str], operative: Mapping[str, st
 def _refuse_unused(
     unused: Sequence[str], in_files: Mapping[str, str], given: Mapping[str, str]
 ) -> None:
-    # Another source or optimizer on the command line leaves the file's idle: no mistake.
-    replaced = any("@" in value and given[name] != value for name, value in in_files.items())
+    # Another source, optimizer or macro on the command line leaves the file's idle: no mistake.
+    replaced = any(
+        ("@" in value or "%" in value) and given[name] != value for name, value in in_files.items()
+    )
     for name in unused:
         from_file = in_files.get(name) == given[name]
         if not (from_file and replaced):

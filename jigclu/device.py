@@ -39,8 +39,19 @@ def local_device(name: str) -> torch.device:
 
 
 def launched_processes() -> int:
-    """Returns how many processes torchrun started on all machines, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """Returns how many processes torchrun started on all machines, 1 without it.
+
+    Raises:
+      UserError: the environment names several, but not how they meet.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if processes > 1 and absent:
+        raise UserError(
+            f"WORLD_SIZE is {processes}, but {', '.join(absent)} are not set: "
+            "start by torchrun, or unset WORLD_SIZE"
+        )
+    return processes
 
 
 def check_compiler() -> None:

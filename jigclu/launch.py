@@ -82,5 +82,13 @@ def _one_line(error: UserError) -> str:
     return str(error).strip().splitlines()[-1].removeprefix("jigclu.errors.UserError: ")
 
 
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        print(f"error: {error}; see --help", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse)

@@ -80,7 +80,12 @@ class Monitor:
     def __enter__(self) -> "Monitor":
         if self._is_main:
             # The window that ends at start_step is done and stays; all after it goes.
-            self._writer = SummaryWriter(str(self._folder), purge_step=self._start_step + 1)
+            try:
+                self._writer = SummaryWriter(str(self._folder), purge_step=self._start_step + 1)
+            except OSError as error:
+                raise UserError(
+                    f"{self._folder} cannot be written ({error.strerror}): take another --workdir"
+                ) from error
         return self
 
     def __exit__(
@@ -138,12 +143,9 @@ class Monitor:
         self._data_wait = 0.0
 
     def _report(self, step: int) -> None:
+        values = self.means(step)
         assert self._sums is not None
-        steps = step - self._window_start
-        means = [total / steps for total in self._sums.tolist()]
         self._sums.zero_()
-        values = dict(zip(self._names, means, strict=True))
-        self._check_finite(values, step)
         throughput = self._throughput(step)
         self._window_start = step
         self._start_clock(timed_from=step)
@@ -155,7 +157,18 @@ class Monitor:
         self._description = _describe(values)
         self._draw(step)
 
-    def _check_finite(self, values: Mapping[str, float], step: int) -> None:
+    def means(self, step: int) -> dict[str, float]:
+        """Returns the means of the metrics since the last report; waits for the device.
+
+        Args:
+          step: steps taken so far.
+
+        Raises:
+          UserError: one is not finite.
+        """
+        sums = [] if self._sums is None else self._sums.tolist()
+        steps = max(step - self._window_start, 1)
+        values = {name: total / steps for name, total in zip(self._names, sums, strict=True)}
         broken = [
             f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)
         ]
@@ -164,6 +177,7 @@ class Monitor:
                 f"{', '.join(broken)} within steps {self._window_start + 1} to {step}; "
                 "lower learning_rate, or set precision to float32"
             )
+        return values
 
     def _throughput(self, step: int) -> _Throughput | None:
         steps = step - self._timed_from

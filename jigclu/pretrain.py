@@ -20,7 +20,7 @@ from jigclu.objective import JigsawForward, Objective, StepInputs, check_objecti
 from jigclu.pictures import montage_picture
 from jigclu.steps import TrainingStep
 from jigclu.training import TrainingRun, TrainingTask, check_least, timed
-from jigclu.update import LossScaling, Optimizer, check_learning_rate
+from jigclu.update import LossScaling, Optimizer, check_learning_rate, check_loss_scaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,7 @@ class PretrainTask(TrainingTask):
         """Raises UserError for a field out of range, or patches too small for the encoder."""
         super().check_values()
         check_learning_rate(self.learning_rate)
+        check_loss_scaling(self.loss_scaling)
         augment.check_augmentation(self.augmentation)
         check_objective(self.objective())
         self.dataset()

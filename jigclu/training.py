@@ -125,9 +125,11 @@ class TrainingTask(ABC):
             )
         check_least(
             self,
-            {"log_every": 1, "checkpoint_every": 1, "keep_last": 1, "prefetch": 1}
+            {"log_every": 1, "checkpoint_every": 1, "keep_last": 1, "prefetch": 1, "batch_size": 2}
             | {"keep_every": 0, "evaluate_every": 0, "workers": 0, "seed": 0},
         )
+        if self.seed >= 2**63:
+            raise UserError(f"seed is {self.seed}; it must be below 2**63")
         # Builds nothing: asks for what the sampler refuses, before the ranks have met.
         GlobalBatchSampler(
             length=len(self.source),
@@ -296,6 +298,8 @@ class TrainingRun(ABC):
         self.monitor.message(f"step {self.state.step}: {told}")
 
     def _save(self) -> None:
+        # What has diverged must not take the place of what had not.
+        self.monitor.means(self.state.step)
         if collectives.rank() != 0:
             return
         task = self._task

@@ -149,6 +149,20 @@ def check_optimizer(momentum: float, weight_decay: float) -> None:
         raise UserError(f"weight_decay is {weight_decay}; it must be 0 or more, and finite")
 
 
+def check_loss_scaling(scaling: LossScaling) -> None:
+    """Raises UserError for a value out of range."""
+    if not (
+        0 < scaling.initial < math.inf
+        and 1 <= scaling.growth < math.inf
+        and 0 < scaling.backoff < 1
+        and scaling.interval >= 1
+    ):
+        raise UserError(
+            f"loss scaling is {tuple(scaling)}; initial must be above 0, growth 1 or more, "
+            "backoff in (0, 1) and interval 1 step or more"
+        )
+
+
 def next_loss_scale(
     scale: Tensor, good_steps: Tensor, finite: Tensor, scaling: LossScaling
 ) -> tuple[Tensor, Tensor]:

@@ -117,6 +117,7 @@ class ConfigTest(parameterized.TestCase):
         ("train.crop_scale=(0.2, 1.0, 2.0)", "expected tuple[float, float]"),
         ("train.crop_scale=0.2", "expected tuple[float, float]"),
         ("augmentation.hue='a'", "expected float"),
+        ("steps.factor=-3.0\ntrain.decay=@steps()\nsteps.milestones=()", "must lie in [0, 1]"),
         ("train.optimizer=@cosine()", "a reference to cosine_decay; expected one of @sgd(), @lars"),
         ("train.decay=@sgd()", "a reference to sgd; expected one of @cosine(), @steps()"),
         ("train.source=@sgd()", "a reference to sgd; expected one of @ImageFolder()"),
@@ -141,6 +142,13 @@ class ConfigTest(parameterized.TestCase):
         message = self.refused(files=(self.file(text),))
         for part in parts:
             self.assertIn(part, message)
+
+    def test_another_value_than_a_macro(self) -> None:
+        loaded = config.load(
+            [DEMO],
+            ["knn.mean=(0.5, 0.5, 0.5)", "augmentation.mean=%OTHER", "OTHER=(0.4, 0.4, 0.4)"],
+        )
+        self.assertEqual(loaded.unused, ["MEAN"])
 
     def test_unused_binding_beside_a_replaced_one_is_still_refused(self) -> None:
         # Only what a file bound may idle: a binding of the command line is always meant.

@@ -47,6 +47,12 @@ class DeviceTest(absltest.TestCase):
             os.environ.pop("WORLD_SIZE", None)
             self.assertEqual(device.launched_processes(), 1)
             os.environ["WORLD_SIZE"] = "16"
+            for name in ("RANK", "MASTER_ADDR"):
+                os.environ[name] = "0"
+            os.environ.pop("MASTER_PORT", None)
+            with self.assertRaisesRegex(UserError, "WORLD_SIZE is 16, but MASTER_PORT are not"):
+                device.launched_processes()
+            os.environ["MASTER_PORT"] = "29500"
             self.assertEqual(device.launched_processes(), 16)
 
     def test_alone_there_is_no_process_group(self) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
 
@@ -156,6 +157,8 @@ class LaunchTest(parameterized.TestCase):
             ("--gin_file=gin/dmeo.gin",),
             ("gin/dmeo.gin does not exist; did you mean gin/demo.gin?",),
         ),
+        (("--gin_flie=gin/demo.gin",), ("gin_flie", "Did you mean: gin_file", "see --help")),
+        (("--gin_file=gin/demo.gin", "--dry_run=maybe"), ("dry_run", "maybe")),
         (("--gin_file=gin/demo.gin", "word"), ("argument 'word' is not a flag",)),
         (
             ("--gin_file=gin/demo.gin", *bindings("train.batchsize=3")),
@@ -202,6 +205,18 @@ class LaunchTest(parameterized.TestCase):
     def test_workdir_that_is_a_file(self) -> None:
         self.workdir.write_text("")
         self.assertIn(str(self.workdir), self.refused(self.demo()))
+
+    def test_divergence_leaves_the_checkpoints_before_it(self) -> None:
+        self.succeeded(self.demo("train.stop_after_steps=1", "train.evaluation=None"))
+        before = checkpoint.latest(self.workdir)
+        assert before is not None
+        contents = torch.load(before, weights_only=True)
+        contents["parameters"]["fc_loc.bias"][0] = torch.nan
+        torch.save(contents, before)
+        done = self.demo("train.log_every=3", "train.checkpoint_every=1", "train.evaluation=None")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("error: loss is nan, ", done.stderr)
+        self.assertEqual(checkpoint.latest(self.workdir), before)
 
     def test_batch_that_ranks_cannot_share(self) -> None:
         done = self.demo("train.batch_size=5", program=TORCHRUN)

@@ -20,6 +20,7 @@ LAYERS = {
     "jigclu.losses": 1.1,
     "jigclu.update": 1.1,
     "jigclu.schedules": 1.1,
+    "jigclu.heads": 1.2,
     "jigclu.collectives": 1.1,
     "jigclu.batch_norm": 2.0,
     "jigclu.encoder": 2.1,

@@ -181,6 +181,12 @@ class CheckOptimizerTest(absltest.TestCase):
             with self.assertRaisesRegex(UserError, f"weight_decay is {weight_decay}"):
                 update.check_optimizer(0.9, weight_decay)
 
+    def test_refuses_loss_scaling_out_of_range(self) -> None:
+        update.check_loss_scaling(SCALING)
+        for change in ({"initial": -5.0}, {"growth": 0.5}, {"backoff": 1.0}, {"interval": 0}):
+            with self.assertRaisesRegex(UserError, "loss scaling is"):
+                update.check_loss_scaling(SCALING._replace(**change))  # type: ignore[arg-type]
+
     def test_refuses_learning_rates_out_of_range(self) -> None:
         update.check_learning_rate(10.0)
         for learning_rate in (0.0, -1.0, float("nan"), float("inf")):

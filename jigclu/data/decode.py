@@ -30,17 +30,23 @@ def decode_image(data: bytes) -> Tensor:
     """
     if not data:
         raise UnreadableImageError("the file is empty")
+    file = io.BytesIO(data)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(file) as image:
             return transforms.pil_to_tensor(_as_rgb(ImageOps.exif_transpose(image)))
     except Exception as error:  # PIL's plugins raise all kinds of errors on corrupt bytes.
-        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+        # PIL names the bytes by their address in memory.
+        reason = str(error).replace(f" {file!r}", "")
+        raise UnreadableImageError(f"{type(error).__name__}: {reason}") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # PIL would clip 16 bits to 255, which leaves a white picture.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "transparency" in image.info:
+        # PIL warns of a palette whose transparency it drops, for each such image.
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

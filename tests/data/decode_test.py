@@ -1,6 +1,7 @@
 """Tests of jigclu.data.decode."""
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,14 @@ class DecodeImageTest(parameterized.TestCase):
         image = decode.decode_image(encode(converted, "PNG"))
         np.testing.assert_array_equal(as_array(image), np.asarray(converted.convert("RGB")))
 
+    def test_transparent_palette_makes_no_noise(self) -> None:
+        converted = picture().convert("P")
+        data = encode(converted, "PNG", transparency=bytes([0, 128, 255]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            image = decode.decode_image(data)
+        np.testing.assert_array_equal(as_array(image), np.asarray(converted.convert("RGB")))
+
     def test_sixteen_bits_are_scaled_to_eight(self) -> None:
         deep = Image.fromarray(np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16))
         image = decode.decode_image(encode(deep, "PNG"))
@@ -83,7 +92,7 @@ class DecodeImageTest(parameterized.TestCase):
 
     @parameterized.named_parameters(
         ("empty", b"", "empty"),
-        ("text", b"<html>Not found</html>", "cannot identify"),
+        ("text", b"<html>Not found</html>", "cannot identify image file$"),
         ("cut_jpeg", encode(picture(), "JPEG")[:-40], "truncated"),
         ("cut_png", encode(picture(), "PNG")[:60], ""),
         ("header_only", encode(picture(), "JPEG")[:10], ""),
