@@ -115,9 +115,13 @@ def scaled(
     new_parameters, new_momenta = list(parameters), list(momenta)
     for factor in sorted(set(factors)):
         chosen = [index for index, own in enumerate(factors) if own == factor]
-        group = ([values[index] for index in chosen] for values in (parameters, gradients, momenta))
-        moved = zip(chosen, *optimizer(*group, learning_rate * factor), strict=True)
-        for index, parameter, momentum in moved:
+        moved = optimizer(
+            [parameters[index] for index in chosen],
+            [gradients[index] for index in chosen],
+            [momenta[index] for index in chosen],
+            learning_rate * factor,
+        )
+        for index, parameter, momentum in zip(chosen, *moved, strict=True):
             new_parameters[index], new_momenta[index] = parameter, momentum
     return new_parameters, new_momenta
 

@@ -185,7 +185,7 @@ class CheckOptimizerTest(absltest.TestCase):
         update.check_loss_scaling(SCALING)
         for change in ({"initial": -5.0}, {"growth": 0.5}, {"backoff": 1.0}, {"interval": 0}):
             with self.assertRaisesRegex(UserError, "loss scaling is"):
-                update.check_loss_scaling(SCALING._replace(**change))  # type: ignore[arg-type]
+                update.check_loss_scaling(SCALING._replace(**change))
 
     def test_refuses_learning_rates_out_of_range(self) -> None:
         update.check_learning_rate(10.0)
