@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jigclu.errors import UserError
 
-KEYS = ("step", "parameters", "buffers", "optimizer", "rng", "config", "versions", "scores")
+KEYS = ("step", "parameters", "buffers", "optimizer", "rng", "config", "versions", "scores", "data")
 
 # What other trainers put before torchvision's names; the first that fits is stripped.
 ENCODER_PREFIXES = (

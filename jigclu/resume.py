@@ -46,6 +46,15 @@ def check_same_run(old: str, new: str, path: Path) -> None:
         )
 
 
+def check_same_data(old: str, new: str, path: Path) -> None:
+    """Raises UserError unless two fingerprints of the training images are equal."""
+    if old != new:
+        raise UserError(
+            f"{path} is of a run on other images: their number or names were others; give the "
+            "old ones to resume, or another workdir (and init_from, to begin with its weights)"
+        )
+
+
 def _learning_bindings(config: str) -> dict[str, str]:
     bindings = dict(line.split(" = ", 1) for line in config.splitlines())
     return {name: value for name, value in bindings.items() if _changes_learning(name)}
@@ -61,7 +70,7 @@ def _changes_learning(name: str) -> bool:
 
 
 def contents(
-    state: TrainState, config: str, scores: list[tuple[int, dict[str, float]]]
+    state: TrainState, config: str, data: str, scores: list[tuple[int, dict[str, float]]]
 ) -> dict[str, Any]:
     """Returns the checkpoint of a state (`checkpoint.KEYS`)."""
     rng = {"cpu": torch.get_rng_state()}
@@ -83,6 +92,7 @@ def contents(
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
         },
+        "data": data,
         "scores": scores,
     }
 

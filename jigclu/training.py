@@ -113,7 +113,9 @@ class TrainingTask(ABC):
             checkpoint.require(Path(path))
         found = self.starting_checkpoint(workdir)
         if found is not None:
-            resume.check_same_run(checkpoint.load(found, "cpu")["config"], config, found)
+            contents = checkpoint.load(found, "cpu")
+            resume.check_same_run(contents["config"], config, found)
+            resume.check_same_data(contents["data"], self.source.fingerprint(deep=False), found)
 
     def check_values(self) -> None:
         """Raises UserError for a field out of range; subclasses check theirs, too."""
@@ -218,6 +220,7 @@ class TrainingRun(ABC):
         self.scores: list[tuple[int, dict[str, float]]] = []
         self._task = task
         self._config = config
+        self._data = task.source.fingerprint(deep=False)
         news = self._restore()
         self.monitor = Monitor(
             workdir=workdir,
@@ -306,7 +309,7 @@ class TrainingRun(ABC):
         with self.monitor.pause():
             checkpoint.save(
                 self.workdir,
-                resume.contents(self.state, self._config, self.scores),
+                resume.contents(self.state, self._config, self._data, self.scores),
                 self.state.step,
                 task.keep_last,
                 task.keep_every,

@@ -26,6 +26,7 @@ def _contents(step: int = 7) -> dict[str, Any]:
         "config": "train.batch_size = 4\n",
         "versions": {"torch": "2", "jigclu": "0", "torchvision": "0"},
         "scores": [(0, {"knn_accuracy": 0.25})],
+        "data": "ab12",
     }
 
 
@@ -46,7 +47,7 @@ class SaveAndLoadTest(parameterized.TestCase):
         self.assertEqual(path, self.folder / "step_00001234.pt")
         loaded = checkpoint.load(path, "cpu")
         for key, value in _contents(1234).items():
-            if key in ("step", "config", "versions", "scores"):
+            if key in ("step", "config", "versions", "scores", "data"):
                 self.assertEqual(loaded[key], value)
             else:
                 torch.testing.assert_close(loaded[key], value, rtol=0, atol=0)

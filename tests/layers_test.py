@@ -32,7 +32,7 @@ LAYERS = {
     "jigclu.data.decode": 2.0,
     "jigclu.data.sampler": 2.0,
     "jigclu.data.sources": 2.1,
-    "jigclu.data.procedural": 2.1,
+    "jigclu.data.procedural": 2.15,
     "jigclu.data.patches": 2.2,
     "jigclu.data.loader": 2.3,
     "jigclu.resume": 2.1,

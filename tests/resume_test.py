@@ -45,10 +45,15 @@ class ResumeTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, message):
             resume.check_same_run(OLD, OLD.replace(old, new), Path("c.pt"))
 
+    def test_data_may_not(self) -> None:
+        resume.check_same_data("ab12", "ab12", Path("c.pt"))
+        with self.assertRaisesRegex(UserError, "c.pt is of a run on other images"):
+            resume.check_same_data("ab12", "cd34", Path("c.pt"))
+
     def test_state_survives_the_file(self) -> None:
         folder = Path(self.create_tempdir().full_path)
         torch.manual_seed(7)
-        contents = resume.contents(state_of(5.0), OLD, [(0, {"knn_accuracy": 0.25})])
+        contents = resume.contents(state_of(5.0), OLD, "ab12", [(0, {"knn_accuracy": 0.25})])
         self.assertCountEqual(contents, checkpoint.KEYS)
         path = checkpoint.save(folder, contents, 5, keep_last=1, keep_every=0)
         expected = torch.rand(3)
@@ -67,7 +72,7 @@ class ResumeTest(parameterized.TestCase):
 
     @parameterized.parameters("parameters", "buffers")
     def test_refuses_another_architecture(self, part: str) -> None:
-        contents: dict[str, Any] = resume.contents(state_of(5.0), OLD, [])
+        contents: dict[str, Any] = resume.contents(state_of(5.0), OLD, "ab12", [])
         contents[part] = {"other": torch.zeros(1)}
         target = state_of(0.0)
         with self.assertRaisesRegex(UserError, "c.pt is of another architecture: .*missing"):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jigclu.data.sources import digest
 from jigclu.errors import UserError
 
 Field = NDArray[np.floating]
@@ -168,6 +169,11 @@ class ProceduralImages:
     def name(self, index: int) -> str:
         """Returns split/class/index, the place this image would have in a folder tree."""
         return f"{self._split}/{self.classes[self.labels[index]]}/{index:06d}"
+
+    def fingerprint(self, deep: bool) -> str:
+        """Returns hexadecimal digits of all that the images are made from."""
+        del deep
+        return digest(len(self), self._size, self._split, self._stream)
 
     def read(self, index: int) -> Tensor:
         """Draws one image: uint8 [3, size, size], RGB."""

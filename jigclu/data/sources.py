@@ -4,13 +4,16 @@ A source is small to pickle, as every worker process gets one: file names are
 kept in one array, decoded images in one tensor, which torch shares.
 """
 
+import contextlib
 import difflib
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
@@ -46,6 +49,23 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """Returns what tells the user which image this is."""
 
+    def fingerprint(self, deep: bool) -> str:
+        """Returns hexadecimal digits that tell these images from others.
+
+        Args:
+          deep: also by what the images hold, of files by size and time of change;
+            else by number, order and names alone, which a copy elsewhere shares.
+        """
+
+
+def digest(*parts: object) -> str:
+    """Hashes bytes, and anything else by its representation, to hexadecimal digits."""
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        sha.update(len(data).to_bytes(8, "little") + data)
+    return sha.hexdigest()
+
 
 class ImageFiles:
     """A source of files below one folder."""
@@ -75,6 +95,14 @@ class ImageFiles:
     def name(self, index: int) -> str:
         """Returns the path of the file."""
         return os.path.join(self._root, os.fsdecode(bytes(self._files[index])))
+
+    def fingerprint(self, deep: bool) -> str:
+        """As `Source`."""
+        parts: list[object] = [self._files.shape, self._files.tobytes(), self.classes, self.labels]
+        if deep:
+            stats = (os.stat(self.name(index)) for index in range(len(self)))
+            parts += [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        return digest(*parts)
 
 
 class ImageFolder(ImageFiles):
@@ -117,7 +145,8 @@ class UnlabelledImages(ImageFiles):
         Raises:
           UserError: root is missing or holds no images.
         """
-        files = sorted(_image_files(_existing(root), ""))
+        root = _existing(root)
+        files = sorted(_image_files(root, ""))
         _require_images(root, files)
         super().__init__(root, files, classes=[], labels=None)
 
@@ -135,13 +164,8 @@ class ImageList(ImageFiles):
         Raises:
           UserError: the list or root is missing, the list is empty, or files are missing.
         """
-        if not os.path.isfile(path):
-            raise UserError(f"{path} is not a file: expected a list of images, one path a line")
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file if line.strip()]
-        if not lines:
-            raise UserError(f"{path} names no images: expected one path a line")
-        found = [_listed_file(_existing(root), line) for line in lines]
+        root, lines = _existing(root), read_list(path)
+        found = [_listed_file(root, line) for line in lines]
         missing = [line for line, file in zip(lines, found, strict=True) if file is None]
         if missing:
             raise UserError(
@@ -174,6 +198,11 @@ class ImageArray:
         """Returns the title of the data and the index."""
         return f"{self._title} image {index}"
 
+    def fingerprint(self, deep: bool) -> str:
+        """As `Source`."""
+        content = self._images.numpy().tobytes() if deep else b""
+        return digest(self._title, self._images.shape, self.classes, self.labels, content)
+
 
 class TorchvisionImages:
     """A data set that torchvision knows, downloaded on request.
@@ -195,7 +224,8 @@ class TorchvisionImages:
         if split not in _TORCHVISION_SPLITS[name]:
             raise UserError(_unknown(f"split of {name}", split, _TORCHVISION_SPLITS[name]))
         try:
-            self._source = _open_torchvision(name, root, split, download)
+            with _alone(root) if download else contextlib.nullcontext():
+                self._source = _open_torchvision(name, root, split, download)
         except (RuntimeError, OSError) as error:
             advice = "check the network" if download else "set download to True to fetch it"
             raise UserError(f"{name} is not in {root} ({error}): {advice}") from error
@@ -212,6 +242,16 @@ class TorchvisionImages:
     def name(self, index: int) -> str:
         """Returns the path of the file, or the data set's name and the index."""
         return self._source.name(index)
+
+    def fingerprint(self, deep: bool) -> str:
+        """As `Source`."""
+        return self._source.fingerprint(deep)
+
+
+def _alone(root: str) -> FileLock:
+    """Returns a lock, for ranks that would all download the same files."""
+    os.makedirs(root, exist_ok=True)
+    return FileLock(os.path.join(root, ".download.lock"))
 
 
 def _open_torchvision(name: str, root: str, split: str, download: bool) -> Source:
@@ -232,6 +272,24 @@ def _open_torchvision(name: str, root: str, split: str, download: bool) -> Sourc
     return ImageArray(title, images, list(data.classes), list(data.targets))
 
 
+def read_list(path: str) -> list[str]:
+    """Returns the lines of a text file that are not blank.
+
+    Raises:
+      UserError: no such file, not text in UTF-8, or nothing in it.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is not a file: expected a list of images, one path a line")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 ({error}): save it as such") from error
+    if not lines:
+        raise UserError(f"{path} names no images: expected one path a line")
+    return lines
+
+
 def _unknown(thing: str, given: str, valid: tuple[str, ...]) -> str:
     lowered = {name.lower(): name for name in valid}
     nearest = difflib.get_close_matches(given.lower(), lowered, n=1)
@@ -240,8 +298,13 @@ def _unknown(thing: str, given: str, valid: tuple[str, ...]) -> str:
 
 
 def _existing(root: str) -> str:
+    """Returns a folder that is there; ~ is the user's own."""
+    root = os.path.expanduser(root)
     if not os.path.isdir(root):
-        raise UserError(f"{root} is not a folder: expected the folder of the images")
+        raise UserError(
+            f"{root} is not a folder: expected the folder of the images; "
+            "bind the root of the source to it"
+        )
     return root
 
 
@@ -278,8 +341,16 @@ def _image_files(root: str, prefix: str) -> Iterator[str]:
                 continue
             if entry.name.lower().endswith(EXTENSIONS):
                 yield prefix + entry.name
-            elif entry.is_dir():
+            elif entry.is_dir() and not _leads_back(entry):
                 yield from _image_files(root, prefix + entry.name + os.sep)
+
+
+def _leads_back(entry: "os.DirEntry[str]") -> bool:
+    """Returns whether a folder is a link to one that it lies in."""
+    if not entry.is_symlink():
+        return False
+    target, here = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))
+    return os.path.commonpath([target, here]) == target
 
 
 def _listed_file(root: str, line: str) -> str | None:

@@ -34,6 +34,9 @@ class MemorySource:
     def __len__(self) -> int:
         return len(self._images)
 
+    def fingerprint(self, deep: bool) -> str:
+        return "memory"
+
     def read(self, index: int) -> Tensor:
         image = self._images[index]
         if image is None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -98,6 +99,49 @@ class UnlabelledImagesTest(FilesTestCase):
         with self.assertRaisesRegex(UserError, "holds no images"):
             sources.UnlabelledImages(self.root)
 
+    def test_follows_links_but_not_in_circles(self) -> None:
+        self.add("a/b.png", "elsewhere/c.png")
+        os.symlink(self.root, os.path.join(self.root, "a", "back"))
+        os.symlink(os.path.join(self.root, "elsewhere"), os.path.join(self.root, "a", "link"))
+        names = self.names(sources.UnlabelledImages(os.path.join(self.root, "a")))
+        self.assertEqual(names, ["a/b.png", "a/link/c.png"])
+
+    def test_knows_the_users_own_folder(self) -> None:
+        self.add("data/b.png")
+        with mock.patch.dict(os.environ, HOME=self.root):
+            self.assertEqual(self.names(sources.UnlabelledImages("~/data")), ["data/b.png"])
+
+
+class FingerprintTest(FilesTestCase):
+    def fingerprint(self, deep: bool) -> str:
+        return sources.ImageFolder(os.path.join(self.root, "data"), "train").fingerprint(deep)
+
+    def test_is_of_the_names_wherever_they_lie(self) -> None:
+        self.add("data/cat/a.png", "data/dog/b.png")
+        before = self.fingerprint(False), self.fingerprint(True)
+        shutil.copytree(os.path.join(self.root, "data"), os.path.join(self.root, "copy"))
+        copy = sources.ImageFolder(os.path.join(self.root, "copy"), "train")
+        self.assertEqual(copy.fingerprint(False), before[0])
+        self.add("data/dog/c.png")
+        self.assertNotEqual(self.fingerprint(False), before[0])
+        self.assertNotEqual(self.fingerprint(True), before[1])
+
+    def test_deep_sees_a_file_that_changed(self) -> None:
+        self.add("data/cat/a.png", "data/dog/b.png")
+        before = self.fingerprint(False), self.fingerprint(True)
+        os.utime(os.path.join(self.root, "data/cat/a.png"), (1, 1))
+        self.assertEqual(self.fingerprint(False), before[0])
+        self.assertNotEqual(self.fingerprint(True), before[1])
+
+    def test_of_images_in_memory(self) -> None:
+        images = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
+        first = sources.ImageArray("a", images, ["x"], [0, 0])
+        other = sources.ImageArray("a", images + 1, ["x"], [0, 0])
+        self.assertEqual(first.fingerprint(False), other.fingerprint(False))
+        self.assertNotEqual(first.fingerprint(True), other.fingerprint(True))
+        fewer = sources.ImageArray("a", images[:1], ["x"], [0])
+        self.assertNotEqual(first.fingerprint(False), fewer.fingerprint(False))
+
 
 class ImageListTest(FilesTestCase):
     def read_list(self, text: str) -> sources.ImageList:
@@ -122,6 +166,15 @@ class ImageListTest(FilesTestCase):
             self.read_list("\n \n")
         with self.assertRaisesRegex(UserError, "is not a file"):
             sources.ImageList(os.path.join(self.root, "absent.txt"), self.root)
+
+    def test_reads_a_mark_of_byte_order_and_refuses_other_encodings(self) -> None:
+        self.add("ä.png")
+        self.assertLen(self.read_list("\ufeffä.png\n"), 1)
+        path = os.path.join(self.root, "list.txt")
+        with open(path, "wb") as file:
+            file.write("ä.png".encode("latin-1"))
+        with self.assertRaisesRegex(UserError, "list.txt is not text in UTF-8"):
+            sources.ImageList(path, self.root)
 
 
 class TorchvisionImagesTest(FilesTestCase):
