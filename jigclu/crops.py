@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from jigclu.errors import UserError
-from jigclu.jigsaw import Box
+from jigclu.jigsaw import Box, mix_seed
 
 TRIES = 10
 
@@ -22,6 +22,12 @@ def check_crop(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
             f"crop ratio is {tuple(ratio)}; it must be (least, most), both above 0: "
             "the width of a crop over its height"
         )
+
+
+def generator_of(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Returns the randomness of one image in one epoch, whichever rank or worker asks."""
+    key = np.array([mix_seed(seed, epoch), index], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def random_resized_crop(

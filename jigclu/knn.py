@@ -10,8 +10,8 @@ from torch.nn import functional
 from torch.utils.data import Subset
 
 from jigclu import collectives
+from jigclu.data.images import ImageDataset
 from jigclu.data.loader import image_loader
-from jigclu.data.patches import ImageDataset
 from jigclu.data.sources import Source
 from jigclu.encoder import Encoder
 from jigclu.errors import UserError

@@ -34,6 +34,7 @@ LAYERS = {
     "jigclu.data.sources": 2.1,
     "jigclu.data.procedural": 2.15,
     "jigclu.data.patches": 2.2,
+    "jigclu.data.images": 2.2,
     "jigclu.data.loader": 2.3,
     "jigclu.resume": 2.1,
     "jigclu.steps": 3.0,

@@ -1,11 +1,12 @@
-"""A small network and the inputs of its steps, for the tests that train one."""
+"""Small things for tests: images in memory, a network, the inputs of its steps."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import resnet
 
 from jigclu import augment, collectives, jigsaw
 from jigclu.batch_norm import BatchNorm
+from jigclu.data.decode import UnreadableImageError
 from jigclu.encoder import Encoder
 from jigclu.model import JigClu
 from jigclu.objective import StepInputs
@@ -56,3 +57,31 @@ def inputs_of(step: int) -> StepInputs:
         augmentation=augment.select_rows(drawn, permutation[own], "cpu"),
         permutation=permutation,
     )
+
+
+class MemorySource:
+    """Images by number; those that are None cannot be read."""
+
+    def __init__(self, images: list[Tensor | None], labels: list[int] | None = None) -> None:
+        self.classes: list[str] = []
+        self.labels = labels
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def fingerprint(self, deep: bool) -> str:
+        return "memory"
+
+    def read(self, index: int) -> Tensor:
+        image = self._images[index]
+        if image is None:
+            raise UnreadableImageError("made so")
+        return image
+
+    def name(self, index: int) -> str:
+        return f"memory {index}"
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator())

@@ -1,13 +1,17 @@
 """Worker processes that turn data sets into batches."""
 
 import multiprocessing
+import os
+import threading
+from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from jigclu.data.patches import LabelledImage, PatchDataset, PatchSample
+from jigclu.data.images import LabelledImage, RandomCropDataset
+from jigclu.data.patches import PatchDataset, PatchSample
 from jigclu.data.sampler import GlobalBatchSampler
 
 
@@ -31,7 +35,7 @@ def patch_loader(
     prefetch: int,
     pin_memory: bool,
 ) -> "DataLoader[Batch]":
-    """Reads the sampler's batches, in its order, whatever the number of workers.
+    """Reads the sampler's batches of patches, in its order, whatever the number of workers.
 
     Args:
       dataset: of patches; pickled to the workers.
@@ -40,15 +44,41 @@ def patch_loader(
       prefetch: batches that each worker keeps ready.
       pin_memory: whether batches land in page-locked memory (CUDA).
     """
-    untyped: Dataset[Any] = dataset  # The collation turns its samples into a Batch.
+    return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_patches)
+
+
+def labelled_loader(
+    dataset: RandomCropDataset,
+    sampler: GlobalBatchSampler,
+    workers: int,
+    prefetch: int,
+    pin_memory: bool,
+) -> "DataLoader[LabelledImage]":
+    """Reads the sampler's batches of labelled images; the arguments are those of `patch_loader`.
+
+    A batch is a LabelledImage of uint8 [local_batch, 3, size, size], int64
+    [local_batch] and int64 [local_batch].
+    """
+    return _training_loader(dataset, sampler, workers, prefetch, pin_memory, default_collate)
+
+
+def _training_loader(
+    dataset: Dataset[Any],
+    sampler: GlobalBatchSampler,
+    workers: int,
+    prefetch: int,
+    pin_memory: bool,
+    collate: Callable[[list[Any]], Any],
+) -> "DataLoader[Any]":
     return DataLoader(
-        untyped,
+        dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate_patches,
+        collate_fn=collate,
         pin_memory=pin_memory,
         prefetch_factor=prefetch if workers else None,
         persistent_workers=workers > 0,
+        worker_init_fn=_end_with_parent,
         multiprocessing_context=_context() if workers else None,
     )
 
@@ -65,6 +95,7 @@ def image_loader(
         dataset,
         batch_size=batch_size,
         num_workers=workers,
+        worker_init_fn=_end_with_parent,
         multiprocessing_context=_context() if workers else None,
     )
 
@@ -76,6 +107,23 @@ def collate_patches(samples: list[PatchSample]) -> Batch:
         indices=default_collate([sample.image_index for sample in samples]),
         unreadable=sum(sample.unreadable for sample in samples),
     )
+
+
+def _end_with_parent(worker: int) -> None:
+    """Ends this worker when the process that reads from it is killed.
+
+    torch watches the parent, but that of a worker is the fork server, which
+    lives as long as its workers.
+    """
+    del worker
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _context() -> BaseContext:

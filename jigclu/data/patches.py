@@ -1,19 +1,17 @@
-"""Data sets of patches (pre-training) and of whole images (evaluation)."""
+"""The data set of pre-training: the patches of images."""
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from absl import logging
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as transforms
 
-from jigclu.crops import check_crop, random_resized_crop
+from jigclu.crops import check_crop, generator_of, random_resized_crop
 from jigclu.data.decode import UnreadableImageError, crop_resize
 from jigclu.data.sources import Source
 from jigclu.errors import UserError
-from jigclu.jigsaw import check_grid, mix_seed, patch_boxes
+from jigclu.jigsaw import check_grid, patch_boxes
 
 # So many unreadable images in a row are a broken disk or the wrong files.
 UNREADABLE_IN_A_ROW = 100
@@ -89,9 +87,7 @@ class PatchDataset(Dataset[PatchSample]):
         """
         epoch, index = epoch_and_index
         image, unreadable = self._readable(index)
-        random = np.random.Generator(
-            np.random.Philox(key=np.array([mix_seed(self._seed, epoch), index], dtype=np.uint64))
-        )
+        random = generator_of(self._seed, epoch, index)
         _, height, width = image.shape
         patches = [
             crop_resize(
@@ -127,61 +123,3 @@ class PatchDataset(Dataset[PatchSample]):
                 f"{width}x{height} pixels are fewer than its {self._grid}x{self._grid} patches"
             )
         return image
-
-
-class LabelledImage(NamedTuple):
-    """One image, or a batch of them with a leading dimension.
-
-    image: uint8 [3, crop, crop].
-    label: class number, or -1 when unlabelled.
-    image_index: in the source.
-    """
-
-    image: Tensor
-    label: int
-    image_index: int
-
-
-class ImageDataset(Dataset[LabelledImage]):
-    """Whole images for evaluation: shorter side resized, centre cropped; no randomness."""
-
-    def __init__(self, *, source: Source, resize: int, crop: int) -> None:
-        """Keeps the settings; reads nothing yet.
-
-        Args:
-          source: of the images.
-          resize: length of the shorter side, pixels (published 256).
-          crop: side of the central crop, pixels (published 224).
-
-        Raises:
-          UserError: crop is not within [1, resize].
-        """
-        if not 1 <= crop <= resize:
-            raise UserError(
-                f"crop is {crop}; it must lie in [1, {resize}]: "
-                f"the shorter side is resized to {resize} pixels first"
-            )
-        self._source = source
-        self._resize = resize
-        self._crop = crop
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        """Returns image `index`.
-
-        Raises:
-          UserError: the image is unreadable: a score must not skip images in silence.
-        """
-        try:
-            image = self._source.read(index)
-        except UnreadableImageError as error:
-            raise UserError(
-                f"image {self._source.name(index)} is unreadable ({error}): "
-                "evaluation needs every image; mend or remove it"
-            ) from error
-        image = transforms.resize(image, [self._resize], antialias=True)
-        image = transforms.center_crop(image, [self._crop, self._crop])
-        label = -1 if self._source.labels is None else self._source.labels[index]
-        return LabelledImage(image, label, index)

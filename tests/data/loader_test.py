@@ -1,13 +1,16 @@
 """Tests of jigclu.data.loader."""
 
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import torch
 from absl.testing import absltest
 from PIL import Image
 
-from jigclu.data import loader, patches, sampler, sources
+from jigclu.data import images, loader, patches, sampler, sources
 from jigclu.errors import UserError
 
 
@@ -73,15 +76,62 @@ class LoaderTest(absltest.TestCase):
     def test_images_come_once_and_in_order(self) -> None:
         os.remove(f"{self.root}/1/corrupt.png")
         source = sources.ImageFolder(self.root, "train")
-        dataset = patches.ImageDataset(source=source, resize=24, crop=16)
+        dataset = images.ImageDataset(source=source, resize=24, crop=16)
         batches = list(loader.image_loader(dataset, batch_size=4, workers=1))
         self.assertEqual([len(batch.image) for batch in batches], [4, 4, 2])
         self.assertEqual(torch.cat([batch.image_index for batch in batches]).tolist(), [*range(10)])
         self.assertEqual(torch.cat([batch.label for batch in batches]).tolist(), source.labels)
         self.assertTrue(torch.equal(batches[1].image[2], dataset[6].image))
 
+    def test_labelled_batches_are_the_samplers_whatever_the_workers(self) -> None:
+        os.remove(f"{self.root}/1/corrupt.png")
+        self.source = sources.ImageFolder(self.root, "train")
+        dataset = images.RandomCropDataset(
+            source=self.source,
+            seed=0,
+            size=8,
+            scale=(0.2, 1.0),
+            ratio=(3 / 4, 4 / 3),
+            flip_probability=0.5,
+        )
+        steps = sampler.GlobalBatchSampler(
+            length=10, batch_size=4, rank=0, world_size=1, seed=3, start_step=1, total_steps=4
+        )
+        drawn = [
+            list(loader.labelled_loader(dataset, steps, workers, prefetch=2, pin_memory=False))
+            for workers in (0, 2)
+        ]
+        for batch, other, expected in zip(*drawn, steps, strict=True):
+            self.assertEqual(batch.image_index.tolist(), [index for _, index in expected])
+            self.assertEqual(batch.label.tolist(), [index // 5 for _, index in expected])
+            self.assertTrue(torch.equal(batch.image, other.image))
+            self.assertTrue(torch.equal(batch.image[2], dataset[expected[2]].image))
+
+    def test_workers_end_with_the_process_that_was_killed(self) -> None:
+        program = (
+            "import sys, time\n"
+            "from jigclu.data import images, loader, sources\n"
+            "dataset = images.ImageDataset(\n"
+            "    source=sources.ImageFolder(sys.argv[1], 'train'), resize=8, crop=8)\n"
+            "batches = iter(loader.image_loader(dataset, 1, 1))\n"
+            "next(batches)\n"
+            "print(batches._workers[0].pid, flush=True)\n"
+            "time.sleep(60)\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", program, self.root], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            worker = int(process.stdout.readline())
+            process.kill()
+        for _ in range(100):
+            if not os.path.exists(f"/proc/{worker}"):
+                return
+            time.sleep(0.1)
+        self.fail(f"worker {worker} is still there, 10 seconds after its parent was killed")
+
     def test_an_error_in_a_worker_is_the_users_error(self) -> None:
-        dataset = patches.ImageDataset(source=self.source, resize=24, crop=16)
+        dataset = images.ImageDataset(source=self.source, resize=24, crop=16)
         with self.assertRaisesRegex(UserError, "corrupt.png is unreadable"):
             list(loader.image_loader(dataset, batch_size=4, workers=1))
 

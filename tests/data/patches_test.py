@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
-from torch import Tensor
+from samples import MemorySource, noise
 
 from jigclu.data import patches, sources
-from jigclu.data.decode import UnreadableImageError
 from jigclu.errors import UserError
 
 SETTINGS: dict[str, Any] = {
@@ -21,34 +20,6 @@ SETTINGS: dict[str, Any] = {
     "scale": (0.2, 1.0),
     "ratio": (3 / 4, 4 / 3),
 }
-
-
-class MemorySource:
-    """Images by number; those that are None cannot be read."""
-
-    def __init__(self, images: list[Tensor | None], labels: list[int] | None = None) -> None:
-        self.classes: list[str] = []
-        self.labels = labels
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def fingerprint(self, deep: bool) -> str:
-        return "memory"
-
-    def read(self, index: int) -> Tensor:
-        image = self._images[index]
-        if image is None:
-            raise UnreadableImageError("made so")
-        return image
-
-    def name(self, index: int) -> str:
-        return f"memory {index}"
-
-
-def noise(*shape: int) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator())
 
 
 def dataset(source: sources.Source, **changes: Any) -> patches.PatchDataset:
@@ -135,28 +106,6 @@ class PatchDatasetTest(parameterized.TestCase):
     def test_refuses_bad_settings(self, name: str, value: Any) -> None:
         with self.assertRaisesRegex(UserError, f"{name} is"):
             dataset(MemorySource([]), **{name: value})
-
-
-class ImageDatasetTest(parameterized.TestCase):
-    def test_is_the_centre_of_the_resized_image(self) -> None:
-        image = noise(3, 16, 30)
-        source = MemorySource([image, image], labels=[7, 9])
-        shown, label, index = patches.ImageDataset(source=source, resize=16, crop=10)[1]
-        self.assertTrue(torch.equal(shown, image[:, 3:13, 10:20]))
-        self.assertEqual((label, index), (9, 1))
-
-    @parameterized.parameters((40, 60), (60, 40), (8, 100))
-    def test_shape_and_absent_label(self, height: int, width: int) -> None:
-        source = MemorySource([noise(3, height, width)])
-        sample = patches.ImageDataset(source=source, resize=32, crop=28)[0]
-        self.assertEqual((sample.image.dtype, sample.image.shape), (torch.uint8, (3, 28, 28)))
-        self.assertEqual(sample.label, -1)
-
-    def test_refuses_unreadable_images_and_large_crops(self) -> None:
-        with self.assertRaisesRegex(UserError, "memory 0 is unreadable .made so"):
-            patches.ImageDataset(source=MemorySource([None]), resize=32, crop=28)[0]
-        with self.assertRaisesRegex(UserError, "crop is 40; it must lie in"):
-            patches.ImageDataset(source=MemorySource([None]), resize=32, crop=40)
 
 
 if __name__ == "__main__":
