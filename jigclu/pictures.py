@@ -1,4 +1,4 @@
-"""What the network sees, as a picture for people."""
+"""What the network sees, and what it confuses, as pictures for people."""
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from jigclu.objective import StepInputs
 
 _MONTAGES = 8
 _COLUMNS = 4
+_SIDE = 400  # Pixels, at least, of a picture of few classes.
 
 
 @torch.no_grad()
@@ -33,3 +34,19 @@ def montage_picture(inputs: StepInputs, settings: AugmentationSettings, grid: in
     )
     pixels = (montages * std + mean).clamp(0, 1)
     return (make_grid(pixels, nrow=_COLUMNS, pad_value=1.0) * 255).round().to(torch.uint8)
+
+
+def confusion_picture(confusion: Tensor) -> Tensor:
+    """Draws which classes are taken for which: the darker, the larger the share.
+
+    Args:
+      confusion: int64 [classes, classes], images by true class (row) and predicted one.
+
+    Returns:
+      uint8 [3, side, side]; a pixel or a square of them for each cell.
+    """
+    shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
+    # Rare confusions are what one looks for: the root shows a share of 1 % as a tenth.
+    grey = ((1 - shares.sqrt()) * 255).round().to(torch.uint8)
+    zoom = max(1, _SIDE // len(grey))
+    return grey.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).expand(3, -1, -1)

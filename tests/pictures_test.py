@@ -39,6 +39,20 @@ class PicturesTest(absltest.TestCase):
         picture = montage_picture(inputs._replace(augmentation=grey), AUGMENTATION, 2).int()
         self.assertLessEqual((picture[0] - picture[2]).abs().max(), 1)
 
+    def test_confusion(self) -> None:
+        confusion = torch.tensor([[4, 0], [75, 25]])
+        picture = pictures.confusion_picture(confusion)
+        self.assertEqual((picture.dtype, picture.shape), (torch.uint8, (3, 400, 400)))
+        # Rows are true classes; 1 - sqrt(3/4) and 1 - sqrt(1/4) of 255.
+        corners = picture[1][::399, ::399]
+        self.assertEqual(corners.tolist(), [[0, 255], [34, 128]])
+        many = pictures.confusion_picture(torch.eye(1000, dtype=torch.int64))
+        self.assertEqual(many.shape, (3, 1000, 1000))
+
+    def test_a_class_without_images_is_blank(self) -> None:
+        picture = pictures.confusion_picture(torch.tensor([[0, 0], [0, 3]]))
+        self.assertEqual(picture[0][::399, ::399].tolist(), [[255, 255], [255, 0]])
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -1,0 +1,175 @@
+"""Tests of jigclu.data.subsets."""
+
+import os
+import pickle
+from collections import Counter
+from typing import Any
+from unittest import mock
+
+import torch
+from absl.testing import absltest, parameterized
+from PIL import Image
+
+from jigclu.data import sources, subsets
+from jigclu.errors import UserError
+
+
+def memory(labels: list[int] | None, title: str = "memory") -> sources.ImageArray:
+    """One image a label, filled with its index; five classes."""
+    count = 3 if labels is None else len(labels)
+    pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+    return sources.ImageArray(title, pixels, list("abcde"), labels)
+
+
+LABELS = [0] * 10 + [1] * 25 + [2] * 1 + [4] * 4
+
+
+class SubsetSourceTest(absltest.TestCase):
+    def test_shows_the_images_of_the_whole(self) -> None:
+        whole = memory([0, 1, 1, 4])
+        part = subsets.SubsetSource(whole, subsets.labels_of(whole)[:2] + 2)
+        part = pickle.loads(pickle.dumps(part))
+        self.assertLen(part, 2)
+        self.assertEqual((part.classes, part.labels), (list("abcde"), [1, 4]))
+        self.assertEqual([part.read(index)[0, 0, 0].item() for index in (0, 1)], [2, 3])
+        self.assertEqual(part.name(1), "memory image 3")
+
+    def test_fingerprint_is_of_whole_and_part(self) -> None:
+        prints = {
+            subsets.BalancedSubset(memory(LABELS, title), 0.4, seed).fingerprint(False)
+            for title in ("x", "y")
+            for seed in (0, 1)
+        }
+        self.assertLen(prints, 4)
+
+
+class ListedSubsetTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.root = self.create_tempdir().full_path
+        for file in (
+            "n01/n01_1.JPEG",
+            "n01/n01_2.JPEG",
+            "n02/n02_1.JPEG",
+            "n02/x.JPEG",
+            "n01/x.JPEG",
+        ):
+            os.makedirs(os.path.dirname(f"{self.root}/train/{file}"), exist_ok=True)
+            Image.new("RGB", (6, 4)).save(f"{self.root}/train/{file}")
+        self.whole = sources.ImageFolder(self.root, "train")
+
+    def listed(self, text: str) -> subsets.ListedSubset:
+        path = self.create_tempfile(content=text).full_path
+        return subsets.ListedSubset(self.whole, path, self.root)
+
+    @parameterized.parameters("n02_1.JPEG\nn01_2.JPEG\n", "n02/n02_1.JPEG\nn01_2.JPEG\n")
+    def test_finds_names_in_the_order_of_the_list(self, text: str) -> None:
+        part = self.listed(text)
+        self.assertEqual(part.labels, [1, 0])
+        self.assertEndsWith(part.name(0), "train/n02/n02_1.JPEG")
+        self.assertEqual(part.classes, ["n01", "n02"])
+
+    def test_a_path_tells_files_of_one_name_apart(self) -> None:
+        self.assertEqual(self.listed("n02/x.JPEG\n").labels, [1])
+
+    @parameterized.parameters(
+        ("n02_1.JPEG\nn03_1.JPEG\nn03_2.JPEG\n", "2 of the 3 images .* the first is n03_1.JPEG"),
+        ("n02_1.JPEG\nn02_1.JPEG\n", "names n02_1.JPEG twice"),
+        ("x.JPEG\n", "more than one: name it as <class>/<file>"),
+        ("", "names no images"),
+    )
+    def test_refuses_lists(self, text: str, message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            self.listed(text)
+
+    def test_downloads_once(self) -> None:
+        address, folder = "https://example.org/lists/1percent.txt", f"{self.root}/lists"
+        answer = mock.mock_open(read_data=b"n02_1.JPEG\n")
+        with mock.patch("urllib.request.urlopen", answer) as opened:
+            for _ in range(2):
+                self.assertEqual(subsets.ListedSubset(self.whole, address, folder).labels, [1])
+        opened.assert_called_once()
+        self.assertEqual(os.listdir(folder), ["1percent.txt"])
+
+    def test_says_what_to_do_without_a_network(self) -> None:
+        with (
+            mock.patch("urllib.request.urlopen", side_effect=OSError("no route")),
+            self.assertRaisesRegex(UserError, "cannot be downloaded .*no route.* give its path"),
+        ):
+            subsets.ListedSubset(self.whole, "https://example.org/a.txt", f"{self.root}/lists")
+
+
+class BalancedSubsetTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (0.1, {0: 1, 1: 2, 2: 1, 4: 1}), (0.5, {0: 5, 1: 12, 2: 1, 4: 2}), (1.0, Counter(LABELS))
+    )
+    def test_takes_the_share_of_every_class(
+        self, fraction: float, expected: dict[int, int]
+    ) -> None:
+        part = subsets.BalancedSubset(memory(LABELS), fraction, seed=0)
+        self.assertEqual(Counter(part.labels), expected)
+        shown = [int(part.read(index)[0, 0, 0]) for index in range(len(part))]
+        self.assertEqual([LABELS[index] for index in shown], part.labels)
+        self.assertLen(set(shown), len(shown))
+
+    def test_is_a_function_of_the_seed(self) -> None:
+        draws = [
+            [subsets.BalancedSubset(memory(LABELS), 0.5, seed).name(i) for i in range(20)]
+            for seed in (0, 0, 1)
+        ]
+        self.assertEqual(draws[0], draws[1])
+        self.assertNotEqual(draws[0], draws[2])
+
+    @parameterized.parameters(0.0, 1.5, float("nan"))
+    def test_refuses_fractions(self, fraction: float) -> None:
+        with self.assertRaisesRegex(UserError, f"fraction is {fraction}"):
+            subsets.BalancedSubset(memory(LABELS), fraction, seed=0)
+
+    def test_refuses_unlabelled_images(self) -> None:
+        with self.assertRaisesRegex(UserError, "has no labels"):
+            subsets.BalancedSubset(memory(None), 0.5, seed=0)
+
+
+class HeldOutTest(parameterized.TestCase):
+    def test_parts_are_disjoint_and_everything(self) -> None:
+        labels = [0] * 10 + [1] * 30
+        parts = [subsets.HeldOut(memory(labels), 0.2, 7, part) for part in subsets.PARTS]
+        self.assertEqual([Counter(part.labels) for part in parts], [{0: 8, 1: 24}, {0: 2, 1: 6}])
+        names = [part.name(index) for part in parts for index in range(len(part))]
+        self.assertLen(set(names), 40)
+
+    @parameterized.parameters(
+        ({"fraction": 1.0}, "held_out is 1.0"),
+        ({"part": "test"}, "part is 'test'"),
+        ({"source": memory(LABELS)}, "class c has too few images"),
+    )
+    def test_refuses(self, changes: dict[str, Any], message: str) -> None:
+        settings: dict[str, Any] = {
+            "source": memory([0, 0, 1, 1]),
+            "fraction": 0.5,
+            "seed": 0,
+            "part": "train",
+        }
+        with self.assertRaisesRegex(UserError, message):
+            subsets.HeldOut(**(settings | changes))
+
+
+class CheckLabelledTest(absltest.TestCase):
+    def refused(self, train: Any, val: Any, message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            subsets.check_labelled(train, val, "source", "val")
+
+    def test_accepts_and_refuses(self) -> None:
+        train, val = memory([0, 1], "train"), memory([1, 4], "val")
+        subsets.check_labelled(train, val, "source", "val")
+        self.refused(train, memory(None), "val has no labels")
+        self.refused(train, train, "train image 0 is in source and in val")
+        pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+        other = sources.ImageArray("val", pixels, list("abcdx"), [0, 1])
+        self.refused(train, other, "source has 5 classes and val 5; .*different are: e, x")
+        one = [sources.ImageArray(title, pixels, ["a"], [0, 0]) for title in ("train", "val")]
+        self.refused(one[0], one[1], "source has one class, a")
+
+
+if __name__ == "__main__":
+    absltest.main()
