@@ -4,8 +4,8 @@ A part keeps the classes and class numbers of the whole, so that they agree
 with those of other splits, whichever classes it holds images of.
 """
 
+import http.client
 import os
-import urllib.error
 import urllib.request
 from collections import Counter
 
@@ -19,6 +19,9 @@ from jigclu.errors import UserError
 from jigclu.jigsaw import mix_seed
 
 PARTS = ("train", "held_out")
+
+# Keep the draws apart: what is held out must not be what a balanced draw of the same seed takes.
+_BALANCED_STREAM, _HELD_OUT_STREAM = 0, 1
 
 
 class SubsetSource:
@@ -81,7 +84,8 @@ class ListedSubset(SubsetSource):
         if missing:
             raise UserError(
                 f"{len(missing)} of the {len(lines)} images of {path} are not in the data, "
-                f"the first is {missing[0]}: expected names of files, or <class>/<file>"
+                f"the first are {', '.join(missing[:3])}: expected names of files of this "
+                "data set, or <class>/<file>"
             )
         unclear = [line for line in lines if places[line] < 0]
         if unclear:
@@ -119,7 +123,7 @@ def _downloaded(address: str, folder: str) -> str:
             with open(temporary, "wb") as file:
                 file.write(content)
             os.replace(temporary, path)
-        except (urllib.error.URLError, OSError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise UserError(
                 f"{address} cannot be downloaded to {path} ({error}): download it "
                 "where there is a network, and give its path instead"
@@ -143,7 +147,7 @@ class BalancedSubset(SubsetSource):
         """
         if not 0 < fraction <= 1:
             raise UserError(f"fraction is {fraction}; it must lie in (0, 1]")
-        drawn, _ = _drawn(labels_of(source), fraction, seed)
+        drawn, _ = _drawn(labels_of(source), fraction, mix_seed(seed, _BALANCED_STREAM))
         super().__init__(source, drawn)
 
 
@@ -167,7 +171,7 @@ class HeldOut(SubsetSource):
         if part not in PARTS:
             raise UserError(f"part is {part!r}; it must be one of {', '.join(PARTS)}")
         labels = labels_of(source)
-        drawn, rest = _drawn(labels, fraction, seed)
+        drawn, rest = _drawn(labels, fraction, mix_seed(seed, _HELD_OUT_STREAM))
         alone = np.setdiff1d(labels, labels[rest])
         if len(alone):
             raise UserError(
@@ -181,7 +185,7 @@ def _drawn(
     labels: NDArray[np.int64], fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns the indices of a share of every class, and those of the rest, both ascending."""
-    generator = torch.Generator().manual_seed(mix_seed(seed, 0))
+    generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator).numpy()
     by_class = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)
@@ -219,10 +223,13 @@ def check_labelled(train: Source, val: Source, train_name: str, val_name: str) -
             f"{train_name} has {len(train.classes)} classes and {val_name} {len(val.classes)}; "
             f"they must be the same, different are: {', '.join(differing[:5])}"
         )
-    if len(train.classes) < 2:
-        raise UserError(
-            f"{train_name} has one class, {train.classes[0]}: a score of it would say nothing"
-        )
+    for name, source in ((train_name, train), (val_name, val)):
+        found = np.unique(labels_of(source))
+        if len(found) < 2:
+            raise UserError(
+                f"{name} has images of one class, {source.classes[found[0]]}: "
+                "a score of it would say nothing; give images of two classes or more"
+            )
     known = {train.name(index) for index in range(len(train))}
     both = (val.name(index) for index in range(len(val)) if val.name(index) in known)
     shared = next(both, None)

@@ -1,5 +1,6 @@
 """Tests of jigclu.data.subsets."""
 
+import http.client
 import os
 import pickle
 from collections import Counter
@@ -73,7 +74,10 @@ class ListedSubsetTest(parameterized.TestCase):
         self.assertEqual(self.listed("n02/x.JPEG\n").labels, [1])
 
     @parameterized.parameters(
-        ("n02_1.JPEG\nn03_1.JPEG\nn03_2.JPEG\n", "2 of the 3 images .* the first is n03_1.JPEG"),
+        (
+            "n02_1.JPEG\nn03_1.JPEG\nn03_2.JPEG\n",
+            "2 of the 3 images .* the first are n03_1.JPEG, n03_2.JPEG:",
+        ),
         ("n02_1.JPEG\nn02_1.JPEG\n", "names n02_1.JPEG twice"),
         ("x.JPEG\n", "more than one: name it as <class>/<file>"),
         ("", "names no images"),
@@ -91,12 +95,18 @@ class ListedSubsetTest(parameterized.TestCase):
         opened.assert_called_once()
         self.assertEqual(os.listdir(folder), ["1percent.txt"])
 
-    def test_says_what_to_do_without_a_network(self) -> None:
+    @parameterized.parameters(
+        OSError("no route"), http.client.IncompleteRead(b"n02_1.JPEG", 90), ValueError("bad port")
+    )
+    def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(
+        self, error: Exception
+    ) -> None:
         with (
-            mock.patch("urllib.request.urlopen", side_effect=OSError("no route")),
-            self.assertRaisesRegex(UserError, "cannot be downloaded .*no route.* give its path"),
+            mock.patch("urllib.request.urlopen", side_effect=error),
+            self.assertRaisesRegex(UserError, "a.txt cannot be downloaded .* give its path"),
         ):
             subsets.ListedSubset(self.whole, "https://example.org/a.txt", f"{self.root}/lists")
+        self.assertEmpty(os.listdir(f"{self.root}/lists"))
 
 
 class BalancedSubsetTest(parameterized.TestCase):
@@ -138,6 +148,14 @@ class HeldOutTest(parameterized.TestCase):
         names = [part.name(index) for part in parts for index in range(len(part))]
         self.assertLen(set(names), 40)
 
+    def test_holds_out_other_images_than_a_balanced_draw_of_the_seed(self) -> None:
+        whole = memory([0] * 100 + [1] * 100)
+        held_out = subsets.HeldOut(whole, 0.3, 0, "held_out")
+        drawn = subsets.BalancedSubset(whole, 0.3, 0)
+        first, second = ({part.name(i) for i in range(60)} for part in (held_out, drawn))
+        # Hypergeometric: mean 18, standard deviation 3.
+        self.assertBetween(len(first & second), 3, 33)
+
     @parameterized.parameters(
         ({"fraction": 1.0}, "held_out is 1.0"),
         ({"part": "test"}, "part is 'test'"),
@@ -168,7 +186,8 @@ class CheckLabelledTest(absltest.TestCase):
         other = sources.ImageArray("val", pixels, list("abcdx"), [0, 1])
         self.refused(train, other, "source has 5 classes and val 5; .*different are: e, x")
         one = [sources.ImageArray(title, pixels, ["a"], [0, 0]) for title in ("train", "val")]
-        self.refused(one[0], one[1], "source has one class, a")
+        self.refused(one[0], one[1], "source has images of one class, a")
+        self.refused(train, memory([1, 1], "val"), "val has images of one class, b")
 
 
 if __name__ == "__main__":
