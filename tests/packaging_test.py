@@ -25,7 +25,9 @@ def _requirements(text: str) -> list[Requirement]:
 
 
 INSTALL = _requirements(_setup()["options"]["install_requires"])
-DEVELOP = _requirements(_setup()["options.extras_require"]["dev"])
+EXPORT, DEVELOP = (
+    _requirements(_setup()["options.extras_require"][extra]) for extra in ("export", "dev")
+)
 PINS = _requirements((ROOT / "constraints.txt").read_text())
 
 
@@ -52,8 +54,13 @@ class PackagingTest(parameterized.TestCase):
         self.assertRegex(jigclu.__version__, r"^\d+\.\d+\.\d+$")
         self.assertEqual(_setup()["metadata"]["version"], "attr: jigclu.__version__")
 
+    def test_developing_tests_the_export(self) -> None:
+        own = next(requirement for requirement in DEVELOP if requirement.name == "jigclu")
+        self.assertEqual(own.extras, {"export"})
+
     @parameterized.product(
-        requirement=[*INSTALL, *DEVELOP], python=["3.10", "3.11", "3.12", "3.13", "3.14"]
+        requirement=[*INSTALL, *EXPORT, *(r for r in DEVELOP if r.name != "jigclu")],
+        python=["3.10", "3.11", "3.12", "3.13", "3.14"],
     )
     def test_one_pin_that_satisfies_the_requirement(
         self, requirement: Requirement, python: str
