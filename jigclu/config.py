@@ -23,8 +23,10 @@ from jigclu import hints, schedules, update
 from jigclu.augment import AugmentationSettings
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabelledImages
+from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
 from jigclu.errors import UserError
 from jigclu.knn import KnnEvaluation
+from jigclu.knn_task import KnnTask
 from jigclu.pretrain import PretrainTask
 
 _LONG = 10**6  # Characters: one binding a line, however long.
@@ -103,6 +105,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "launch": launch,
     "train": PretrainTask,
     "knn": KnnEvaluation,
+    "knn_task": KnnTask,
     "augmentation": AugmentationSettings,
     "loss_scaling": update.LossScaling,
     "sgd": sgd,
@@ -114,6 +117,9 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "ImageList": ImageList,
     "TorchvisionImages": TorchvisionImages,
     "ProceduralImages": ProceduralImages,
+    "ListedSubset": ListedSubset,
+    "BalancedSubset": BalancedSubset,
+    "HeldOut": HeldOut,
 }
 
 

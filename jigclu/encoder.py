@@ -41,6 +41,11 @@ class Encoder(nn.Module):
         return images
 
 
+def encoder_tensors(encoder: nn.Module) -> dict[str, Tensor]:
+    """Returns parameters and buffers of an encoder, by the names of `checkpoint.read_weights`."""
+    return {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+
+
 def create_encoder(name: str, small_stem: bool) -> Encoder:
     """Builds an encoder with random weights and batch normalisation over all ranks.
 

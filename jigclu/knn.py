@@ -1,5 +1,10 @@
-"""Weighted nearest neighbours: how well frozen features tell classes apart, without training."""
+"""Weighted nearest neighbours: how well frozen features tell classes apart, without training.
 
+The bank streams by: of its features only the nearest of every query are kept,
+so that a bank of any size fits.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,16 +12,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Subset
 
-from jigclu import collectives
+from jigclu import collectives, features
 from jigclu.data.images import ImageDataset
-from jigclu.data.loader import image_loader
+from jigclu.data.loader import LabelledBatch
 from jigclu.data.sources import Source
+from jigclu.data.subsets import check_labelled
 from jigclu.encoder import Encoder
 from jigclu.errors import UserError
+from jigclu.features import FeatureSettings, encode
 
-_CHUNK = 1024  # Queries compared at once: bounds the memory of the similarities.
+# Queries, and images of the bank, compared at once: bounds the memory of the similarities.
+_QUERIES = 1024
+_BANK = 8192
 
 
 class Score(NamedTuple):
@@ -26,30 +34,81 @@ class Score(NamedTuple):
     chance: float
 
 
-def predict(
-    queries: Tensor, bank: Tensor, labels: Tensor, neighbours: int, temperature: float
-) -> Tensor:
+class Nearest(NamedTuple):
+    """The nearest of every query so far.
+
+    similarity: float32 [queries, neighbours], cosines; -inf where there are fewer.
+    labels: int64 [queries, neighbours].
+    """
+
+    similarity: Tensor
+    labels: Tensor
+
+
+def none_near(queries: int, neighbours: int, device: torch.device) -> Nearest:
+    """Returns the nearest of an empty bank."""
+    return Nearest(
+        torch.full((queries, neighbours), -torch.inf, device=device),
+        torch.zeros(queries, neighbours, dtype=torch.int64, device=device),
+    )
+
+
+def nearer(nearest: Nearest, queries: Tensor, bank: Tensor, labels: Tensor) -> Nearest:
+    """Returns the nearest with those of one more piece of the bank.
+
+    Args:
+      nearest: so far.
+      queries: float32 [queries, channels], L2-normalised.
+      bank: float32 [piece, channels], L2-normalised.
+      labels: int64 [piece], from 0.
+    """
+    pieces = []
+    for rows in torch.arange(len(queries), device=queries.device).split(_QUERIES):
+        similarity = queries[rows] @ bank.t()
+        pieces.append(
+            _nearest_of(
+                torch.cat([nearest.similarity[rows], similarity], 1),
+                torch.cat([nearest.labels[rows], labels.expand(len(rows), -1)], 1),
+                nearest.labels.shape[1],
+            )
+        )
+    return Nearest(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
+
+def _nearest_of(similarity: Tensor, labels: Tensor, neighbours: int) -> Nearest:
+    kept, positions = similarity.topk(neighbours, 1)
+    return Nearest(kept, labels.gather(1, positions))
+
+
+def merge_ranks(nearest: Nearest) -> Nearest:
+    """Returns the nearest in the banks of all ranks, on every rank."""
+    if collectives.world_size() == 1:
+        return nearest
+    gathered = []
+    for values in nearest:
+        of_ranks = [torch.empty_like(values) for _ in range(collectives.world_size())]
+        dist.all_gather(of_ranks, values)
+        gathered.append(torch.cat(of_ranks, 1))
+    similarity, labels = gathered
+    return _nearest_of(similarity, labels, nearest.labels.shape[1])
+
+
+def vote(nearest: Nearest, classes: int, temperature: float) -> Tensor:
     """Classifies by a vote of the nearest, each weighing exp(cosine / temperature).
 
     The rule of Wu et al. 2018 (arXiv 1805.01978, section 3.4).
 
     Args:
-      queries: float32 [queries, channels], L2-normalised.
-      bank: float32 [bank, channels], L2-normalised.
-      labels: int64 [bank], from 0.
-      neighbours: that vote, at most bank.
+      nearest: of every query.
+      classes: how many there are.
       temperature: > 0 (usual 0.07).
 
     Returns:
       int64 [queries]: the class of the most votes.
     """
-    classes = functional.one_hot(labels).to(bank.dtype)
-    predictions = []
-    for chunk in queries.split(_CHUNK):
-        similarity, nearest = (chunk @ bank.t()).topk(neighbours, 1)
-        weights = ((similarity - 1) / temperature).exp()
-        predictions.append(torch.einsum("qn,qnc->qc", weights, classes[nearest]).argmax(1))
-    return torch.cat(predictions)
+    weights = ((nearest.similarity - 1) / temperature).exp()
+    votes = weights.new_zeros(len(weights), classes)
+    return votes.scatter_add_(1, nearest.labels, weights).argmax(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +134,9 @@ class KnnEvaluation:
 
     def check(self) -> None:
         """Raises UserError for a value out of range, or data that fit not together."""
-        for name, source in (("bank", self.bank), ("queries", self.queries)):
-            ImageDataset(source=source, resize=self.resize, crop=self.crop)
-            if source.labels is None:
-                raise UserError(f"knn.{name} has no labels; kNN needs a data set with classes")
-        if self.bank.classes != self.queries.classes:
-            differing = sorted(set(self.bank.classes) ^ set(self.queries.classes))
-            raise UserError(
-                f"knn.bank has {len(self.bank.classes)} classes and knn.queries "
-                f"{len(self.queries.classes)}; they must be the same, not in both: "
-                f"{', '.join(differing[:5])}"
-            )
+        check_labelled(self.bank, self.queries, "knn.bank", "knn.queries")
+        ImageDataset(source=self.queries, resize=self.resize, crop=self.crop)
+        features.check_settings(self._settings(torch.float32))
         if not 1 <= self.neighbours <= len(self.bank):
             raise UserError(
                 f"knn.neighbours is {self.neighbours}; it must lie in [1, {len(self.bank)}], "
@@ -94,51 +145,56 @@ class KnnEvaluation:
         if not self.temperature > 0:
             raise UserError(f"knn.temperature is {self.temperature}; it must be above 0")
 
-    def __call__(self, encoder: Encoder, device: torch.device, precision: torch.dtype) -> Score:
+    def __call__(self, encoder: Encoder, precision: torch.dtype) -> Score:
         """Scores an encoder, which every rank holds alike; leaves its mode as it was.
 
+        The device holds the features of all queries, and pieces of the bank.
+
         Args:
-          encoder: on the device.
-          device: where to compute.
+          encoder: on the device on which to compute.
           precision: of autocast within the encoder; float32 for none.
         """
-        bank, queries = (
-            self._features(source, encoder, device, precision) for source in self._sources()
-        )
-        bank_labels, query_labels = (
-            torch.tensor(source.labels, device=device) for source in self._sources()
-        )
-        predicted = predict(queries, bank, bank_labels, self.neighbours, self.temperature)
+        settings = self._settings(precision)
+        queries = self._all_queries(encoder, settings)
+        nearest = none_near(len(queries), self.neighbours, queries.device)
+        for piece, labels in _pieces(encode(encoder, self._images(self.bank), settings)):
+            nearest = nearer(nearest, queries, functional.normalize(piece, dim=1), labels)
+        predicted = vote(merge_ranks(nearest), len(self.bank.classes), self.temperature)
+        labels = torch.tensor(self.queries.labels, device=predicted.device)
         return Score(
-            accuracy=(predicted == query_labels).float().mean().item(),
-            chance=query_labels.bincount().max().item() / len(query_labels),
+            accuracy=(predicted == labels).float().mean().item(),
+            chance=labels.bincount().max().item() / len(labels),
         )
 
-    def _sources(self) -> tuple[Source, Source]:
-        return self.bank, self.queries
+    def _settings(self, precision: torch.dtype) -> FeatureSettings:
+        return FeatureSettings(self.mean, self.std, self.batch_size, self.workers, precision)
 
-    def _features(
-        self, source: Source, encoder: Encoder, device: torch.device, precision: torch.dtype
-    ) -> Tensor:
-        """Returns the normalised pooled features of all images, on every rank."""
-        mean, std = (
-            torch.tensor(values, device=device).view(3, 1, 1) for values in (self.mean, self.std)
-        )
-        features = torch.zeros(len(source), encoder.channels, device=device)
-        images = ImageDataset(source=source, resize=self.resize, crop=self.crop)
-        own = Subset(images, range(collectives.rank(), len(source), collectives.world_size()))
-        was_training = encoder.training
-        encoder.eval()
-        autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
-        with torch.no_grad():
-            for batch in image_loader(own, self.batch_size, self.workers):
-                pixels = batch.image.to(device, non_blocking=True).float() / 255
-                with autocast:
-                    maps = encoder((pixels - mean) / std)
-                pooled = maps.float().mean((2, 3))
-                features[batch.image_index.to(device)] = functional.normalize(pooled, dim=1)
-        encoder.train(was_training)
+    def _images(self, source: Source) -> ImageDataset:
+        return ImageDataset(source=source, resize=self.resize, crop=self.crop)
+
+    def _all_queries(self, encoder: Encoder, settings: FeatureSettings) -> Tensor:
+        """Returns the normalised features of all queries, on every rank."""
+        device = next(encoder.parameters()).device
+        queries = torch.zeros(len(self.queries), encoder.channels, device=device)
+        for piece, batch in encode(encoder, self._images(self.queries), settings):
+            queries[batch.image_index.to(device)] = functional.normalize(piece, dim=1)
         if collectives.world_size() > 1:
             # Every row was filled by one rank and is 0 elsewhere.
-            dist.all_reduce(features)
-        return features
+            dist.all_reduce(queries)
+        return queries
+
+
+def _pieces(
+    batches: Iterable[tuple[Tensor, LabelledBatch]],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Joins batches of features to larger pieces, each with its labels."""
+    joined: list[Tensor] = []
+    labels: list[Tensor] = []
+    for piece, batch in batches:
+        joined.append(piece)
+        labels.append(batch.label.to(piece.device))
+        if sum(map(len, joined)) >= _BANK:
+            yield torch.cat(joined), torch.cat(labels)
+            joined, labels = [], []
+    if joined:
+        yield torch.cat(joined), torch.cat(labels)

@@ -77,6 +77,18 @@ class Monitor:
         self._window_start = start_step
         self._start_clock(timed_from=start_step)
 
+    @classmethod
+    def of_one_step(cls, workdir: Path, is_main: bool) -> "Monitor":
+        """Returns the monitor of a task that takes no steps, only reports what it finds."""
+        return cls(
+            workdir=workdir,
+            total_steps=1,
+            start_step=0,
+            images_per_step=1,
+            log_every=1,
+            is_main=is_main,
+        )
+
     def __enter__(self) -> "Monitor":
         if self._is_main:
             # The window that ends at start_step is done and stays; all after it goes.

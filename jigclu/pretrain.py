@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jigclu import augment, checkpoint, collectives, jigsaw, resume
+from jigclu import augment, collectives, jigsaw, resume
 from jigclu.data.loader import Batch, patch_loader
 from jigclu.data.patches import PatchDataset
 from jigclu.device import launched_processes
@@ -139,10 +139,7 @@ class PretrainRun(TrainingRun):
 
     def begin_with(self, weights: Path) -> str:
         """Takes the initial weights of a file; returns what to tell of them."""
-        expected = {**self.state.parameters, **self.state.buffers}
-        found, report = checkpoint.load_weights(checkpoint.read_weights(weights), expected)
-        resume.copy(expected, found)
-        return f"initial weights of {weights}: {report.summary()}"
+        return resume.take_weights(weights, {**self.state.parameters, **self.state.buffers})
 
     def inputs(self) -> Iterator[tuple[StepInputs, float]]:
         """Yields the inputs of every step left, and the seconds waited for them."""
@@ -185,7 +182,7 @@ class PretrainRun(TrainingRun):
         """Returns the kNN accuracy of the encoder, beside chance, where the task has one."""
         if self.task.evaluation is None:
             return {}
-        score = self.task.evaluation(self.encoder, self.device, self.precision)
+        score = self.task.evaluation(self.encoder, self.precision)
         return {"knn_accuracy": score.accuracy, "knn_accuracy_chance": score.chance}
 
     def conclude(self) -> None:

@@ -11,12 +11,16 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu import config
+from jigclu.knn_task import KnnTask
 from jigclu.pretrain import PretrainTask
 
 FOLDER = config.ROOT / "gin"
 FILES = sorted(str(path.relative_to(config.ROOT)) for path in FOLDER.rglob("*.gin"))
 RUN_FILES = [file for file in FILES if not file.startswith("gin/base/")]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What is not of pre-training, and what a file leaves to its user to bind.
+TASKS = {"gin/knn.gin": KnnTask}
+TO_BE_BOUND = {"gin/knn.gin": ("knn_task.init_from",)}
 BINDING = re.compile(r"^([\w./]+) = (.*?)(?:\s+#\s*(\S.*))?$")
 INCLUDE = re.compile(r"^include '(.+)'$")
 
@@ -48,20 +52,18 @@ class GinFilesTest(parameterized.TestCase):
     def load(self, file: str) -> config.Configuration:
         """Loads a file on a tiny tree of images instead of the data that it names."""
         root = Path(self.create_tempdir().full_path)
-        for folder in ("train/a", "val/a"):
+        for folder in ("train/a", "val/a", "train/b", "val/b"):
             (root / folder).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(root / folder / "0.png")
         (root / "list.txt").write_text("a/0.png\n")
         places = {
             "ImageFolder.root": root,
-            "DATA": root,
             "ImageList.root": root / "train",
             "ImageList.path": root / "list.txt",
         }
         bound = {name for part in (*includes_of(file), file) for name in bindings_of(part)}
-        if "DATA" in bound:
-            del places["ImageFolder.root"]
         replaced = [f"{name}={str(path)!r}" for name, path in places.items() if name in bound]
+        replaced += [f"{name}=None" for name in TO_BE_BOUND.get(file, ())]
         with mock.patch.object(torchvision.datasets, "CIFAR10", FakeCifar):
             return config.load([file], replaced)
 
@@ -73,7 +75,7 @@ class GinFilesTest(parameterized.TestCase):
     def test_every_binding_takes_effect(self, file: str) -> None:
         configuration = self.load(file)
         self.assertEmpty(configuration.unused)
-        self.assertIsInstance(configuration.task, PretrainTask)
+        self.assertIsInstance(configuration.task, TASKS.get(file, PretrainTask))
         lines = map(BINDING.match, configuration.operative.splitlines())
         operative = {match[1] for match in lines if match}
         operative |= {name.split("/")[-1] for name in operative}

@@ -8,7 +8,7 @@ from samples import small_encoder
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu import knn
+from jigclu import collectives, knn
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import ImageArray
 from jigclu.errors import UserError
@@ -33,10 +33,35 @@ def evaluation(**changes: object) -> knn.KnnEvaluation:
 
 
 def score_and_features() -> tuple[float, float, Tensor]:
-    """7 queries, which 2 ranks cannot share evenly."""
+    """7 queries and 20 images in the bank, shared by the ranks."""
     task, encoder = evaluation(), small_encoder()
-    score = task(encoder, CPU, torch.float32)
-    return *score, task._features(task.queries, encoder, CPU, torch.float32)
+    settings = task._settings(torch.float32)
+    return *task(encoder, torch.float32), task._all_queries(encoder, settings)
+
+
+def predict(
+    queries: Tensor, bank: Tensor, labels: Tensor, neighbours: int, temperature: float
+) -> Tensor:
+    """Classifies with a bank that comes in three pieces, and is shared by the ranks."""
+    own = slice(collectives.rank(), None, collectives.world_size())
+    nearest = knn.none_near(len(queries), neighbours, CPU)
+    for piece in zip(bank[own].chunk(3), labels[own].chunk(3), strict=True):
+        nearest = knn.nearer(nearest, queries, *piece)
+    return knn.vote(knn.merge_ranks(nearest), int(labels.max()) + 1, temperature)
+
+
+def predict_random(neighbours: int, temperature: float) -> Tensor:
+    return predict(*random_data(), neighbours, temperature)
+
+
+def random_data() -> tuple[Tensor, Tensor, Tensor]:
+    """More queries than are compared at once."""
+    generator = torch.Generator().manual_seed(1)
+    queries, bank = (
+        functional.normalize(torch.randn(count, 8, generator=generator), dim=1)
+        for count in (1500, 50)
+    )
+    return queries, bank, torch.randint(0, 4, (50,), generator=generator)
 
 
 class PredictTest(parameterized.TestCase):
@@ -45,19 +70,14 @@ class PredictTest(parameterized.TestCase):
         labels = torch.tensor([1, 0, 0])
         query = torch.tensor([[1.0, 0.0]])
         # Sharp: the nearest alone decides. Flat: two of three votes do.
-        self.assertEqual(knn.predict(query, bank, labels, 3, 0.01).tolist(), [1])
-        self.assertEqual(knn.predict(query, bank, labels, 3, 100.0).tolist(), [0])
-        self.assertEqual(knn.predict(query, bank, labels, 1, 100.0).tolist(), [1])
+        self.assertEqual(predict(query, bank, labels, 3, 0.01).tolist(), [1])
+        self.assertEqual(predict(query, bank, labels, 3, 100.0).tolist(), [0])
+        self.assertEqual(predict(query, bank, labels, 1, 100.0).tolist(), [1])
 
     @parameterized.parameters((1, 0.07), (5, 0.07), (50, 1.0))
     def test_equals_brute_force(self, neighbours: int, temperature: float) -> None:
-        generator = torch.Generator().manual_seed(1)
-        queries, bank = (
-            functional.normalize(torch.randn(count, 8, generator=generator), dim=1)
-            for count in (1500, 50)  # More queries than are compared at once.
-        )
-        labels = torch.randint(0, 4, (50,), generator=generator)
-        actual = knn.predict(queries, bank, labels, neighbours, temperature)
+        queries, bank, labels = random_data()
+        actual = predict(queries, bank, labels, neighbours, temperature)
         cosines = queries.double().numpy() @ bank.double().numpy().T
         for row, predicted in zip(cosines, actual.tolist(), strict=True):
             votes = np.zeros(4)
@@ -65,19 +85,26 @@ class PredictTest(parameterized.TestCase):
                 votes[labels[index]] += np.exp(row[index] / temperature)
             self.assertGreaterEqual(votes[predicted], votes.max() * (1 - 1e-4))
 
+    @parameterized.parameters((5, 0.07), (40, 1.0))
+    def test_is_the_same_on_two_ranks(self, neighbours: int, temperature: float) -> None:
+        # 40 of 50 neighbours: more than one rank's share of the bank.
+        alone = predict_random(neighbours, temperature)
+        for rank in run_on_ranks(predict_random, 2, neighbours, temperature):
+            self.assertTrue(torch.equal(rank, alone))
+
 
 class KnnEvaluationTest(parameterized.TestCase):
     def test_a_bank_that_holds_the_queries_scores_one(self) -> None:
         images = ProceduralImages(images=20, size=32, seed=0, split="train")
         score = evaluation(bank=images, queries=images, neighbours=1)(
-            small_encoder(), CPU, torch.float32
+            small_encoder(), torch.float32
         )
         self.assertEqual(score.accuracy, 1.0)
         self.assertAlmostEqual(score.chance, 0.1)
 
     def test_features_are_pooled_and_normalised(self) -> None:
         task, encoder = evaluation(), small_encoder().eval()
-        features = task._features(task.queries, encoder, CPU, torch.float32)
+        features = task._all_queries(encoder, task._settings(torch.float32))
         image = (task.queries.read(6).float() / 255 - 0.5) / 0.25
         with torch.no_grad():
             expected = functional.normalize(encoder(image[None]).mean((2, 3)), dim=1)[0]
@@ -93,7 +120,7 @@ class KnnEvaluationTest(parameterized.TestCase):
     def test_leaves_the_encoder_as_it_was(self) -> None:
         encoder = small_encoder().train()
         before = {name: value.clone() for name, value in encoder.state_dict().items()}
-        evaluation()(encoder, CPU, torch.bfloat16)
+        evaluation()(encoder, torch.bfloat16)
         self.assertTrue(encoder.training)
         for name, value in encoder.state_dict().items():
             self.assertTrue(torch.equal(value, before[name]), name)

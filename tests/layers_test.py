@@ -43,6 +43,8 @@ LAYERS = {
     "jigclu.objective": 3.1,
     "jigclu.pictures": 3.2,
     "jigclu.knn": 4.0,
+    "jigclu.knn_task": 4.1,
+    "jigclu.features": 2.4,
     "jigclu.training": 4.0,
     "jigclu.pretrain": 4.1,
     "jigclu.hints": 1.1,

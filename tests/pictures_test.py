@@ -5,7 +5,7 @@ from absl.testing import absltest
 from samples import AUGMENTATION, SIZE, inputs_of
 
 from jigclu import augment
-from jigclu.pictures import montage_picture
+from jigclu.pictures import confusion_picture, montage_picture
 
 PADDING = 2  # Pixels between the montages, of torchvision's grid.
 
@@ -41,16 +41,16 @@ class PicturesTest(absltest.TestCase):
 
     def test_confusion(self) -> None:
         confusion = torch.tensor([[4, 0], [75, 25]])
-        picture = pictures.confusion_picture(confusion)
+        picture = confusion_picture(confusion)
         self.assertEqual((picture.dtype, picture.shape), (torch.uint8, (3, 400, 400)))
         # Rows are true classes; 1 - sqrt(3/4) and 1 - sqrt(1/4) of 255.
         corners = picture[1][::399, ::399]
         self.assertEqual(corners.tolist(), [[0, 255], [34, 128]])
-        many = pictures.confusion_picture(torch.eye(1000, dtype=torch.int64))
+        many = confusion_picture(torch.eye(1000, dtype=torch.int64))
         self.assertEqual(many.shape, (3, 1000, 1000))
 
     def test_a_class_without_images_is_blank(self) -> None:
-        picture = pictures.confusion_picture(torch.tensor([[0, 0], [0, 3]]))
+        picture = confusion_picture(torch.tensor([[0, 0], [0, 3]]))
         self.assertEqual(picture[0][::399, ::399].tolist(), [[255, 255], [255, 0]])
 
 

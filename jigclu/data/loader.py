@@ -28,6 +28,19 @@ class Batch(NamedTuple):
     unreadable: int
 
 
+class LabelledBatch(NamedTuple):
+    """Labelled images, as `LabelledImage` with a leading dimension.
+
+    image: uint8 [batch, 3, height, width].
+    label: int64 [batch], -1 where unlabelled.
+    image_index: int64 [batch], in the source.
+    """
+
+    image: Tensor
+    label: Tensor
+    image_index: Tensor
+
+
 def patch_loader(
     dataset: PatchDataset,
     sampler: GlobalBatchSampler,
@@ -53,13 +66,9 @@ def labelled_loader(
     workers: int,
     prefetch: int,
     pin_memory: bool,
-) -> "DataLoader[LabelledImage]":
-    """Reads the sampler's batches of labelled images; the arguments are those of `patch_loader`.
-
-    A batch is a LabelledImage of uint8 [local_batch, 3, size, size], int64
-    [local_batch] and int64 [local_batch].
-    """
-    return _training_loader(dataset, sampler, workers, prefetch, pin_memory, default_collate)
+) -> "DataLoader[LabelledBatch]":
+    """Reads the sampler's batches of labelled images; the arguments are those of `patch_loader`."""
+    return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_images)
 
 
 def _training_loader(
@@ -85,15 +94,16 @@ def _training_loader(
 
 def image_loader(
     dataset: Dataset[LabelledImage], batch_size: int, workers: int
-) -> "DataLoader[LabelledImage]":
+) -> "DataLoader[LabelledBatch]":
     """Reads every image once and in order; the last batch may be smaller.
 
-    The data are an `ImageDataset` or a part of one; a batch is a LabelledImage
-    of uint8 [batch, 3, crop, crop], int64 [batch] and int64 [batch].
+    The data are an `ImageDataset` or a part of one.
     """
+    untyped: Dataset[Any] = dataset  # The collation turns its samples into a LabelledBatch.
     return DataLoader(
-        dataset,
+        untyped,
         batch_size=batch_size,
+        collate_fn=collate_images,
         num_workers=workers,
         worker_init_fn=_end_with_parent,
         multiprocessing_context=_context() if workers else None,
@@ -107,6 +117,11 @@ def collate_patches(samples: list[PatchSample]) -> Batch:
         indices=default_collate([sample.image_index for sample in samples]),
         unreadable=sum(sample.unreadable for sample in samples),
     )
+
+
+def collate_images(samples: list[LabelledImage]) -> LabelledBatch:
+    """Stacks samples to a LabelledBatch; within a worker straight into shared memory."""
+    return LabelledBatch(*default_collate([tuple(sample) for sample in samples]))
 
 
 def _end_with_parent(worker: int) -> None:

@@ -1,0 +1,100 @@
+"""Pooled features of a frozen encoder, streamed batch by batch."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from jigclu import collectives
+from jigclu.data.images import ImageDataset
+from jigclu.data.loader import LabelledBatch, image_loader
+from jigclu.encoder import Encoder
+from jigclu.errors import UserError
+
+
+class FeatureSettings(NamedTuple):
+    """How images are turned into features.
+
+    mean, std: of RGB in [0, 1].
+    batch_size: images at once, of one rank.
+    workers: processes that read images.
+    precision: of autocast within the encoder; float32 for none.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch_size: int
+    workers: int
+    precision: torch.dtype
+
+
+def check_settings(settings: FeatureSettings) -> None:
+    """Raises UserError for a value out of range."""
+    check_normalisation(settings.mean, settings.std)
+    for name, least in (("batch_size", 1), ("workers", 0)):
+        value = getattr(settings, name)
+        if value < least:
+            raise UserError(f"{name} is {value}; it must be {least} or more")
+
+
+def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raises UserError unless there are three means and three deviations above 0."""
+    if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+        raise UserError(
+            f"mean is {tuple(mean)} and std {tuple(std)}; expected three numbers each, "
+            "of red, green and blue, std above 0"
+        )
+
+
+def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Maps bytes to zero mean and unit deviation: uint8 to float32 [batch, 3, height, width]."""
+    centre, spread = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
+    return (images.float() / 255 - centre) / spread
+
+
+def pooled(maps: Tensor) -> Tensor:
+    """Averages feature maps [batch, channels, height, width] to float32 [batch, channels]."""
+    return maps.float().mean((2, 3))
+
+
+def own_share(images: int) -> range:
+    """Returns which of the images this rank encodes: every image is one rank's."""
+    return range(collectives.rank(), images, collectives.world_size())
+
+
+@torch.no_grad()
+def encode(
+    encoder: Encoder, images: ImageDataset, settings: FeatureSettings
+) -> Iterator[tuple[Tensor, LabelledBatch]]:
+    """Yields features of this rank's share of the images, in order.
+
+    The encoder runs in eval mode, its statistics untouched, and is left in the
+    mode that it was in.
+
+    Args:
+      encoder: on the device on which to compute.
+      images: uint8 [3, height, width] each, all of one size.
+      settings: how.
+
+    Yields:
+      float32 [batch, channels] on the device, and the batch of images, on the CPU.
+    """
+    device = next(encoder.parameters()).device
+    was_training = encoder.training
+    encoder.eval()
+    share = Subset(images, own_share(len(images)))
+    try:
+        for batch in image_loader(share, settings.batch_size, settings.workers):
+            yield encode_batch(encoder, batch.image.to(device, non_blocking=True), settings), batch
+    finally:
+        encoder.train(was_training)
+
+
+def encode_batch(encoder: Encoder, images: Tensor, settings: FeatureSettings) -> Tensor:
+    """Maps uint8 [batch, 3, height, width] to features float32 [batch, channels]."""
+    enabled = settings.precision != torch.float32
+    with torch.autocast(images.device.type, settings.precision, enabled=enabled):
+        maps = encoder(normalised(images, settings.mean, settings.std))
+    return pooled(maps)

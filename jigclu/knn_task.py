@@ -1,0 +1,67 @@
+"""The task of scoring the weights of a file by nearest neighbours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from jigclu import collectives, resume
+from jigclu.device import launched_processes, local_device, process_group
+from jigclu.encoder import Encoder, create_encoder, encoder_tensors
+from jigclu.knn import KnnEvaluation
+from jigclu.monitor import Monitor
+from jigclu.steps import PRECISIONS, check_precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnTask:
+    """Scores the encoder of a file by its nearest neighbours.
+
+    init_from: file of weights; None: random ones of the seed, for comparison.
+    encoder, small_stem: of `create_encoder`. device, precision: as in training.
+    """
+
+    evaluation: KnnEvaluation
+    init_from: str | None
+    seed: int
+    encoder: str
+    small_stem: bool
+    device: str
+    precision: str
+
+    def check(self, workdir: Path, config: str) -> None:
+        """Raises UserError for a value out of range, or weights that do not fit."""
+        del workdir, config
+        check_precision(self.precision)
+        local_device(self.device)
+        self.evaluation.check()
+        with torch.device("meta"):
+            self._load(create_encoder(self.encoder, self.small_stem))
+
+    def plan(self) -> str:
+        """Returns what a run would do, several lines."""
+        evaluation = self.evaluation
+        return (
+            f"devices: {launched_processes()} x {local_device(self.device).type}\n"
+            f"data: {len(evaluation.queries):,} images to classify by {len(evaluation.bank):,} "
+            f"others, {len(evaluation.bank.classes)} classes"
+        )
+
+    def run(self, workdir: Path, config: str) -> None:
+        """Scores, prints the score and writes it to TensorBoard."""
+        device = local_device(self.device)
+        with process_group(device):
+            torch.manual_seed(self.seed)
+            encoder = create_encoder(self.encoder, self.small_stem).to(device)
+            with Monitor.of_one_step(workdir, collectives.rank() == 0) as monitor:
+                monitor.message(self._load(encoder))
+                score = self.evaluation(encoder, PRECISIONS[self.precision])
+                monitor.text("config", 0, f"```\n{config}\n```")
+                monitor.scalar("knn_accuracy", 0, score.accuracy)
+                monitor.scalar("knn_accuracy_chance", 0, score.chance)
+                monitor.message(f"kNN accuracy {score.accuracy:.2%}, chance {score.chance:.2%}")
+
+    def _load(self, encoder: Encoder) -> str:
+        if self.init_from is None:
+            return f"no init_from: random weights of seed {self.seed}"
+        return resume.take_weights(Path(self.init_from), encoder_tensors(encoder))
