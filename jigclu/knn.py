@@ -37,7 +37,7 @@ class Score(NamedTuple):
 class Nearest(NamedTuple):
     """The nearest of every query so far.
 
-    similarity: float32 [queries, neighbours], cosines; -inf where there are fewer.
+    similarity: float32 [queries, neighbours], cosines, falling; -inf where there are fewer.
     labels: int64 [queries, neighbours].
     """
 
@@ -84,13 +84,18 @@ def merge_ranks(nearest: Nearest) -> Nearest:
     """Returns the nearest in the banks of all ranks, on every rank."""
     if collectives.world_size() == 1:
         return nearest
-    gathered = []
-    for values in nearest:
-        of_ranks = [torch.empty_like(values) for _ in range(collectives.world_size())]
-        dist.all_gather(of_ranks, values)
-        gathered.append(torch.cat(of_ranks, 1))
-    similarity, labels = gathered
-    return _nearest_of(similarity, labels, nearest.labels.shape[1])
+    merged = [
+        _nearest_of(_side_by_side(similarity), _side_by_side(labels), labels.shape[1])
+        for similarity, labels in zip(*(v.split(_QUERIES) for v in nearest), strict=True)
+    ]
+    return Nearest(*(torch.cat(parts) for parts in zip(*merged, strict=True)))
+
+
+def _side_by_side(values: Tensor) -> Tensor:
+    """Returns the [queries, neighbours] of all ranks as [queries, ranks * neighbours]."""
+    of_ranks = [torch.empty_like(values) for _ in range(collectives.world_size())]
+    dist.all_gather(of_ranks, values)
+    return torch.cat(of_ranks, 1)
 
 
 def vote(nearest: Nearest, classes: int, temperature: float) -> Tensor:
@@ -99,14 +104,15 @@ def vote(nearest: Nearest, classes: int, temperature: float) -> Tensor:
     The rule of Wu et al. 2018 (arXiv 1805.01978, section 3.4).
 
     Args:
-      nearest: of every query.
+      nearest: of every query, the nearest first.
       classes: how many there are.
       temperature: > 0 (usual 0.07).
 
     Returns:
       int64 [queries]: the class of the most votes.
     """
-    weights = ((nearest.similarity - 1) / temperature).exp()
+    # Only ratios count. Against the nearest, not against 1: else a low temperature makes all 0.
+    weights = ((nearest.similarity - nearest.similarity[:, :1]) / temperature).exp()
     votes = weights.new_zeros(len(weights), classes)
     return votes.scatter_add_(1, nearest.labels, weights).argmax(1)
 

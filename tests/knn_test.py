@@ -73,6 +73,8 @@ class PredictTest(parameterized.TestCase):
         self.assertEqual(predict(query, bank, labels, 3, 0.01).tolist(), [1])
         self.assertEqual(predict(query, bank, labels, 3, 100.0).tolist(), [0])
         self.assertEqual(predict(query, bank, labels, 1, 100.0).tolist(), [1])
+        # All far away, at a temperature at which exp((cosine - 1) / temperature) is 0.
+        self.assertEqual(predict(-query, bank, labels.flip(0), 3, 0.001).tolist(), [1])
 
     @parameterized.parameters((1, 0.07), (5, 0.07), (50, 1.0))
     def test_equals_brute_force(self, neighbours: int, temperature: float) -> None:
