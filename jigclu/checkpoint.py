@@ -1,4 +1,4 @@
-"""Checkpoints: whole files or none, read without running code, and weights of other origins.
+"""Checkpoints: whole files or none, read without running code.
 
 A checkpoint is a dict of plain values and tensors (`KEYS`), which
 `torch.load(weights_only=True)` reads. It appears under its name only once it is
@@ -9,10 +9,11 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,41 +21,9 @@ from jigclu.errors import UserError
 
 KEYS = ("step", "parameters", "buffers", "optimizer", "rng", "config", "versions", "scores", "data")
 
-# What other trainers put before torchvision's names; the first that fits is stripped.
-ENCODER_PREFIXES = (
-    "module.encoder_q.",  # MoCo
-    "module.base_encoder.",  # MoCo v3
-    "module.encoder.",  # JigClu, SimSiam
-    "encoder.",  # the same without DistributedDataParallel
-    "module.",  # torchvision under DistributedDataParallel
-    "",  # torchvision
-)
-HEADS = ("fc_clu.", "fc_loc.")
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 _TEMPORARY_SUFFIX = ".tmp"
 _SHOWN_KEYS = 3
-
-
-class LoadReport(NamedTuple):
-    """What became of every key when weights met a model."""
-
-    loaded: list[str]
-    missing: list[str]  # in the model, not in the file
-    unexpected: list[str]  # in the file, not in the model
-    mismatched: list[str]  # in both, with different shapes: "key [file] instead of [model]"
-
-    def summary(self) -> str:
-        """Returns several lines for people: what was loaded and, by name, what was not."""
-        lines = [f"loaded {len(self.loaded)} tensors from the file"]
-        for title, keys in (
-            ("left at their initial values, missing in the file", self.missing),
-            ("left at their initial values, of another shape in the file", self.mismatched),
-            ("ignored, unknown to the model", self.unexpected),
-        ):
-            if keys:
-                lines.append(f"{len(keys)} {title}:")
-                lines.extend(f"  {key}" for key in keys)
-        return "\n".join(lines)
 
 
 def save(
@@ -84,7 +53,7 @@ def save(
     path = folder / f"step_{step:08d}.pt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, contents)
+        write_whole(path, lambda file: torch.save(dict(contents), file))
         _prune(path, keep_last, keep_every)
     except (OSError, RuntimeError) as error:
         # torch's writer reports a full disk as RuntimeError.
@@ -96,13 +65,14 @@ def save(
     return path
 
 
-def _write_whole(path: Path, contents: Mapping[str, Any]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Calls write with an open file that takes its name, over an older one, once it is whole."""
     descriptor, temporary = tempfile.mkstemp(
         dir=path.parent, prefix=f"{path.stem}.", suffix=_TEMPORARY_SUFFIX
     )
     try:
         with os.fdopen(descriptor, "wb") as file:
-            torch.save(dict(contents), file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -144,32 +114,49 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any]:
     Raises:
       UserError: no such file, unreadable, or not a checkpoint of this project.
     """
-    contents = _read(path, device)
+    contents = read(path, device)
     absent = [key for key in KEYS if key not in contents]
     if absent:
         raise UserError(
             f"checkpoint {path} lacks {', '.join(absent)}: it is no checkpoint of a JigClu run; "
             "to start from its weights alone give it as init_from"
         )
+    kinds = {"step": int, "config": str, "data": str, "scores": list, "rng": dict, "versions": dict}
+    kinds |= dict.fromkeys(("parameters", "buffers", "optimizer"), dict)
+    wrong = [key for key, kind in kinds.items() if not isinstance(contents[key], kind)]
+    if wrong:
+        raise UserError(f"checkpoint {path} is damaged: its {', '.join(wrong)} are of no use")
     return contents
 
 
 def require(path: Path) -> None:
     """Raises UserError, which names what lies beside it, unless the file exists."""
+    if path.is_dir():
+        raise UserError(
+            f"checkpoint {path} is a folder: expected a file; {_neighbours(path / '_')}"
+        )
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; {_neighbours(path)}")
 
 
-def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+def read(path: Path, device: torch.device | str) -> dict[Any, Any]:
+    """Reads any file of torch.save that holds a dict of plain values and tensors.
+
+    Raises:
+      UserError: no such file, unreadable, or something else in it.
+    """
     require(path)
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path, str(device))
         contents = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # A damaged file can raise anything.
         raise UserError(
-            f"checkpoint {path} cannot be read: it is damaged, truncated or holds more than "
-            f"plain values and tensors ({type(error).__name__}); give another one"
+            f"checkpoint {path} cannot be read: it is damaged, truncated or holds more than plain "
+            f"values and tensors ({type(error).__name__}); give another one, or remove this one "
+            "to go on from the one before it"
         ) from error
     if not isinstance(contents, dict):
         raise UserError(f"checkpoint {path} holds a {type(contents).__name__}, expected a dict")
@@ -188,7 +175,7 @@ def _neighbours(path: Path) -> str:
 
 def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
     """Returns one line that names the keys in which two dicts of tensors differ, or None."""
-    missing, unexpected, mismatched = _differences(expected, found)
+    missing, unexpected, mismatched = differences(expected, found)
     parts = [
         f"{len(keys)} {title}: {_first(keys)}"
         for title, keys in (
@@ -201,7 +188,7 @@ def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
     return "; ".join(parts) or None
 
 
-def _differences(
+def differences(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> tuple[list[str], list[str], list[str]]:
     missing = [key for key in expected if key not in found]
@@ -238,81 +225,3 @@ def load_strict(
             "give the configuration it was trained with, or another workdir"
         )
     return {key: found[key] for key in expected}
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the weights of a file under our names, on the CPU.
-
-    It may be our checkpoint, a published JigClu one, torchvision's, or one of the
-    MoCo / SimSiam kind: prefixes are those of `ENCODER_PREFIXES`.
-
-    Returns:
-      Tensors named `encoder.<torchvision's name>`, or `fc_clu.…` and `fc_loc.…`;
-      counters of batches (`num_batches_tracked`), which our BN has not, are left out.
-
-    Raises:
-      UserError: no such file, unreadable, or without tensors.
-    """
-    contents = _read(path, "cpu")
-    if "parameters" in contents:
-        weights = {**contents["parameters"], **contents.get("buffers", {})}
-    else:
-        weights = _rename(contents.get("state_dict", contents))
-    if not weights:
-        raise UserError(
-            f"{path} holds no weights; expected a checkpoint of JigClu, or a state_dict of "
-            f"torchvision's names; its keys are {_first([str(key) for key in contents])}"
-        )
-    return weights
-
-
-def _rename(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    tensors = {
-        key: value
-        for key, value in weights.items()
-        if isinstance(value, Tensor) and not key.endswith("num_batches_tracked")
-    }
-    prefix = _encoder_prefix(tensors)
-    return {
-        _our_name(key.removeprefix(prefix)) if key.startswith(prefix) else key: value
-        for key, value in tensors.items()
-    }
-
-
-def _encoder_prefix(keys: Iterable[str]) -> str:
-    names = set(keys)
-    # A key encoder beside the query's (MoCo) must not win: the order of the table decides.
-    return next((prefix for prefix in ENCODER_PREFIXES if f"{prefix}conv1.weight" in names), "")
-
-
-def _our_name(name: str) -> str:
-    return name if name.startswith(HEADS) else f"encoder.{name}"
-
-
-def load_weights(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """Takes from found what fits the model, and the rest from the model.
-
-    Args:
-      found: weights under our names, as `read_weights` gives them.
-      expected: parameters and buffers of the model.
-
-    Returns:
-      A dict with exactly the keys, dtypes and devices of expected, and the report.
-
-    Raises:
-      UserError: nothing of the encoder fits.
-    """
-    missing, unexpected, mismatched = _differences(expected, found)
-    loaded = [key for key in expected if key in found and found[key].shape == expected[key].shape]
-    report = LoadReport(loaded, missing, unexpected, mismatched)
-    if not any(key.startswith("encoder.") for key in loaded):
-        raise UserError(
-            "init_from: nothing of the encoder could be loaded; expected keys like encoder.conv1."
-            f"weight; {describe_mismatch(expected, found)}"
-        )
-    weights = {
-        key: found[key].to(value) if key in loaded else value for key, value in expected.items()
-    }
-    return weights, report

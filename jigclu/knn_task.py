@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from jigclu import collectives, resume
+from jigclu import collectives
 from jigclu.device import launched_processes, local_device, process_group
 from jigclu.encoder import Encoder, create_encoder, encoder_tensors
 from jigclu.knn import KnnEvaluation
 from jigclu.monitor import Monitor
 from jigclu.steps import PRECISIONS, check_precision
+from jigclu.weights import take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,4 +65,4 @@ class KnnTask:
     def _load(self, encoder: Encoder) -> str:
         if self.init_from is None:
             return f"no init_from: random weights of seed {self.seed}"
-        return resume.take_weights(Path(self.init_from), encoder_tensors(encoder))
+        return take(Path(self.init_from), encoder_tensors(encoder))

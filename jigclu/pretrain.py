@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jigclu import augment, collectives, jigsaw, resume
+from jigclu import augment, collectives, jigsaw
 from jigclu.data.loader import Batch, patch_loader
 from jigclu.data.patches import PatchDataset
 from jigclu.device import launched_processes
@@ -21,6 +21,7 @@ from jigclu.pictures import montage_picture
 from jigclu.steps import TrainingStep
 from jigclu.training import TrainingRun, TrainingTask, check_least, timed
 from jigclu.update import LossScaling, Optimizer, check_learning_rate, check_loss_scaling
+from jigclu.weights import take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,10 @@ class PretrainTask(TrainingTask):
         self._check_map()
         if self.evaluation is not None:
             self.evaluation.check()
+        if self.init_from is not None:
+            with torch.device("meta"):
+                model = self.model()
+                take(Path(self.init_from), model.state_dict())
 
     def _check_map(self) -> None:
         side = self.grid * self.patch_size
@@ -137,9 +142,9 @@ class PretrainRun(TrainingRun):
         self.chance = torch.tensor(1 / task.grid**2, device=device)
         super().__init__(task, workdir, config, device, self.step.initial_state())
 
-    def begin_with(self, weights: Path) -> str:
+    def begin_with(self, path: Path) -> str:
         """Takes the initial weights of a file; returns what to tell of them."""
-        return resume.take_weights(weights, {**self.state.parameters, **self.state.buffers})
+        return take(path, {**self.state.parameters, **self.state.buffers})
 
     def inputs(self) -> Iterator[tuple[StepInputs, float]]:
         """Yields the inputs of every step left, and the seconds waited for them."""

@@ -120,20 +120,6 @@ def fill(state: TrainState, contents: Mapping[str, Any], path: Path) -> TrainSta
     )
 
 
-def take_weights(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Copies the weights of a file into tensors named as `checkpoint.read_weights` names them.
-
-    Returns:
-      What to tell of it: what was loaded, and by name what was not.
-
-    Raises:
-      UserError: no weights, or not all of the encoder.
-    """
-    weights, report = checkpoint.load_weights(checkpoint.read_weights(path), tensors)
-    copy(tensors, weights)
-    return f"initial weights of {path}: {report.summary()}"
-
-
 def copy(to: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copies values into tensors of the same names."""
     with torch.no_grad():

@@ -109,8 +109,8 @@ class TrainingTask(ABC):
                 f"init_from is {self.init_from!r} and resume_from {self.resume_from!r}; "
                 "give one: resuming brings its own weights"
             )
-        for path in filter(None, (self.init_from, self.resume_from)):
-            checkpoint.require(Path(path))
+        if self.resume_from is not None:
+            checkpoint.require(Path(self.resume_from))
         found = self.starting_checkpoint(workdir)
         if found is not None:
             contents = checkpoint.load(found, "cpu")
@@ -234,7 +234,7 @@ class TrainingRun(ABC):
             self.monitor.message(news)
 
     @abstractmethod
-    def begin_with(self, weights: Path) -> str:
+    def begin_with(self, path: Path) -> str:
         """Takes the initial weights of a file; returns what to tell of them."""
 
     @abstractmethod

@@ -27,6 +27,7 @@ LAYERS = {
     "jigclu.encoder": 2.1,
     "jigclu.model": 2.2,
     "jigclu.checkpoint": 2.0,
+    "jigclu.weights": 2.2,
     "jigclu.monitor": 2.0,
     "jigclu.device": 2.0,
     "jigclu.data": 2.0,

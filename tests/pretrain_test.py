@@ -11,7 +11,7 @@ import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
 from ranks import run_on_ranks
-from samples import AUGMENTATION
+from samples import AUGMENTATION, published_checkpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -197,6 +197,22 @@ class PretrainTest(parameterized.TestCase):
         self.assertEqual(contents["step"], 1)
         for name, value in weights["parameters"].items():
             torch.testing.assert_close(contents["parameters"][name], value)
+
+    def test_begins_with_a_published_checkpoint_and_its_heads(self) -> None:
+        path = self.folder / "model_best.pth.tar"
+        published = published_checkpoint("resnet18", 512)
+        torch.save(published, path)
+        task = changed(init_from=str(path), small_stem=False)
+        task.check(self.folder / "run", CONFIG)
+        state = task.begin(self.folder / "run", CONFIG, torch.device("cpu")).state
+        self.assertEqual(state.step, 0)
+        for name, value in {**state.parameters, **state.buffers}.items():
+            expected = published["state_dict"][f"module.encoder.{name.removeprefix('encoder.')}"]
+            torch.testing.assert_close(value.detach(), expected, rtol=0, atol=0)
+        self.assertIn("fc_loc.weight", state.parameters)
+        self.assertIn(f"loaded {20 + 20 * 4 + 6} tensors", run(task, self.folder / "run"))
+        with self.assertRaisesRegex(UserError, r"encoder = 'resnet18' and small_stem = False"):
+            run(changed(init_from=str(path)), self.folder / "other")
 
     def test_unreadable_images_are_counted(self) -> None:
         data = self.folder / "data"

@@ -1,6 +1,9 @@
 """Small things for tests: images in memory, a network, the inputs of its steps."""
 
+from typing import Any
+
 import torch
+import torchvision
 from torch import Tensor, nn
 from torchvision.models import resnet
 
@@ -85,3 +88,43 @@ class MemorySource:
 
 def noise(*shape: int) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator())
+
+
+def published_checkpoint(arch: str, channels: int) -> dict[str, Any]:
+    """Makes a file of the published code, of random weights: JigClu_200e.pth, model_best.pth.tar.
+
+    Args:
+      arch: of torchvision.
+      channels: of its features.
+    """
+    heads = {
+        "fc_clu.0.weight": (channels, channels),
+        "fc_clu.0.bias": (channels,),
+        "fc_clu.2.weight": (128, channels),
+        "fc_clu.2.bias": (128,),
+        "fc_loc.weight": (4, channels),
+        "fc_loc.bias": (4,),
+    }
+    encoder = torchvision.models.get_model(arch, weights=None).state_dict()
+    shapes = {key: value.shape for key, value in encoder.items() if not key.startswith("fc.")}
+    random = torch.Generator().manual_seed(0)
+    state = {
+        f"module.encoder.{key}": torch.tensor(1_000_000)
+        if key.endswith("num_batches_tracked")
+        else torch.rand(shape, generator=random)
+        for key, shape in (shapes | heads).items()
+    }
+    trained = [key for key in state if key.endswith(("weight", "bias"))]
+    group = {"lr": 0.0, "momentum": 0.9, "dampening": 0, "weight_decay": 1e-4, "nesterov": False}
+    return {
+        "epoch": 200,
+        "arch": arch,
+        "state_dict": state,
+        "optimizer": {
+            "state": {
+                number: {"momentum_buffer": torch.zeros_like(state[key])}
+                for number, key in enumerate(trained)
+            },
+            "param_groups": [group | {"params": list(range(len(trained)))}],
+        },
+    }
