@@ -202,7 +202,7 @@ class PretrainTest(parameterized.TestCase):
         path = self.folder / "model_best.pth.tar"
         published = published_checkpoint("resnet18", 512)
         torch.save(published, path)
-        task = changed(init_from=str(path), small_stem=False)
+        task = changed(init_from=str(path), small_stem=False, patch_size=32)
         task.check(self.folder / "run", CONFIG)
         state = task.begin(self.folder / "run", CONFIG, torch.device("cpu")).state
         self.assertEqual(state.step, 0)
