@@ -1,0 +1,106 @@
+"""Features by hand, every image once on any number of ranks, and an encoder left as it was."""
+
+from typing import Any
+
+import torch
+from absl.testing import absltest, parameterized
+from ranks import run_on_ranks
+from samples import MemorySource, noise, small_encoder
+from torch import Tensor
+
+from jigclu import features
+from jigclu.data.images import ImageDataset
+from jigclu.errors import UserError
+
+SETTINGS = features.FeatureSettings(
+    mean=(0.5, 0.4, 0.3),
+    std=(0.25, 0.2, 0.1),
+    batch_size=3,
+    workers=0,
+    precision=torch.float32,
+)
+
+
+def seven_images() -> ImageDataset:
+    pixels = noise(7, 3, 32, 32)
+    return ImageDataset(source=MemorySource([*pixels], labels=[*range(7)]), resize=32, crop=32)
+
+
+def indices_and_features() -> tuple[Tensor, Tensor]:
+    """Of this rank's share."""
+    pieces = [
+        (batch.image_index, piece)
+        for piece, batch in features.encode(small_encoder(), seven_images(), SETTINGS)
+    ]
+    indices, values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return indices, values
+
+
+class NormalisedTest(parameterized.TestCase):
+    def test_by_hand(self) -> None:
+        images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+        actual = features.normalised(images, SETTINGS.mean, SETTINGS.std)
+        expected = torch.tensor([-2.0, -1.0, 7.0]).view(1, 3, 1, 1)
+        torch.testing.assert_close(actual, expected)
+
+    def test_pooling_is_in_float32(self) -> None:
+        maps = torch.tensor([[[[256.0, 1.0], [1.0, 2.0]]]], dtype=torch.bfloat16)
+        torch.testing.assert_close(features.pooled(maps), torch.tensor([[65.0]]), rtol=0, atol=0)
+
+    @parameterized.parameters(
+        ({"std": (0.1, 0.0, 0.1)}, "std .0.1, 0.0, 0.1.; expected three numbers each"),
+        ({"mean": (0.5,)}, "mean is .0.5,."),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"workers": -1}, "workers is -1"),
+    )
+    def test_refuses(self, changes: dict[str, Any], message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            features.check_settings(SETTINGS._replace(**changes))
+
+
+class EncodeTest(absltest.TestCase):
+    def test_is_the_pooled_map_of_the_normalised_image(self) -> None:
+        _, actual = indices_and_features()
+        encoder = small_encoder().eval()
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (SETTINGS.mean, SETTINGS.std))
+        for index, row in enumerate(actual):
+            image = seven_images()[index].image.float() / 255
+            with torch.no_grad():
+                expected = encoder(((image - mean) / std)[None]).mean((2, 3))[0]
+            torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)
+
+    def test_every_image_is_one_ranks(self) -> None:
+        indices, values = indices_and_features()
+        self.assertEqual(indices.tolist(), [*range(7)])
+        of_ranks = run_on_ranks(indices_and_features, 2)
+        shared = torch.cat([rank_indices for rank_indices, _ in of_ranks])
+        self.assertCountEqual(shared.tolist(), [*range(7)])
+        for rank_indices, rank_values in of_ranks:
+            torch.testing.assert_close(rank_values, values[rank_indices], rtol=1e-4, atol=1e-5)
+
+    def test_leaves_the_encoder_as_it_was(self) -> None:
+        encoder = small_encoder().train()
+        before = {name: value.clone() for name, value in encoder.state_dict().items()}
+        # Who stops early must find it so, too.
+        next(features.encode(encoder, seven_images(), SETTINGS))
+        self.assertTrue(all(module.training for module in encoder.modules()))
+        for name, value in encoder.state_dict().items():
+            self.assertTrue(torch.equal(value, before[name]), name)
+
+    def test_has_no_gradient_but_lets_its_reader_have_one(self) -> None:
+        for piece, _ in features.encode(small_encoder(), seven_images(), SETTINGS):
+            self.assertFalse(piece.requires_grad)
+            self.assertTrue(torch.is_grad_enabled())
+
+    def test_precision_is_of_the_encoder_alone(self) -> None:
+        images = seven_images()
+        exact = torch.cat([p for p, _ in features.encode(small_encoder(), images, SETTINGS)])
+        rough_settings = SETTINGS._replace(precision=torch.bfloat16)
+        rough = torch.cat([p for p, _ in features.encode(small_encoder(), images, rough_settings)])
+        self.assertEqual(rough.dtype, torch.float32)
+        self.assertFalse(torch.equal(rough, exact))
+        torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1)
+
+
+if __name__ == "__main__":
+    absltest.main()
