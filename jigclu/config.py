@@ -25,6 +25,7 @@ from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabelledImages
 from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
 from jigclu.errors import UserError
+from jigclu.finetune import FinetuneTask
 from jigclu.knn import KnnEvaluation
 from jigclu.knn_task import KnnTask
 from jigclu.pretrain import PretrainTask
@@ -104,6 +105,7 @@ def launch(task: Task) -> Task:
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "launch": launch,
     "train": PretrainTask,
+    "finetune": FinetuneTask,
     "knn": KnnEvaluation,
     "knn_task": KnnTask,
     "augmentation": AugmentationSettings,

@@ -15,13 +15,13 @@ from jigclu.state import TrainState
 
 # Bindings that may differ when a run goes on: none of them changes what is learned.
 _OPERATIONAL = frozenset(
-    f"train.{name}"
-    for name in (
+    (
         *("device", "compile", "channels_last", "workers", "prefetch", "stop_after_steps"),
         *("log_every", "picture_every", "checkpoint_every", "keep_last", "keep_every"),
-        *("evaluation", "evaluate_every", "init_from", "resume_from"),
+        *("evaluation", "evaluate_every", "val_batch_size", "resume_from"),
     )
 )
+_TASKS = ("train", "finetune", "linear")
 
 
 def check_same_run(old: str, new: str, path: Path) -> None:
@@ -61,10 +61,12 @@ def _learning_bindings(config: str) -> dict[str, str]:
 
 
 def _changes_learning(name: str) -> bool:
+    task, _, field = name.partition(".")
     # The same data may lie elsewhere on the machine that goes on; kNN only looks.
     return not (
-        name in _OPERATIONAL
-        or name.endswith((".root", ".download"))
+        (task in _TASKS and field in _OPERATIONAL)
+        or name == "train.init_from"
+        or name.endswith((".root", ".download", ".download_to"))
         or name.startswith(("knn.", "val_split/"))
     )
 

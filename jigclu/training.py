@@ -55,9 +55,14 @@ class TrainingTask(ABC):
     evaluate_every: int
 
     @property
+    def training_source(self) -> Source:
+        """What is learned from: the source, or a part of it."""
+        return self.source
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch; the incomplete last batch is dropped."""
-        return steps_per_epoch(len(self.source), self.batch_size)
+        return steps_per_epoch(len(self.training_source), self.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -80,7 +85,7 @@ class TrainingTask(ABC):
     def sampler(self, start_step: int) -> GlobalBatchSampler:
         """Returns the batches of this rank from a step on."""
         return GlobalBatchSampler(
-            length=len(self.source),
+            length=len(self.training_source),
             batch_size=self.batch_size,
             rank=collectives.rank(),
             world_size=collectives.world_size(),
@@ -115,7 +120,9 @@ class TrainingTask(ABC):
         if found is not None:
             contents = checkpoint.load(found, "cpu")
             resume.check_same_run(contents["config"], config, found)
-            resume.check_same_data(contents["data"], self.source.fingerprint(deep=False), found)
+            resume.check_same_data(
+                contents["data"], self.training_source.fingerprint(deep=False), found
+            )
 
     def check_values(self) -> None:
         """Raises UserError for a field out of range; subclasses check theirs, too."""
@@ -134,7 +141,7 @@ class TrainingTask(ABC):
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
         # Builds nothing: asks for what the sampler refuses, before the ranks have met.
         GlobalBatchSampler(
-            length=len(self.source),
+            length=len(self.training_source),
             batch_size=self.batch_size,
             rank=0,
             world_size=launched_processes(),
@@ -153,7 +160,7 @@ class TrainingTask(ABC):
         return "\n".join(
             [
                 f"devices: {launched_processes()} x {local_device(self.device).type}",
-                f"data: {len(self.source):,} images, {len(self.source.classes)} classes",
+                f"data: {len(self.training_source):,} images, {len(self.source.classes)} classes",
                 f"steps: {self.total_steps:,}, {self.steps_per_epoch:,} an epoch "
                 f"of {self.epochs} epochs",
                 f"samples: {self.total_steps * self.batch_size:,} images, {self.batch_size} a step",
@@ -220,7 +227,7 @@ class TrainingRun(ABC):
         self.scores: list[tuple[int, dict[str, float]]] = []
         self._task = task
         self._config = config
-        self._data = task.source.fingerprint(deep=False)
+        self._data = task.training_source.fingerprint(deep=False)
         news = self._restore()
         self.monitor = Monitor(
             workdir=workdir,

@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu import config
+from jigclu.finetune import FinetuneTask
 from jigclu.knn_task import KnnTask
 from jigclu.pretrain import PretrainTask
 
@@ -18,9 +19,12 @@ FOLDER = config.ROOT / "gin"
 FILES = sorted(str(path.relative_to(config.ROOT)) for path in FOLDER.rglob("*.gin"))
 RUN_FILES = [file for file in FILES if not file.startswith("gin/base/")]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What is not of pre-training, and what a file leaves to its user to bind.
-TASKS = {"gin/knn.gin": KnnTask}
-TO_BE_BOUND = {"gin/knn.gin": ("knn_task.init_from",)}
+# The task of a file, and what it leaves to its user to bind, by the base that it includes.
+TASKS = {
+    "gin/base/pretrain.gin": (PretrainTask, ()),
+    "gin/base/finetune.gin": (FinetuneTask, ("finetune.init_from",)),
+    "gin/base/knn.gin": (KnnTask, ("knn_task.init_from",)),
+}
 BINDING = re.compile(r"^([\w./]+) = (.*?)(?:\s+#\s*(\S.*))?$")
 INCLUDE = re.compile(r"^include '(.+)'$")
 
@@ -37,6 +41,11 @@ def includes_of(file: str) -> list[str]:
     lines = (config.ROOT / file).read_text().splitlines()
     direct = [match[1] for match in map(INCLUDE.match, lines) if match]
     return [other for include in direct for other in (*includes_of(include), include)]
+
+
+def task_of(file: str) -> tuple[type, tuple[str, ...]]:
+    """Returns the class of a file's task, and the names that it leaves to be bound."""
+    return next(TASKS[base] for base in TASKS if base in includes_of(file))
 
 
 class FakeCifar:
@@ -60,11 +69,15 @@ class GinFilesTest(parameterized.TestCase):
             "ImageFolder.root": root,
             "ImageList.root": root / "train",
             "ImageList.path": root / "list.txt",
+            "ListedSubset.path": root / "list.txt",
         }
         bound = {name for part in (*includes_of(file), file) for name in bindings_of(part)}
         replaced = [f"{name}={str(path)!r}" for name, path in places.items() if name in bound]
-        replaced += [f"{name}=None" for name in TO_BE_BOUND.get(file, ())]
-        with mock.patch.object(torchvision.datasets, "CIFAR10", FakeCifar):
+        replaced += [f"{name}=None" for name in task_of(file)[1]]
+        with (
+            mock.patch.object(torchvision.datasets, "CIFAR10", FakeCifar),
+            mock.patch.object(torchvision.datasets, "CIFAR100", FakeCifar),
+        ):
             return config.load([file], replaced)
 
     def test_all_files_are_reached(self) -> None:
@@ -75,7 +88,7 @@ class GinFilesTest(parameterized.TestCase):
     def test_every_binding_takes_effect(self, file: str) -> None:
         configuration = self.load(file)
         self.assertEmpty(configuration.unused)
-        self.assertIsInstance(configuration.task, TASKS.get(file, PretrainTask))
+        self.assertIsInstance(configuration.task, task_of(file)[0])
         lines = map(BINDING.match, configuration.operative.splitlines())
         operative = {match[1] for match in lines if match}
         operative |= {name.split("/")[-1] for name in operative}
@@ -138,6 +151,26 @@ class GinFilesTest(parameterized.TestCase):
         assert isinstance(task.optimizer, functools.partial)
         self.assertEqual(task.optimizer.keywords, {"momentum": 0.9, "weight_decay": 1e-4})
         self.assertAlmostEqual(task.decay(50, 200), 0.5 + 0.5 * 0.5**0.5)
+
+    @parameterized.parameters(
+        ("gin/semi_r50_1pct.gin", 0.02, None),
+        ("gin/semi_r50_1pct_intended.gin", 0.02, 5.0),
+        ("gin/semi_r50_10pct.gin", 0.01, None),
+        ("gin/semi_r50_10pct_intended.gin", 0.01, 0.2),
+    )
+    def test_published_semi_supervised_recipes(
+        self, file: str, learning_rate: float, head_learning_rate: float | None
+    ) -> None:
+        task = self.load(file).task
+        assert isinstance(task, FinetuneTask)
+        self.assertEqual(task.learning_rate, learning_rate)
+        self.assertEqual(task.head_learning_rate, head_learning_rate)
+        self.assertEqual((task.batch_size, task.epochs, task.evaluate_every), (256, 100, 2))
+        assert isinstance(task.optimizer, functools.partial)
+        self.assertEqual(task.optimizer.keywords, {"momentum": 0.9, "weight_decay": 0.0})
+        factors = [task.decay(epoch, 100) for epoch in (29, 30, 60, 90)]
+        self.assertSequenceAlmostEqual(factors, [1.0, 0.1, 0.01, 0.001])
+        self.assertLen(task.source, 1)
 
     def test_cifar_is_read_by_its_splits(self) -> None:
         task = self.load("gin/pretrain_r18_cifar10.gin").task

@@ -1,0 +1,130 @@
+"""What tasks with labels share: their data, the encoder they begin with, their scores."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jigclu import scores
+from jigclu.classifier import ClassificationInputs
+from jigclu.data.images import ImageDataset, RandomCropDataset
+from jigclu.data.loader import labelled_loader
+from jigclu.data.sources import Source
+from jigclu.data.subsets import check_labelled
+from jigclu.encoder import Encoder, create_encoder
+from jigclu.features import FeatureSettings, check_normalisation
+from jigclu.monitor import Monitor
+from jigclu.pictures import confusion_picture
+from jigclu.steps import PRECISIONS
+from jigclu.training import TrainingTask, check_least, timed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedTask(TrainingTask):
+    """The fields of every task with labels; what a field means stands in gin/base.
+
+    Units beside those of `TrainingTask`: train_size, resize and crop in pixels,
+    val_batch_size in images of one rank.
+    """
+
+    val: Source
+    train_size: int
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    flip_probability: float
+    resize: int
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    val_batch_size: int
+
+    def training_images(self) -> RandomCropDataset:
+        """Returns the images to learn from, randomly cropped and flipped."""
+        return RandomCropDataset(
+            source=self.training_source,
+            seed=self.seed,
+            size=self.train_size,
+            scale=self.crop_scale,
+            ratio=self.crop_ratio,
+            flip_probability=self.flip_probability,
+        )
+
+    def plain_images(self, source: Source) -> ImageDataset:
+        """Returns the images of a source as they are scored."""
+        return ImageDataset(source=source, resize=self.resize, crop=self.crop)
+
+    def feature_settings(self) -> FeatureSettings:
+        """Returns how images that are scored become features."""
+        return FeatureSettings(
+            self.mean, self.std, self.val_batch_size, self.workers, PRECISIONS[self.precision]
+        )
+
+    def new_encoder(self) -> Encoder:
+        """Builds the encoder with random weights of the seed: the same on every rank."""
+        torch.manual_seed(self.seed)
+        return create_encoder(self.encoder, self.small_stem)
+
+    def check_values(self) -> None:
+        """Raises UserError for a field out of range, or data that fit not together."""
+        super().check_values()
+        check_labelled(self.source, self.val, "source", "val")
+        self.training_images()
+        self.plain_images(self.val)
+        check_normalisation(self.mean, self.std)
+        check_least(self, {"val_batch_size": 1})
+
+    def labelled_batches(
+        self, start_step: int, device: torch.device
+    ) -> Iterator[tuple[ClassificationInputs, float]]:
+        """Yields this rank's images and labels of every step left, and the seconds waited."""
+        loader = labelled_loader(
+            self.training_images(),
+            self.sampler(start_step),
+            self.workers,
+            self.prefetch,
+            device.type == "cuda",
+        )
+        for batch, wait in timed(loader):
+            yield (
+                ClassificationInputs(
+                    batch.image.to(device, non_blocking=True),
+                    batch.label.to(device, non_blocking=True),
+                ),
+                wait,
+            )
+
+
+@torch.no_grad()
+def count_all(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    head: Callable[[Tensor], Tensor],
+    classes: int,
+    device: torch.device,
+) -> scores.Counts:
+    """Scores a head on the features of all ranks.
+
+    Args:
+      batches: features float32 [batch, channels] and labels int64 [batch] of this rank's share.
+      head: maps features to logits [batch, classes].
+      classes: how many there are.
+      device: of the features.
+    """
+    counts = scores.no_counts(classes, device)
+    for features, labels in batches:
+        counts = scores.add(counts, head(features), labels.to(device))
+    return scores.total_over_ranks(counts)
+
+
+def report(monitor: Monitor, step: int, counts: scores.Counts, classes: list[str]) -> scores.Scores:
+    """Shows in TensorBoard which classes are recognised and which confused; returns the scores."""
+    found = scores.scores_of(counts)
+    images = counts.confusion.sum(1).tolist()
+    rows = [
+        f"| {name} | {share:.1%} | {count} |"
+        for name, share, count in zip(classes, found.per_class.tolist(), images, strict=True)
+    ]
+    table = "\n".join(["| class | top-1 | images |", "|---|---|---|", *rows])
+    monitor.text("accuracy_per_class", step, table)
+    monitor.image("confusion", step, confusion_picture(counts.confusion))
+    return found

@@ -1,0 +1,209 @@
+"""Fine-tuning against a plain loop of torch, resumed, on two ranks, and its mistakes."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from absl.testing import absltest, parameterized
+from ranks import run_on_ranks
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.nn import functional
+
+from jigclu import checkpoint, schedules, update
+from jigclu.data.procedural import ProceduralImages
+from jigclu.data.sampler import GlobalBatchSampler
+from jigclu.data.sources import ImageArray
+from jigclu.data.subsets import BalancedSubset
+from jigclu.errors import UserError
+from jigclu.finetune import FinetuneTask
+
+CONFIG = "finetune.seed = 0"
+TASK = FinetuneTask(
+    seed=0,
+    source=ProceduralImages(images=20, size=32, seed=0, split="train"),
+    val=ProceduralImages(images=7, size=32, seed=0, split="val"),
+    batch_size=8,
+    epochs=2,
+    stop_after_steps=None,
+    encoder="resnet18",
+    small_stem=True,
+    train_size=32,
+    crop_scale=(0.3, 1.0),
+    crop_ratio=(3 / 4, 4 / 3),
+    flip_probability=0.5,
+    resize=32,
+    crop=32,
+    mean=(0.5, 0.4, 0.3),
+    std=(0.25, 0.2, 0.3),
+    val_batch_size=4,
+    optimizer=functools.partial(update.sgd, momentum=0.9, weight_decay=0.0),
+    learning_rate=1e-3,
+    head_learning_rate=0.05,
+    loss_scaling=update.LossScaling(65536.0, 2.0, 0.5, 2000),
+    warmup_epochs=0,
+    decay=functools.partial(schedules.step_decay, milestones=(1,), factor=0.1),
+    per_epoch=True,
+    device="cpu",
+    precision="float32",
+    compile=False,
+    channels_last=True,
+    workers=0,
+    prefetch=2,
+    init_from=None,
+    resume_from=None,
+    log_every=1,
+    checkpoint_every=2,
+    keep_last=1,
+    keep_every=0,
+    evaluate_every=1,
+)
+
+
+def changed(**changes: Any) -> FinetuneTask:
+    return dataclasses.replace(TASK, **changes)
+
+
+def run(task: FinetuneTask, workdir: Path) -> str:
+    task.check(workdir, CONFIG)
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed):
+        task.run(workdir, CONFIG)
+    return printed.getvalue()
+
+
+def final(workdir: Path) -> dict[str, Any]:
+    path = checkpoint.latest(workdir)
+    assert path is not None
+    return checkpoint.load(path, "cpu")
+
+
+def score_weights(path: str, workdir: str) -> dict[str, float]:
+    """Scores a file's encoder with a head of the seed, untrained."""
+    task = changed(init_from=path)
+    with contextlib.redirect_stderr(io.StringIO()):
+        training = task.begin(Path(workdir), CONFIG, torch.device("cpu"))
+        with training.monitor:
+            return training.score()
+
+
+class FinetuneTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        torch.manual_seed(3)
+        self.resnet = torchvision.models.resnet18(num_classes=1000)
+        self.resnet.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.resnet.maxpool = nn.Identity()
+        self.weights = self.folder / "resnet.pth"
+        torch.save(self.resnet.state_dict(), self.weights)
+
+    def test_equals_a_plain_loop(self) -> None:
+        run(changed(init_from=str(self.weights)), self.folder / "run")
+        # The head that the task begins with; all else is torch's own.
+        model = TASK.model()
+        self.resnet.fc = nn.Linear(512, 10)
+        self.resnet.fc.load_state_dict(model.fc.state_dict())
+        body = [p for name, p in self.resnet.named_parameters() if not name.startswith("fc.")]
+        groups = [{"params": body, "lr": 1e-3}, {"params": self.resnet.fc.parameters(), "lr": 0.05}]
+        optimizer = torch.optim.SGD(groups, momentum=0.9)
+        images = TASK.training_images()
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (TASK.mean, TASK.std))
+        sampler = GlobalBatchSampler(
+            length=20, batch_size=8, rank=0, world_size=1, seed=0, start_step=0, total_steps=4
+        )
+        self.resnet.train()
+        for step, batch in enumerate(sampler):
+            if step == 2:
+                for group in optimizer.param_groups:
+                    group["lr"] *= 0.1
+            pixels, labels, _ = zip(*(images[item] for item in batch), strict=True)
+            logits = self.resnet((torch.stack(pixels).float() / 255 - mean) / std)
+            optimizer.zero_grad()
+            functional.cross_entropy(logits, torch.tensor(labels)).backward()
+            optimizer.step()
+        parameters = final(self.folder / "run")["parameters"]
+        for name, value in self.resnet.named_parameters():
+            ours = parameters[name if name.startswith("fc.") else f"encoder.{name}"]
+            difference = (ours - value.detach()).norm() / value.norm().clamp_min(0.1)
+            # Rounding turns a ReLU of so small a batch now and then.
+            self.assertLess(difference.item(), 2e-3, name)
+
+    def test_scores_curves_and_pictures(self) -> None:
+        printed = run(TASK, self.folder)
+        scores = final(self.folder)["scores"]
+        self.assertEqual([step for step, _ in scores], [2, 4])
+        top1, top5 = scores[-1][1]["top1"], scores[-1][1]["top5"]
+        self.assertIn(f"top-1 {top1:.2%}, top-5 {top5:.2%} of 7 images of val", printed)
+        events = EventAccumulator(str(self.folder / "tensorboard"))
+        events.Reload()
+        self.assertEqual([e.step for e in events.Scalars("top1")], [2, 4])
+        self.assertEqual([e.step for e in events.Images("confusion")], [2, 4])
+        self.assertContainsSubset(["accuracy_per_class/text_summary"], events.Tags()["tensors"])
+        self.assertEqual([e.step for e in events.Scalars("loss")], [1, 2, 3, 4])
+
+    def test_every_image_of_val_counts_once_on_one_rank_and_on_two(self) -> None:
+        alone = score_weights(str(self.weights), str(self.folder / "one"))
+        right = alone["top1"] * 7
+        self.assertAlmostEqual(right, round(right), places=5)
+        arguments = (str(self.weights), str(self.folder / "two"))
+        for rank in run_on_ranks(score_weights, 2, *arguments):
+            self.assertEqual(rank, alone)
+
+    def test_interrupted_and_resumed_equals_uninterrupted(self) -> None:
+        run(TASK, self.folder / "whole")
+        run(changed(stop_after_steps=2), self.folder / "parts")
+        run(TASK, self.folder / "parts")
+        whole, parts = final(self.folder / "whole"), final(self.folder / "parts")
+        for name, value in whole["parameters"].items():
+            self.assertTrue(torch.equal(parts["parameters"][name], value), name)
+        self.assertEqual(parts["scores"], whole["scores"])
+
+    def test_one_rate_is_the_optimizers_own(self) -> None:
+        task = changed(head_learning_rate=None)
+        self.assertIs(task.rates(task.model()), task.optimizer)
+
+    def test_compiled_and_half_precision(self) -> None:
+        printed = run(changed(compile=True, precision="bfloat16", stop_after_steps=2), self.folder)
+        self.assertIn("after 2 steps", printed)
+
+    def test_only_a_part_of_the_labels(self) -> None:
+        task = changed(source=BalancedSubset(TASK.source, 0.5, seed=0), epochs=1)
+        self.assertIn("data: 10 images, 10 classes", task.plan())
+        self.assertEqual(final_step(task, self.folder), 1)
+
+    @parameterized.parameters(
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"head_learning_rate": -1.0}, "head_learning_rate is -1.0"),
+        ({"val_batch_size": 0}, "val_batch_size is 0"),
+        ({"std": (0.0, 1.0, 1.0)}, "and std .0.0, 1.0, 1.0."),
+        ({"crop": 40}, "crop is 40"),
+        ({"encoder": "resnet19"}, "resnet19"),
+        (
+            {"val": ImageArray("x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["a"], [0, 0])},
+            "source has 10 classes and val 1",
+        ),
+        ({"init_from": "none.pth"}, "none.pth does not exist"),
+    )
+    def test_refuses(self, changes: dict[str, Any], message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            changed(**changes).check(self.folder, CONFIG)
+
+    def test_refuses_an_encoder_of_another_width(self) -> None:
+        task = changed(init_from=str(self.weights), encoder="resnet50")
+        with self.assertRaisesRegex(UserError, "of another shape.*encoder = 'resnet18'"):
+            task.check(self.folder, CONFIG)
+
+
+def final_step(task: FinetuneTask, workdir: Path) -> int:
+    run(task, workdir)
+    return int(final(workdir)["step"])
+
+
+if __name__ == "__main__":
+    absltest.main()
