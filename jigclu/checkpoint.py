@@ -8,7 +8,7 @@ complete and on the disk, so a crash or a full disk never costs an older one.
 import contextlib
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -67,11 +67,10 @@ def save(
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls write with an open file that takes its name, over an older one, once it is whole."""
-    descriptor, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f"{path.stem}.", suffix=_TEMPORARY_SUFFIX
-    )
+    # Readable to whom the user's umask lets, which a file of tempfile is not.
+    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

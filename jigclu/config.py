@@ -25,6 +25,7 @@ from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabelledImages
 from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
 from jigclu.errors import UserError
+from jigclu.export import ExportTask
 from jigclu.finetune import FinetuneTask
 from jigclu.knn import KnnEvaluation
 from jigclu.knn_task import KnnTask
@@ -108,6 +109,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "finetune": FinetuneTask,
     "knn": KnnEvaluation,
     "knn_task": KnnTask,
+    "export": ExportTask,
     "augmentation": AugmentationSettings,
     "loss_scaling": update.LossScaling,
     "sgd": sgd,

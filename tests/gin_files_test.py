@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu import config
+from jigclu.export import ExportTask
 from jigclu.finetune import FinetuneTask
 from jigclu.knn_task import KnnTask
 from jigclu.pretrain import PretrainTask
@@ -23,6 +24,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TASKS = {
     "gin/base/pretrain.gin": (PretrainTask, ()),
     "gin/base/finetune.gin": (FinetuneTask, ("finetune.init_from",)),
+    "gin/base/export.gin": (ExportTask, ()),
     "gin/base/knn.gin": (KnnTask, ("knn_task.init_from",)),
 }
 BINDING = re.compile(r"^([\w./]+) = (.*?)(?:\s+#\s*(\S.*))?$")
@@ -67,6 +69,7 @@ class GinFilesTest(parameterized.TestCase):
         (root / "list.txt").write_text("a/0.png\n")
         places = {
             "ImageFolder.root": root,
+            "UnlabelledImages.root": root,
             "ImageList.root": root / "train",
             "ImageList.path": root / "list.txt",
             "ListedSubset.path": root / "list.txt",

@@ -1,0 +1,275 @@
+"""The task of writing an encoder in the formats of other libraries, each of them proven.
+
+Every file is read back by the libraries of its user alone, and its features of real
+images are compared with those of the encoder that was written.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jigclu import checkpoint, collectives
+from jigclu.data.images import ImageDataset
+from jigclu.data.sources import Source
+from jigclu.device import process_group
+from jigclu.encoder import Encoder, create_encoder, encoder_tensors
+from jigclu.errors import UserError
+from jigclu.export_formats import FORMATS
+from jigclu.features import check_normalisation, normalised, pooled
+from jigclu.monitor import Monitor
+from jigclu.weights import take
+
+# Most that a feature may differ by: rounding of float32 stays far below.
+TOLERANCE = 1e-4
+
+
+class Written(NamedTuple):
+    """One file that was written and read back.
+
+    difference: the largest of any feature of any image from the source's, absolute.
+    """
+
+    format: str
+    path: Path
+    sha256: str
+    difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportTask:
+    """Writes the encoder of a file in other formats, with a card, to the workdir.
+
+    init_from: file of weights. encoder, small_stem: of `create_encoder`, as they are.
+    formats: of `FORMATS`. source, images: what features are compared on, and how many.
+    resize, crop: pixels, of `ImageDataset`. mean, std: of RGB in [0, 1].
+    notes: Markdown for the card: of data, recipe and scores what the file does not hold.
+    """
+
+    init_from: str
+    encoder: str
+    small_stem: bool
+    formats: tuple[str, ...]
+    source: Source
+    images: int
+    resize: int
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: str
+
+    def check(self, workdir: Path, config: str) -> None:
+        """Raises UserError for a value out of range, weights that do not fit, absent packages."""
+        del workdir, config
+        with torch.device("meta"):
+            take(Path(self.init_from), encoder_tensors(self._encoder()))
+        if not self.formats:
+            raise UserError(f"formats is empty; give some of {', '.join(FORMATS)}")
+        for name in self.formats:
+            _check_format(name, self.small_stem)
+        self._dataset()
+        check_normalisation(self.mean, self.std)
+        if not 1 <= self.images <= len(self.source):
+            raise UserError(
+                f"images is {self.images}; it must lie in [1, {len(self.source)}], "
+                "the images of the source"
+            )
+
+    def plan(self) -> str:
+        """Returns what a run would do, several lines."""
+        files = ", ".join(self._file_name(name) for name in self.formats)
+        return (
+            f"writes: {files}, card.md\n"
+            f"compares: features of {self.images} images of {self.crop}x{self.crop} pixels, "
+            f"at most {TOLERANCE:g} apart"
+        )
+
+    def run(self, workdir: Path, config: str) -> None:
+        """Writes and compares the files one after another, then the card; on the CPU.
+
+        Raises:
+          UserError: a file cannot be written, or what is read back is not what was written.
+        """
+        with process_group(torch.device("cpu")):
+            if collectives.rank() == 0:
+                self._run(workdir, config)
+
+    def _run(self, workdir: Path, config: str) -> None:
+        encoder = self._encoder()
+        with Monitor.of_one_step(workdir, is_main=True) as monitor:
+            monitor.text("config", 0, f"```\n{config}\n```")
+            monitor.message(take(Path(self.init_from), encoder_tensors(encoder)))
+            images = self._images()
+            expected = self._features(encoder, images)
+            files = []
+            for name in self.formats:
+                files.append(self._write(name, encoder, workdir, images, expected))
+                monitor.message(
+                    f"{files[-1].path}: features of {len(images)} images differ by "
+                    f"{files[-1].difference:.2g} at most"
+                )
+            card = self._card(files, checkpoint.read(Path(self.init_from), "cpu"))
+            _write_file(workdir / "card.md", card.encode())
+            monitor.text("card", 0, card)
+
+    def _encoder(self) -> Encoder:
+        return create_encoder(self.encoder, self.small_stem).eval()
+
+    def _dataset(self) -> ImageDataset:
+        return ImageDataset(source=self.source, resize=self.resize, crop=self.crop)
+
+    def _images(self) -> Tensor:
+        """Returns images from all over the source, normalised: float32 [images, 3, crop, crop]."""
+        dataset = self._dataset()
+        indices = [number * len(dataset) // self.images for number in range(self.images)]
+        pixels = torch.stack([dataset[index].image for index in indices])
+        return normalised(pixels, self.mean, self.std)
+
+    def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """Returns what every file must give: features [images, channels]."""
+        with torch.no_grad():
+            features = pooled(encoder(images))
+        if not features.isfinite().all():
+            raise UserError(
+                f"init_from is {self.init_from!r}, whose features of the images are not finite "
+                "numbers: its training diverged or it is damaged; give another file"
+            )
+        return features
+
+    def _file_name(self, name: str) -> str:
+        return self.encoder + FORMATS[name].suffix
+
+    def _write(
+        self, name: str, encoder: Encoder, workdir: Path, images: Tensor, expected: Tensor
+    ) -> Written:
+        path = workdir / self._file_name(name)
+        data = FORMATS[name].serialise(encoder, self.crop)
+        _write_file(path, data)
+        features = FORMATS[name].read(path, self.encoder, self.small_stem)
+        with torch.no_grad():
+            difference = (features(images) - expected).abs().max().item()
+        # The comparison is false of a difference that is not a number, too.
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{path} does not give the features of {self.init_from}: they differ by "
+                f"{difference:.2g}, at most {TOLERANCE:g} was expected; do not use this file, "
+                f"and check the versions of {', '.join(('torch', *FORMATS[name].packages))}"
+            )
+        return Written(name, path, hashlib.sha256(data).hexdigest(), difference)
+
+    def _card(self, files: list[Written], contents: Mapping[Any, Any]) -> str:
+        """Returns the Markdown text that goes with the files."""
+        origin = Path(self.init_from)
+        sections = [
+            f"# {self.encoder}, an image encoder pre-trained by jigsaw clustering",
+            f"Weights of `{origin.name}` (SHA-256 `{_sha256(origin)}`), without heads. "
+            f"Images: RGB in [0, 1], minus {self.mean}, divided by {self.std}. "
+            "Features: the mean of the last feature map.",
+        ]
+        if self.small_stem:
+            sections.append(
+                "The stem is small: before `load_state_dict` give the model "
+                "`conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)` and "
+                "`maxpool = torch.nn.Identity()`."
+            )
+        sections += ["## Files", _table(files, self.images)]
+        if self.notes:
+            sections += ["## Notes", self.notes]
+        sections += ["## Data and recipe", _recipe(contents)]
+        sections += ["## Scores", _scores(contents)]
+        sections += ["## Versions", _versions(self.formats, contents)]
+        return "\n\n".join(sections) + "\n"
+
+
+def _check_format(name: str, small_stem: bool) -> None:
+    if name not in FORMATS:
+        raise UserError(f"format {name!r} is unknown; known: {', '.join(FORMATS)}")
+    if small_stem and not FORMATS[name].small_stem:
+        raise UserError(
+            f"format {name!r} cannot hold small_stem = True: its first convolution is 7x7, "
+            "followed by max-pool; leave it out of formats"
+        )
+    absent = [package for package in FORMATS[name].packages if not _is_installed(package)]
+    if absent:
+        raise UserError(
+            f"format {name!r} needs {', '.join(absent)}, not installed: "
+            f"pip install {' '.join(absent)}, or leave it out of formats"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_whole(path, lambda file: file.write(data))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): free some disk space or take "
+            "another --workdir"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _table(files: list[Written], images: int) -> str:
+    rows = [
+        f"| `{file.path.name}` | {FORMATS[file.format].usage} | {file.difference:.2g} "
+        f"| `{file.sha256}` |"
+        for file in files
+    ]
+    return "\n".join(
+        [
+            f"Each was read back, and its features of {images} images compared with the source's.",
+            "",
+            "| file | read by | largest difference of a feature | SHA-256 |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _recipe(contents: Mapping[Any, Any]) -> str:
+    """Returns the configuration of our checkpoint; of another one what it says in plain values."""
+    if "config" in contents:
+        return f"{contents['step']} steps of this configuration:\n\n```\n{contents['config']}\n```"
+    plain = [
+        f"{key}: {value}"
+        for key, value in contents.items()
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    ]
+    return "\n".join(plain) or "The file of the weights does not say."
+
+
+def _scores(contents: Mapping[Any, Any]) -> str:
+    if not contents.get("scores"):
+        return "None in the file of the weights."
+    step, scores = contents["scores"][-1]
+    return "\n".join(
+        [
+            f"| after {step} steps | |",
+            "|---|---|",
+            *(f"| {name} | {value:.4g} |" for name, value in scores.items()),
+        ]
+    )
+
+
+def _versions(formats: tuple[str, ...], contents: Mapping[Any, Any]) -> str:
+    packages = ["jigclu", "torch", "torchvision", "safetensors"]
+    packages += [package for name in formats for package in FORMATS[name].packages]
+    now = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    lines = [f"Exported by {now}."]
+    if "versions" in contents:
+        then = ", ".join(f"{package} {value}" for package, value in contents["versions"].items())
+        lines.insert(0, f"Trained by {then}.")
+    return "\n".join(lines)

@@ -1,0 +1,172 @@
+"""The formats in which an encoder leaves this project, and how their users read them back.
+
+Packages that only one format needs are imported where it is written or read: a
+machine without them can still write the others.
+"""
+
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from jigclu.detectron2_names import to_detectron2, to_torchvision
+from jigclu.encoder import Encoder
+
+# Maps normalised images, float32 [batch, 3, side, side], to features [batch, channels].
+Features = Callable[[Tensor], Tensor]
+
+
+class Format(NamedTuple):
+    """One format.
+
+    suffix: of the file, after the encoder's name.
+    packages: to be installed beyond those of this project.
+    usage: how its user reads the file, for the card.
+    serialise: returns the file of an encoder in eval mode, for images of a side in pixels.
+    read: returns the features that a file gives, of an encoder by name, with a small
+      stem or not, by the libraries of its user alone.
+    small_stem: whether it can hold an encoder with a small stem.
+    """
+
+    suffix: str
+    packages: tuple[str, ...]
+    usage: str
+    serialise: Callable[[Encoder, int], bytes]
+    read: Callable[[Path, str, bool], Features]
+    small_stem: bool = True
+
+
+def _torch_bytes(contents: dict[str, object]) -> bytes:
+    file = io.BytesIO()
+    torch.save(contents, file)
+    return file.getvalue()
+
+
+def _write_state_dict(encoder: Encoder, side: int) -> bytes:
+    del side
+    return _torch_bytes(dict(encoder.state_dict()))
+
+
+def _write_safetensors(encoder: Encoder, side: int) -> bytes:
+    del side
+    return safetensors.torch.save(dict(encoder.state_dict()), {"format": "pt"})
+
+
+def _write_detectron2(encoder: Encoder, side: int) -> bytes:
+    """Names are exact and below "model", of a .pth: detectron2 then guesses none of them."""
+    del side
+    tensors = {to_detectron2(name): value for name, value in encoder.state_dict().items()}
+    return _torch_bytes({"model": tensors})
+
+
+def _write_onnx(encoder: Encoder, side: int) -> bytes:
+    # What the exporter tells of its own passes is of no use to people.
+    for package in ("onnxscript", "onnx_ir"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    model = nn.Sequential(encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    program = torch.onnx.export(
+        model,
+        (torch.zeros(2, 3, side, side),),
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def _filled(model: nn.Module, tensors: dict[str, Tensor], small_stem: bool) -> Features:
+    """Makes a ResNet of torchvision or timm compute the features; every tensor must fit."""
+    if small_stem:
+        channels = tensors["conv1.weight"].shape[0]
+        model.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _torchvision_features(tensors: dict[str, Tensor], encoder: str, small_stem: bool) -> Features:
+    model = torchvision.models.get_model(encoder, weights=None)
+    model.fc = nn.Identity()
+    return _filled(model, tensors, small_stem)
+
+
+def _read_torchvision(path: Path, encoder: str, small_stem: bool) -> Features:
+    return _torchvision_features(torch.load(path, weights_only=True), encoder, small_stem)
+
+
+def _read_safetensors(path: Path, encoder: str, small_stem: bool) -> Features:
+    return _torchvision_features(safetensors.torch.load_file(path), encoder, small_stem)
+
+
+def _read_timm(path: Path, encoder: str, small_stem: bool) -> Features:
+    import timm
+
+    model = timm.create_model(encoder, pretrained=False, num_classes=0)
+    return _filled(model, torch.load(path, weights_only=True), small_stem)
+
+
+def _read_onnx(path: Path, encoder: str, small_stem: bool) -> Features:
+    del encoder, small_stem
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _read_detectron2(path: Path, encoder: str, small_stem: bool) -> Features:
+    """Reads the names back: detectron2 is on no registry, so it may be absent."""
+    tensors = torch.load(path, weights_only=True)["model"]
+    renamed = {to_torchvision(name): value for name, value in tensors.items()}
+    return _torchvision_features(renamed, encoder, small_stem)
+
+
+FORMATS = {
+    "torchvision": Format(
+        suffix=".torchvision.pth",
+        packages=(),
+        usage="`torchvision.models.get_model`, its `fc` a `torch.nn.Identity()`; `torch.load`, "
+        "`load_state_dict`",
+        serialise=_write_state_dict,
+        read=_read_torchvision,
+    ),
+    "safetensors": Format(
+        suffix=".safetensors",
+        packages=(),
+        usage="the same model; `safetensors.torch.load_file`, `load_state_dict`",
+        serialise=_write_safetensors,
+        read=_read_safetensors,
+    ),
+    "timm": Format(
+        suffix=".timm.pth",
+        packages=("timm",),
+        usage="`timm.create_model(…, num_classes=0)`; `torch.load`, `load_state_dict`",
+        serialise=_write_state_dict,
+        read=_read_timm,
+    ),
+    "onnx": Format(
+        suffix=".onnx",
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        usage="`onnxruntime.InferenceSession`; its input is `images`, its output `features`, "
+        "the size of the batch is free",
+        serialise=_write_onnx,
+        read=_read_onnx,
+    ),
+    "detectron2": Format(
+        suffix=".detectron2.pth",
+        packages=(),
+        usage="`MODEL.WEIGHTS` of an FPN model with `MODEL.RESNETS.STRIDE_IN_1X1 = False`, "
+        "`INPUT.FORMAT = 'RGB'`, `MODEL.PIXEL_MEAN` and `PIXEL_STD` 255 times those above",
+        serialise=_write_detectron2,
+        read=_read_detectron2,
+        small_stem=False,
+    ),
+}

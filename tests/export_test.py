@@ -1,0 +1,270 @@
+"""Tests of jigclu.export: every file is right, or it is refused."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import os
+import stat
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import safetensors.torch
+import samples
+import torch
+from absl.testing import absltest, parameterized
+from torch import Tensor
+
+from jigclu import checkpoint, weights
+from jigclu.data.procedural import ProceduralImages
+from jigclu.encoder import create_encoder, encoder_tensors
+from jigclu.errors import UserError
+from jigclu.export import ExportTask
+from jigclu.export_formats import FORMATS
+
+TASK = ExportTask(
+    init_from="",
+    encoder="resnet18",
+    small_stem=False,
+    formats=tuple(FORMATS),
+    source=ProceduralImages(images=10, size=48, seed=0, split="val"),
+    images=4,
+    resize=40,
+    crop=32,
+    mean=(0.5, 0.4, 0.3),
+    std=(0.25, 0.2, 0.3),
+    notes="Measured with **care**.",
+)
+
+
+def _trained_encoder(small_stem: bool) -> dict[str, Tensor]:
+    """Returns weights whose statistics are not those of an untrained network."""
+    torch.manual_seed(2)
+    tensors = create_encoder("resnet18", small_stem).state_dict()
+    for name, value in tensors.items():
+        if name.endswith("running_mean"):
+            value.normal_(std=0.1)
+        if name.endswith(("running_var", "bn1.weight", "bn2.weight")):
+            value.uniform_(0.5, 1.0)
+    return tensors
+
+
+class ExportTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.origin = self.folder / "weights.pth"
+        self.workdir = self.folder / "out"
+
+    def changed(self, **changes: Any) -> ExportTask:
+        return dataclasses.replace(TASK, init_from=str(self.origin), **changes)
+
+    def run_task(self, **changes: Any) -> str:
+        task = self.changed(**changes)
+        task.check(self.workdir, "")
+        self.assertFalse(self.workdir.exists())
+        printed = io.StringIO()
+        with contextlib.redirect_stderr(printed):
+            task.run(self.workdir, "export.crop = 32")
+        return printed.getvalue()
+
+    def files(self) -> set[str]:
+        return {path.name for path in self.workdir.iterdir() if path.is_file()}
+
+    def test_every_format_and_the_card(self) -> None:
+        torch.save(_trained_encoder(False), self.origin)
+        printed = self.run_task()
+        names = {f"resnet18{form.suffix}" for form in FORMATS.values()}
+        self.assertEqual(self.files(), names | {"card.md"})
+        card = (self.workdir / "card.md").read_text()
+        for name in names:
+            path = self.workdir / name
+            self.assertRegex(printed, rf"{path}: features of 4 images differ by [\d.e-]+ at most")
+            self.assertIn(hashlib.sha256(path.read_bytes()).hexdigest(), card)
+        for text in ("Measured with **care**.", "onnxruntime ", "(0.5, 0.4, 0.3)", "None in the"):
+            self.assertIn(text, card)
+        self.assertNotIn("The stem is small", card)
+
+    def test_what_was_written_can_be_taken_up_again(self) -> None:
+        tensors = _trained_encoder(False)
+        torch.save(tensors, self.origin)
+        self.run_task(formats=("torchvision", "safetensors"))
+        for suffix in (".torchvision.pth", ".safetensors"):
+            model = encoder_tensors(create_encoder("resnet18", False))
+            weights.take(self.workdir / f"resnet18{suffix}", model)
+            for name, value in tensors.items():
+                torch.testing.assert_close(model[f"encoder.{name}"], value, rtol=0, atol=0)
+
+    def test_detectron2_needs_no_guessing(self) -> None:
+        tensors = _trained_encoder(False)
+        torch.save(tensors, self.origin)
+        self.run_task(formats=("detectron2",))
+        contents = torch.load(self.workdir / "resnet18.detectron2.pth", weights_only=True)
+        self.assertEqual(list(contents), ["model"])
+        name = "backbone.bottom_up.res3.0.shortcut.norm.running_var"
+        expected = tensors["layer2.0.downsample.1.running_var"]
+        torch.testing.assert_close(contents["model"][name], expected, rtol=0, atol=0)
+        self.assertLen(contents["model"], len(tensors))
+
+    def test_small_stem(self) -> None:
+        torch.save(_trained_encoder(True), self.origin)
+        formats = ("torchvision", "safetensors", "timm", "onnx")
+        self.run_task(small_stem=True, formats=formats)
+        self.assertLen(self.files(), 5)
+        self.assertIn("The stem is small", (self.workdir / "card.md").read_text())
+
+    def test_card_of_our_checkpoint(self) -> None:
+        parameters = {f"encoder.{name}": value for name, value in _trained_encoder(False).items()}
+        contents: dict[str, Any] = {
+            "step": 70,
+            "parameters": parameters,
+            "buffers": {},
+            "config": "train.batch_size = 4\ntrain.encoder = 'resnet18'",
+            "versions": {"torch": "2.11.0"},
+            "scores": [(0, {"knn_accuracy": 0.25}), (70, {"knn_accuracy": 0.875})],
+        }
+        torch.save(contents, self.origin)
+        self.run_task(formats=("safetensors",), notes="")
+        card = (self.workdir / "card.md").read_text()
+        self.assertIn("70 steps of this configuration:\n\n```\ntrain.batch_size = 4\n", card)
+        self.assertIn("| after 70 steps | |\n|---|---|\n| knn_accuracy | 0.875 |", card)
+        self.assertIn("Trained by torch 2.11.0.\nExported by jigclu ", card)
+        self.assertNotIn("## Notes", card)
+
+    def test_published_checkpoint(self) -> None:
+        contents = samples.published_checkpoint("resnet18", 512)
+        for name, value in _trained_encoder(False).items():
+            contents["state_dict"][f"module.encoder.{name}"] = value
+        torch.save(contents, self.origin)
+        self.run_task(formats=("torchvision",))
+        self.assertIn("epoch: 200\narch: resnet18", (self.workdir / "card.md").read_text())
+
+    def test_wrong_file_is_named_and_left(self) -> None:
+        torch.save(_trained_encoder(False), self.origin)
+
+        def spoilt(encoder: Any, side: int) -> bytes:
+            tensors = dict(encoder.state_dict())
+            tensors["layer4.1.bn2.bias"] = tensors["layer4.1.bn2.bias"] + 0.01
+            return safetensors.torch.save(tensors)
+
+        wrong = FORMATS["safetensors"]._replace(serialise=spoilt)
+        with (
+            mock.patch.dict(FORMATS, safetensors=wrong),
+            self.assertRaisesRegex(
+                UserError, r"resnet18\.safetensors does not give the features .* by 0\.01, at most"
+            ) as raised,
+        ):
+            self.run_task(formats=("torchvision", "safetensors"))
+        self.assertNotIn("\n", str(raised.exception))
+        self.assertEqual(self.files(), {"resnet18.torchvision.pth", "resnet18.safetensors"})
+
+    def test_weights_that_diverged(self) -> None:
+        tensors = _trained_encoder(False)
+        tensors["bn1.weight"][0] = torch.nan
+        torch.save(tensors, self.origin)
+        with self.assertRaisesRegex(UserError, r"weights\.pth', whose features .* diverged"):
+            self.run_task(formats=("torchvision",))
+
+    def test_a_file_of_features_that_are_not_numbers(self) -> None:
+        torch.save(_trained_encoder(False), self.origin)
+        wrong = FORMATS["torchvision"]._replace(read=lambda *_: lambda images: images * torch.nan)
+        with (
+            mock.patch.dict(FORMATS, torchvision=wrong),
+            mock.patch.object(ExportTask, "_features", lambda *arguments: arguments[2]),
+            self.assertRaisesRegex(UserError, "they differ by nan, at most 0.0001"),
+        ):
+            self.run_task(formats=("torchvision",))
+
+    def test_full_disk_leaves_the_older_file(self) -> None:
+        torch.save(_trained_encoder(False), self.origin)
+        self.run_task(formats=("torchvision",))
+        path = self.workdir / "resnet18.torchvision.pth"
+        before = path.read_bytes()
+        error = OSError(28, "No space left on device")
+        task = self.changed(formats=("torchvision",))
+        with (
+            mock.patch.object(os, "fsync", side_effect=error),
+            contextlib.redirect_stderr(io.StringIO()),
+            self.assertRaisesRegex(UserError, "cannot be written .No space left"),
+        ):
+            task.run(self.workdir, "")
+        self.assertEqual(path.read_bytes(), before)
+        self.assertEqual(self.files(), {path.name, "card.md"})
+
+    def test_files_can_be_shared(self) -> None:
+        torch.save(_trained_encoder(False), self.origin)
+        umask = os.umask(0o022)
+        try:
+            self.run_task(formats=("safetensors",))
+        finally:
+            os.umask(umask)
+        mode = (self.workdir / "resnet18.safetensors").stat().st_mode
+        self.assertEqual(stat.S_IMODE(mode), 0o644)
+
+    @parameterized.parameters(
+        ({"formats": ()}, "formats is empty; give some of torchvision, safetensors"),
+        ({"formats": ("onxx",)}, "format 'onxx' is unknown; known: torchvision"),
+        ({"images": 0}, r"images is 0; it must lie in \[1, 10\]"),
+        ({"images": 11}, r"images is 11; it must lie in \[1, 10\]"),
+        ({"crop": 41}, r"crop is 41; it must lie in \[1, 40\]"),
+        ({"std": (0.0, 1.0, 1.0)}, "std above 0"),
+        ({"encoder": "resnet50"}, "encoder = 'resnet18' and small_stem = False: bind these"),
+        ({"small_stem": True}, "encoder = 'resnet18' and small_stem = False: bind these"),
+    )
+    def test_mistakes(self, changes: dict[str, Any], message: str) -> None:
+        torch.save(_trained_encoder(False), self.origin)
+        with self.assertRaisesRegex(UserError, message):
+            self.changed(**changes).check(self.workdir, "")
+
+    def test_no_file_of_weights(self) -> None:
+        with self.assertRaisesRegex(UserError, r"weights\.pth does not exist"):
+            self.changed().check(self.workdir, "")
+
+    def test_detectron2_has_no_small_stem(self) -> None:
+        torch.save(_trained_encoder(True), self.origin)
+        with self.assertRaisesRegex(UserError, "'detectron2' cannot hold small_stem = True"):
+            self.changed(small_stem=True).check(self.workdir, "")
+
+    @parameterized.parameters("timm", "onnx")
+    def test_absent_packages_are_named(self, name: str) -> None:
+        torch.save(_trained_encoder(False), self.origin)
+        packages = " ".join(FORMATS[name].packages)
+        with (
+            mock.patch.object(importlib.util, "find_spec", return_value=None),
+            self.assertRaisesRegex(UserError, f"'{name}' needs .*: pip install {packages}, or"),
+        ):
+            self.changed(formats=("torchvision", name)).check(self.workdir, "")
+
+    def test_plan(self) -> None:
+        plan = self.changed(formats=("onnx", "timm")).plan()
+        self.assertEqual(
+            plan,
+            "writes: resnet18.onnx, resnet18.timm.pth, card.md\n"
+            "compares: features of 4 images of 32x32 pixels, at most 0.0001 apart",
+        )
+
+    def test_images_are_of_all_over_the_source(self) -> None:
+        whole = dataclasses.replace(TASK, images=10)._images()
+        torch.testing.assert_close(TASK._images(), whole[[0, 2, 5, 7]])
+        self.assertFalse(torch.equal(whole[0], whole[2]))
+
+
+class FormatsTest(absltest.TestCase):
+    def test_onnx_takes_any_number_of_images(self) -> None:
+        encoder = create_encoder("resnet18", False).eval()
+        path = Path(self.create_tempdir().full_path) / "model.onnx"
+        checkpoint.write_whole(
+            path, lambda file: file.write(FORMATS["onnx"].serialise(encoder, 32))
+        )
+        features = FORMATS["onnx"].read(path, "resnet18", False)
+        for count in (1, 3):
+            images = torch.randn(count, 3, 32, 32)
+            with torch.no_grad():
+                expected = encoder(images).mean((2, 3))
+            torch.testing.assert_close(features(images), expected, rtol=0, atol=1e-4)
+
+
+if __name__ == "__main__":
+    absltest.main()
