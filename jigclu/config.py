@@ -26,9 +26,11 @@ from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, Unlab
 from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
 from jigclu.errors import UserError
 from jigclu.export import ExportTask
+from jigclu.feature_cache import FeatureCache
 from jigclu.finetune import FinetuneTask
 from jigclu.knn import KnnEvaluation
 from jigclu.knn_task import KnnTask
+from jigclu.linear import LinearTask
 from jigclu.pretrain import PretrainTask
 
 _LONG = 10**6  # Characters: one binding a line, however long.
@@ -107,6 +109,8 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "launch": launch,
     "train": PretrainTask,
     "finetune": FinetuneTask,
+    "linear": LinearTask,
+    "cache": FeatureCache,
     "knn": KnnEvaluation,
     "knn_task": KnnTask,
     "export": ExportTask,

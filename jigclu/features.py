@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from jigclu import collectives
-from jigclu.data.images import ImageDataset
+from jigclu.data.images import EpochView, ImageDataset
 from jigclu.data.loader import LabelledBatch, image_loader
 from jigclu.encoder import Encoder
 from jigclu.errors import UserError
@@ -66,7 +66,7 @@ def own_share(images: int) -> range:
 
 @torch.no_grad()
 def encode(
-    encoder: Encoder, images: ImageDataset, settings: FeatureSettings
+    encoder: Encoder, images: ImageDataset | EpochView, settings: FeatureSettings
 ) -> Iterator[tuple[Tensor, LabelledBatch]]:
     """Yields features of this rank's share of the images, in order.
 

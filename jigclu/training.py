@@ -105,15 +105,15 @@ class TrainingTask(ABC):
           UserError: a value out of range, a file that is not there, or a workdir
             of another configuration.
         """
-        self.check_values()
-        local_device(self.device)
-        if self.compile:
-            check_compiler()
         if self.init_from is not None and self.resume_from is not None:
             raise UserError(
                 f"init_from is {self.init_from!r} and resume_from {self.resume_from!r}; "
                 "give one: resuming brings its own weights"
             )
+        self.check_values()
+        local_device(self.device)
+        if self.compile:
+            check_compiler()
         if self.resume_from is not None:
             checkpoint.require(Path(self.resume_from))
         found = self.starting_checkpoint(workdir)

@@ -14,6 +14,7 @@ from jigclu import config
 from jigclu.export import ExportTask
 from jigclu.finetune import FinetuneTask
 from jigclu.knn_task import KnnTask
+from jigclu.linear import LinearTask
 from jigclu.pretrain import PretrainTask
 
 FOLDER = config.ROOT / "gin"
@@ -25,6 +26,7 @@ TASKS = {
     "gin/base/pretrain.gin": (PretrainTask, ()),
     "gin/base/finetune.gin": (FinetuneTask, ("finetune.init_from",)),
     "gin/base/export.gin": (ExportTask, ()),
+    "gin/base/linear.gin": (LinearTask, ("linear.init_from",)),
     "gin/base/knn.gin": (KnnTask, ("knn_task.init_from",)),
 }
 BINDING = re.compile(r"^([\w./]+) = (.*?)(?:\s+#\s*(\S.*))?$")

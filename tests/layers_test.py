@@ -51,6 +51,8 @@ LAYERS = {
     "jigclu.classifier": 3.1,
     "jigclu.supervised": 4.1,
     "jigclu.finetune": 4.2,
+    "jigclu.linear": 4.2,
+    "jigclu.feature_cache": 3.0,
     "jigclu.pretrain": 4.1,
     "jigclu.export_formats": 2.2,
     "jigclu.export": 4.1,

@@ -126,6 +126,21 @@ class RandomCropDataset(Dataset[LabelledImage]):
         return LabelledImage(image, _label(self._source, index), index)
 
 
+class EpochView(Dataset[LabelledImage]):
+    """What a RandomCropDataset shows in one epoch, indexed by image."""
+
+    def __init__(self, images: RandomCropDataset, epoch: int) -> None:
+        self._images = images
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        """Returns image `index` as drawn in the epoch."""
+        return self._images[(self._epoch, index)]
+
+
 def _read(source: Source, index: int) -> Tensor:
     try:
         return source.read(index)

@@ -1,0 +1,113 @@
+"""Features of a frozen encoder on disk: made once, mapped into memory, never stale.
+
+The name of a file is a hash of all that its content depends on: the encoder's
+weights, the images, how they are cropped and normalised, and the precision.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from jigclu import collectives
+from jigclu.data.images import EpochView, ImageDataset
+from jigclu.data.sources import digest
+from jigclu.encoder import Encoder
+from jigclu.errors import UserError
+from jigclu.features import FeatureSettings, encode
+
+# Changes whenever the same images would give other features or another layout.
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCache:
+    """Where features are kept, and how many augmented views of each image.
+
+    folder: of the files; one machine's ranks share it, and so must several machines'.
+    views: augmentations of every training image; 0: images as they are scored.
+    """
+
+    folder: str
+    views: int
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        if self.views < 0:
+            raise UserError(f"views is {self.views}; it must be 0 or more")
+
+    def features(
+        self,
+        encoder: Encoder,
+        images: ImageDataset | EpochView,
+        about: str,
+        settings: FeatureSettings,
+    ) -> NDArray[np.float16]:
+        """Returns the features of all images, computing them where they are not there yet.
+
+        Every rank must call it alike; each computes its share.
+
+        Args:
+          encoder: on the device on which to compute.
+          images: of one size.
+          about: the fingerprint of the images and how they are cropped.
+          settings: how images become features.
+
+        Returns:
+          float16 [images, channels], mapped into memory.
+
+        Raises:
+          UserError: the folder cannot be written, or a feature is beyond float16.
+        """
+        depends = (_FORMAT, encoder_digest(encoder), about, settings.mean, settings.std)
+        name = digest(*depends, str(settings.precision), torch.__version__)[:32]
+        path = os.path.join(self.folder, f"features_{name}.npy")
+        try:
+            if not os.path.exists(path):
+                self._compute(path, encoder, images, settings)
+            return np.load(path, mmap_mode="r")
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written or read ({error}): give another cache folder"
+            ) from error
+
+    def _compute(
+        self,
+        path: str,
+        encoder: Encoder,
+        images: ImageDataset | EpochView,
+        settings: FeatureSettings,
+    ) -> None:
+        temporary = f"{path}.partial"
+        shape = (len(images), encoder.channels)
+        if collectives.rank() == 0:
+            os.makedirs(self.folder, exist_ok=True)
+            np.lib.format.open_memmap(temporary, "w+", np.float16, shape).flush()
+        _wait_for_all()
+        file = np.lib.format.open_memmap(temporary, "r+")
+        for features, batch in encode(encoder, images, settings):
+            if not features.isfinite().all() or features.abs().max() > torch.finfo(torch.half).max:
+                raise UserError(
+                    "the encoder's features are not finite in float16: no cache of them"
+                )
+            file[batch.image_index.numpy()] = features.half().cpu().numpy()
+        file.flush()
+        _wait_for_all()
+        if collectives.rank() == 0:
+            os.replace(temporary, path)
+        _wait_for_all()
+
+
+def _wait_for_all() -> None:
+    if collectives.world_size() > 1:
+        dist.barrier()
+
+
+def encoder_digest(encoder: Encoder) -> str:
+    """Hashes the weights and statistics of an encoder."""
+    tensors = encoder.state_dict().items()
+    parts = ((name, value.float().cpu().contiguous().numpy().tobytes()) for name, value in tensors)
+    return digest(*(part for pair in parts for part in pair))

@@ -1,0 +1,269 @@
+"""Linear evaluation against a plain loop of torch; sweeps, cached features, two ranks."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from absl.testing import absltest, parameterized
+from ranks import run_on_ranks
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jigclu import checkpoint, schedules
+from jigclu.data.procedural import ProceduralImages
+from jigclu.encoder import create_encoder
+from jigclu.errors import UserError
+from jigclu.feature_cache import FeatureCache
+from jigclu.linear import LinearTask
+from jigclu.weights import read_weights
+
+CONFIG = "linear.seed = 0"
+TASK = LinearTask(
+    seed=0,
+    source=ProceduralImages(images=40, size=32, seed=0, split="train"),
+    val=ProceduralImages(images=17, size=32, seed=0, split="val"),
+    batch_size=8,
+    epochs=2,
+    stop_after_steps=None,
+    encoder="resnet18",
+    small_stem=True,
+    train_size=32,
+    crop_scale=(0.3, 1.0),
+    crop_ratio=(3 / 4, 4 / 3),
+    flip_probability=0.5,
+    resize=32,
+    crop=32,
+    mean=(0.5, 0.4, 0.3),
+    std=(0.25, 0.2, 0.3),
+    val_batch_size=4,
+    learning_rates=(0.1,),
+    weight_decays=(0.0,),
+    momentum=0.9,
+    held_out=0.25,
+    cache=None,
+    warmup_epochs=0,
+    decay=functools.partial(schedules.step_decay, milestones=(1,), factor=0.1),
+    per_epoch=True,
+    device="cpu",
+    precision="float32",
+    compile=False,
+    channels_last=True,
+    workers=0,
+    prefetch=2,
+    init_from=None,
+    resume_from=None,
+    log_every=1,
+    checkpoint_every=5,
+    keep_last=1,
+    keep_every=0,
+    evaluate_every=1,
+)
+SWEEP: dict[str, Any] = {"learning_rates": (0.1, 1e-4, 1e30), "weight_decays": (0.0, 0.01)}
+
+
+def changed(**changes: Any) -> LinearTask:
+    return dataclasses.replace(TASK, **changes)
+
+
+def run(task: LinearTask, workdir: Path) -> str:
+    task.check(workdir, CONFIG)
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed):
+        task.run(workdir, CONFIG)
+    return printed.getvalue()
+
+
+def final(workdir: Path) -> dict[str, Any]:
+    path = checkpoint.latest(workdir)
+    assert path is not None
+    return checkpoint.load(path, "cpu")
+
+
+def run_on_rank(workdir: str, cache: str | None) -> tuple[Tensor, list[Any]]:
+    """Trains; returns the last weights, and all scores but of the first rank nothing."""
+    task = changed(cache=cache and FeatureCache(folder=cache, views=1), evaluate_every=1)
+    with contextlib.redirect_stderr(io.StringIO()):
+        training = task.begin(Path(workdir), CONFIG, torch.device("cpu"))
+        training.to_the_end()
+    return training.state.parameters["fc.weight"], training.scores
+
+
+class LinearTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        torch.manual_seed(3)
+        self.resnet = torchvision.models.resnet18()
+        self.resnet.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.resnet.maxpool = nn.Identity()
+        self.resnet.fc = nn.Identity()
+        self.weights = self.folder / "resnet.pth"
+        torch.save(self.resnet.state_dict(), self.weights)
+
+    def features(self, images: list[Tensor]) -> Tensor:
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (TASK.mean, TASK.std))
+        with torch.no_grad():
+            features: Tensor = self.resnet.eval()((torch.stack(images).float() / 255 - mean) / std)
+        return features
+
+    def test_equals_a_plain_loop(self) -> None:
+        workdir = self.folder / "run"
+        run(changed(init_from=str(self.weights)), workdir)
+        layer = nn.Linear(512, 10)
+        with torch.no_grad():
+            torch.manual_seed(0)
+            create_encoder("resnet18", True)  # The classifier is drawn after the encoder.
+            layer.weight.copy_(torch.empty(10, 512).normal_(0, 0.01))
+            layer.bias.zero_()
+        optimizer = torch.optim.SGD(layer.parameters(), 0.1, 0.9)
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [5], 0.1)
+        images = TASK.training_images()
+        for batch in TASK.sampler(0):
+            pixels, labels, _ = zip(*(images[item] for item in batch), strict=True)
+            optimizer.zero_grad()
+            logits = layer(self.features(list(pixels)))
+            functional.cross_entropy(logits, torch.tensor(labels)).backward()
+            optimizer.step()
+            scheduler.step()
+        contents = final(workdir)
+        torch.testing.assert_close(
+            contents["parameters"]["fc.weight"][0], layer.weight.detach(), rtol=1e-3, atol=1e-5
+        )
+        logits = layer(self.features([TASK.val.read(index) for index in range(17)]))
+        truth = torch.tensor(TASK.val.labels)
+        top5 = (logits.topk(5).indices == truth[:, None]).any(1).double().mean().item()
+        score = contents["scores"][-1][1]
+        self.assertAlmostEqual(score["top1"], (logits.argmax(1) == truth).double().mean().item())
+        self.assertAlmostEqual(score["top5"], top5)
+
+    def test_the_encoder_stays_as_it_was(self) -> None:
+        workdir = self.folder / "run"
+        printed = run(changed(init_from=str(self.weights)), workdir)
+        self.assertIn("loaded 100 tensors", printed)
+        kept = read_weights(checkpoint.latest(workdir) or self.folder)
+        for name, value in read_weights(self.weights).items():
+            self.assertTrue(torch.equal(kept[name], value), name)
+
+    def test_a_sweep_reports_the_best_on_what_was_held_out(self) -> None:
+        workdir = self.folder / "run"
+        task = changed(**SWEEP)
+        printed = run(task, workdir)
+        self.assertIn("data: 30 images", task.plan())
+        score = final(workdir)["scores"][-1][1]
+        self.assertEqual(score["best_learning_rate"], 0.1)  # Not 1e-4, nor what diverged.
+        self.assertIn("best of 6 on 10 held-out training images", printed)
+        names = {task.training_source.name(index) for index in range(len(task.training_source))}
+        self.assertLen(names, 30)
+        compared = (task.comparison_source.name(index) for index in range(10))
+        self.assertEmpty(names.intersection(compared))
+
+    def test_a_sweep_trains_each_as_it_would_alone(self) -> None:
+        run(changed(**SWEEP), self.folder / "together")
+        together = final(self.folder / "together")["parameters"]["fc.weight"]
+        # Alone on the same part: a sweep of two of which one is the same.
+        run(changed(learning_rates=(0.1,), weight_decays=(0.01, 0.5)), self.folder / "two")
+        two = final(self.folder / "two")["parameters"]["fc.weight"]
+        torch.testing.assert_close(two[0], together[1])
+        self.assertFalse(torch.equal(two[1], together[1]))
+
+    @parameterized.parameters(0, 2)
+    def test_cached_features_are_those_of_the_images(self, views: int) -> None:
+        """Two epochs of two views are what two epochs of images are."""
+        cache = FeatureCache(folder=str(self.folder / "cache"), views=views)
+        run(changed(cache=cache), self.folder / "cached")
+        cached = final(self.folder / "cached")
+        self.assertLen(list((self.folder / "cache").iterdir()), 1 + max(views, 1))
+        run(TASK if views else changed(**WITHOUT_AUGMENTATION), self.folder / "images")
+        images = final(self.folder / "images")
+        difference = cached["parameters"]["fc.weight"] - images["parameters"]["fc.weight"]
+        # float16 keeps eleven bits.
+        self.assertLess((difference.norm() / images["parameters"]["fc.weight"].norm()).item(), 1e-2)
+        self.assertEqual(cached["scores"], images["scores"])
+
+    def test_a_stale_cache_is_not_used(self) -> None:
+        folder = self.folder / "cache"
+        cache = FeatureCache(folder=str(folder), views=0)
+        run(changed(cache=cache), self.folder / "a")
+        before = set(folder.iterdir())
+        self.assertLen(before, 2)
+        run(changed(cache=cache, learning_rates=(0.5,)), self.folder / "b")
+        self.assertEqual(set(folder.iterdir()), before)
+        others: tuple[dict[str, Any], ...] = (
+            {"init_from": str(self.weights)},
+            {"resize": 40},
+            {"mean": (0.5, 0.5, 0.5)},
+            {"precision": "bfloat16"},
+            {"source": ProceduralImages(images=41, size=32, seed=0, split="train")},
+        )
+        for number, changes in enumerate(others):
+            count = len(list(folder.iterdir()))
+            run(changed(cache=cache, epochs=1, decay=_flat, **changes), self.folder / str(number))
+            self.assertGreater(len(list(folder.iterdir())), count, changes)
+
+    @parameterized.parameters(False, True)
+    def test_one_rank_and_two_are_the_same(self, cached: bool) -> None:
+        folders = [str(self.folder / f"cache{ranks}") if cached else None for ranks in (1, 2)]
+        weight, scores = run_on_rank(str(self.folder / "one"), folders[0])
+        arguments = (str(self.folder / "two"), folders[1])
+        for rank_weight, rank_scores in run_on_ranks(run_on_rank, 2, *arguments):
+            torch.testing.assert_close(rank_weight, weight, rtol=1e-3, atol=1e-5)
+            self.assertEqual(rank_scores, scores)
+
+    def test_interrupted_and_resumed_equals_uninterrupted(self) -> None:
+        task = changed(init_from=str(self.weights))
+        run(task, self.folder / "whole")
+        run(dataclasses.replace(task, stop_after_steps=5), self.folder / "parts")
+        run(task, self.folder / "parts")
+        whole, parts = (final(self.folder / name) for name in ("whole", "parts"))
+        for name in ("parameters", "buffers"):
+            for key, value in whole[name].items():
+                self.assertTrue(torch.equal(parts[name][key], value), key)
+        self.assertEqual(parts["scores"], whole["scores"])
+
+    def test_pictures_and_classes(self) -> None:
+        run(changed(evaluate_every=0, compile=True), self.folder)
+        events = EventAccumulator(str(self.folder / "tensorboard"))
+        events.Reload()
+        self.assertEqual([e.step for e in events.Scalars("top5")], [10])
+        self.assertEqual([e.step for e in events.Images("confusion")], [10])
+        self.assertIn("accuracy_per_class/text_summary", events.Tags()["tensors"])
+
+    @parameterized.parameters(
+        ({"learning_rates": ()}, "one or more of each"),
+        ({"learning_rates": (0.1, 0.1)}, "all different"),
+        ({"learning_rates": (0.1, 0.2), "held_out": 1.0}, "held_out is 1.0"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"cache": FeatureCache(folder="x", views=-1)}, "views is -1"),
+        ({"train_size": 0}, "train_size is 0"),
+    )
+    def test_refuses(self, changes: dict[str, Any], message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            changed(**changes).check(self.folder, CONFIG)
+
+    def test_a_cache_that_cannot_be_written(self) -> None:
+        (self.folder / "file").write_text("")
+        cache = FeatureCache(folder=str(self.folder / "file"), views=0)
+        with self.assertRaisesRegex(UserError, "give another cache folder"):
+            run(changed(cache=cache), self.folder / "run")
+
+
+# The whole image, as it is scored.
+WITHOUT_AUGMENTATION: dict[str, Any] = {
+    "crop_scale": (1.0, 1.0),
+    "crop_ratio": (1.0, 1.0),
+    "flip_probability": 0.0,
+}
+
+
+def _flat(epoch: float, epochs: int) -> float:
+    return 1.0
+
+
+if __name__ == "__main__":
+    absltest.main()
