@@ -167,7 +167,7 @@ class ExportTask:
         """Returns the Markdown text that goes with the files."""
         origin = Path(self.init_from)
         sections = [
-            f"# {self.encoder}, an image encoder pre-trained by jigsaw clustering",
+            f"# {self.encoder}, an image encoder exported by JigClu",
             f"Weights of `{origin.name}` (SHA-256 `{_sha256(origin)}`), without heads. "
             f"Images: RGB in [0, 1], minus {self.mean}, divided by {self.std}. "
             "Features: the mean of the last feature map.",
