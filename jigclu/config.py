@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import gin
 
@@ -32,6 +32,7 @@ from jigclu.knn import KnnEvaluation
 from jigclu.knn_task import KnnTask
 from jigclu.linear import LinearTask
 from jigclu.pretrain import PretrainTask
+from jigclu.reproduce import ReproduceTask, Task
 
 _LONG = 10**6  # Characters: one binding a line, however long.
 _GIN_ERRORS = (
@@ -40,16 +41,6 @@ _GIN_ERRORS = (
 )
 ROOT = Path(__file__).resolve().parents[1]
 _MACRO = re.compile(r"%(\w+)")
-
-
-class Task(Protocol):
-    """What `launch.task` is bound to: something that can be checked, planned and run."""
-
-    def check(self, workdir: Path, config: str) -> None: ...
-
-    def plan(self) -> str: ...
-
-    def run(self, workdir: Path, config: str) -> None: ...
 
 
 class Configuration(NamedTuple):
@@ -105,8 +96,22 @@ def launch(task: Task) -> Task:
     return task
 
 
+def reproduce(
+    stages: Sequence[tuple[str, str, tuple[str, ...]]],
+    published: Sequence[tuple[str, str, float]],
+) -> ReproduceTask:
+    """Stages from gin files; see `ReproduceTask`."""
+
+    def load_stage(files: Sequence[str], bindings: Sequence[str]) -> tuple[Task, str]:
+        configuration = load(files, bindings)
+        return configuration.task, configuration.resolved
+
+    return ReproduceTask(stages=stages, published=published, load=load_stage)
+
+
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "launch": launch,
+    "reproduce": reproduce,
     "train": PretrainTask,
     "finetune": FinetuneTask,
     "linear": LinearTask,

@@ -54,6 +54,11 @@ def launched_processes() -> int:
     return processes
 
 
+def launched_rank() -> int:
+    """Returns the number of this process among those that torchrun started, 0 without it."""
+    return int(os.environ.get("RANK", 0))
+
+
 def check_compiler() -> None:
     """Raises UserError unless there is the C++ compiler that torch.compile calls."""
     names = [os.environ.get("CXX", "g++"), "g++", "clang++", "c++"]

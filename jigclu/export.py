@@ -90,8 +90,11 @@ class ExportTask:
             f"at most {TOLERANCE:g} apart"
         )
 
-    def run(self, workdir: Path, config: str) -> None:
+    def run(self, workdir: Path, config: str) -> dict[str, float]:
         """Writes and compares the files one after another, then the card; on the CPU.
+
+        Returns:
+          Nothing that is a score.
 
         Raises:
           UserError: a file cannot be written, or what is read back is not what was written.
@@ -99,6 +102,7 @@ class ExportTask:
         with process_group(torch.device("cpu")):
             if collectives.rank() == 0:
                 self._run(workdir, config)
+        return {}
 
     def _run(self, workdir: Path, config: str) -> None:
         encoder = self._encoder()

@@ -48,8 +48,8 @@ class KnnTask:
             f"others, {len(evaluation.bank.classes)} classes"
         )
 
-    def run(self, workdir: Path, config: str) -> None:
-        """Scores, prints the score and writes it to TensorBoard."""
+    def run(self, workdir: Path, config: str) -> dict[str, float]:
+        """Scores, prints the score and writes it to TensorBoard; returns it by name."""
         device = local_device(self.device)
         with process_group(device):
             torch.manual_seed(self.seed)
@@ -58,9 +58,11 @@ class KnnTask:
                 monitor.message(self._load(encoder))
                 score = self.evaluation(encoder, PRECISIONS[self.precision])
                 monitor.text("config", 0, f"```\n{config}\n```")
-                monitor.scalar("knn_accuracy", 0, score.accuracy)
-                monitor.scalar("knn_accuracy_chance", 0, score.chance)
+                scores = {"knn_accuracy": score.accuracy, "knn_accuracy_chance": score.chance}
+                for name, value in scores.items():
+                    monitor.scalar(name, 0, value)
                 monitor.message(f"kNN accuracy {score.accuracy:.2%}, chance {score.chance:.2%}")
+        return scores
 
     def _load(self, encoder: Encoder) -> str:
         if self.init_from is None:

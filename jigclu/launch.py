@@ -1,6 +1,5 @@
 """The command: python -m jigclu.launch --gin_file=gin/pretrain_r50.gin."""
 
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -9,6 +8,7 @@ from absl import app, flags, logging
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from jigclu import config
+from jigclu.device import launched_rank
 from jigclu.errors import UserError
 
 _GIN_FILES = flags.DEFINE_multi_string("gin_file", None, "gin file to read; repeatable.")
@@ -38,7 +38,7 @@ def _run() -> None:
     configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
     task = configuration.task
     task.check(workdir, configuration.resolved)
-    is_main = int(os.environ.get("RANK", 0)) == 0
+    is_main = launched_rank() == 0
     if _DRY_RUN.value:
         if is_main:
             print(f"{configuration.resolved}\n\n{task.plan()}\nworkdir: {workdir}")

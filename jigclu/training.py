@@ -172,17 +172,22 @@ class TrainingTask(ABC):
     def plan_details(self) -> list[str]:
         """Returns the lines of the plan that are of this kind of task alone."""
 
-    def run(self, workdir: Path, config: str) -> None:
+    def run(self, workdir: Path, config: str) -> dict[str, float]:
         """Trains from the latest checkpoint of the workdir, or from the start, to the end.
 
         Args: as `check`, which must have passed.
+
+        Returns:
+          The last scores, by name.
 
         Raises:
           UserError: what only training can find, such as a loss that is not finite.
         """
         device = local_device(self.device)
         with process_group(device):
-            self.begin(workdir, config, device).to_the_end()
+            run = self.begin(workdir, config, device)
+            run.to_the_end()
+            return run.scores[-1][1] if run.scores else {}
 
     @abstractmethod
     def begin(self, workdir: Path, config: str, device: torch.device) -> "TrainingRun":

@@ -16,6 +16,7 @@ from jigclu.finetune import FinetuneTask
 from jigclu.knn_task import KnnTask
 from jigclu.linear import LinearTask
 from jigclu.pretrain import PretrainTask
+from jigclu.reproduce import ReproduceTask
 
 FOLDER = config.ROOT / "gin"
 FILES = sorted(str(path.relative_to(config.ROOT)) for path in FOLDER.rglob("*.gin"))
@@ -49,7 +50,8 @@ def includes_of(file: str) -> list[str]:
 
 def task_of(file: str) -> tuple[type, tuple[str, ...]]:
     """Returns the class of a file's task, and the names that it leaves to be bound."""
-    return next(TASKS[base] for base in TASKS if base in includes_of(file))
+    known = (TASKS[base] for base in TASKS if base in includes_of(file))
+    return next(known, (ReproduceTask, ()))
 
 
 class FakeCifar:
@@ -62,7 +64,7 @@ class FakeCifar:
 
 
 class GinFilesTest(parameterized.TestCase):
-    def load(self, file: str) -> config.Configuration:
+    def load(self, file: str, *bindings: str) -> config.Configuration:
         """Loads a file on a tiny tree of images instead of the data that it names."""
         root = Path(self.create_tempdir().full_path)
         for folder in ("train/a", "val/a", "train/b", "val/b"):
@@ -78,12 +80,13 @@ class GinFilesTest(parameterized.TestCase):
         }
         bound = {name for part in (*includes_of(file), file) for name in bindings_of(part)}
         replaced = [f"{name}={str(path)!r}" for name, path in places.items() if name in bound]
-        replaced += [f"{name}=None" for name in task_of(file)[1]]
+        if not bindings:
+            replaced += [f"{name}=None" for name in task_of(file)[1]]
         with (
             mock.patch.object(torchvision.datasets, "CIFAR10", FakeCifar),
             mock.patch.object(torchvision.datasets, "CIFAR100", FakeCifar),
         ):
-            return config.load([file], replaced)
+            return config.load([file], [*bindings, *replaced])
 
     def test_all_files_are_reached(self) -> None:
         reached = {include for file in RUN_FILES for include in includes_of(file)}
@@ -101,6 +104,18 @@ class GinFilesTest(parameterized.TestCase):
             own = bindings_of(part)
             self.assertNotEmpty(own)
             self.assertContainsSubset(own, operative, part)
+
+    @parameterized.parameters("gin/reproduce_r50.gin", "gin/reproduce_tiny.gin")
+    def test_every_stage_loads(self, file: str) -> None:
+        task = self.load(file).task
+        assert isinstance(task, ReproduceTask)
+        names = [name for name, _, _ in task.stages]
+        self.assertEqual(names, ["pretrain", "knn", "linear", "semi_1pct", "semi_10pct", "export"])
+        for name, stage_file, bindings in task.stages:
+            stage = self.load(stage_file, *bindings)
+            self.assertEqual(bool(bindings), name != "pretrain")
+            if bindings:
+                self.assertIn("{pretrained}", stage.resolved)
 
     @parameterized.parameters(*RUN_FILES)
     def test_states_only_differences(self, file: str) -> None:

@@ -52,6 +52,7 @@ LAYERS = {
     "jigclu.supervised": 4.1,
     "jigclu.finetune": 4.2,
     "jigclu.linear": 4.2,
+    "jigclu.reproduce": 4.3,
     "jigclu.feature_cache": 3.0,
     "jigclu.pretrain": 4.1,
     "jigclu.export_formats": 2.2,

@@ -1,0 +1,133 @@
+"""Pre-training and all that it is judged by, in one go: stages, each from a gin file of its own."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from jigclu import checkpoint
+from jigclu.device import launched_rank
+from jigclu.errors import UserError
+from jigclu.monitor import Monitor
+
+# In a binding: the path of the last checkpoint of the first stage.
+PRETRAINED = "{pretrained}"
+
+
+class Task(Protocol):
+    """What a gin file comes to: something that can be checked, planned and run."""
+
+    def check(self, workdir: Path, config: str) -> None: ...
+
+    def plan(self) -> str: ...
+
+    def run(self, workdir: Path, config: str) -> dict[str, float]:
+        """Does it, and returns what was scored, by name."""
+
+
+class Load(Protocol):
+    """Returns the task of gin files and bindings, and its effective bindings, one a line."""
+
+    def __call__(self, files: Sequence[str], bindings: Sequence[str]) -> tuple[Task, str]: ...
+
+
+class Row(NamedTuple):
+    """A line of the table: what a stage scored, and what was published of it, if anything."""
+
+    stage: str
+    score: str
+    ours: float
+    published: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceTask:
+    """Runs stages one after another; those that are done are skipped, others go on.
+
+    stages: name (and folder in the workdir), gin file, bindings over it. In the
+      bindings of all but the first, {pretrained} is the last checkpoint of the first.
+    published: stage, score, figure to compare with.
+    load: of gin files; from `config`.
+    """
+
+    stages: Sequence[tuple[str, str, tuple[str, ...]]]
+    published: Sequence[tuple[str, str, float]]
+    load: Load
+
+    def check(self, workdir: Path, config: str) -> None:
+        """Finds mistakes in all stages, as far as they can be found before pre-training.
+
+        Raises:
+          UserError: of any stage.
+        """
+        del config
+        names = [name for name, _, _ in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"stages are {names}; expected one or more, of different names")
+        for index, name in enumerate(names):
+            with_weights = index > 0 and PRETRAINED in str(self.stages[index][2])
+            task, config = self._stage(index, workdir)
+            # Weights that are still to be made cannot be looked into.
+            if not with_weights or checkpoint.latest(workdir / names[0]) is not None:
+                task.check(workdir / name, config)
+
+    def plan(self) -> str:
+        """Returns the stages and the plan of the first."""
+        task, _ = self._stage(0, Path())
+        listed = ", ".join(f"{name} ({file})" for name, file, _ in self.stages)
+        return f"stages: {listed}\n{task.plan()}"
+
+    def run(self, workdir: Path, config: str) -> dict[str, float]:
+        """Runs what is not done yet, then writes and prints the table."""
+        is_main = launched_rank() == 0
+        rows: list[Row] = []
+        for index, (name, _, _) in enumerate(self.stages):
+            scores = self._run_stage(index, workdir, is_main)
+            rows += [
+                Row(name, key, value, self._figure(name, key)) for key, value in scores.items()
+            ]
+        if is_main:
+            with Monitor.of_one_step(workdir, is_main) as monitor:
+                monitor.text("config", 0, f"```\n{config}\n```")
+                monitor.text("results", 0, table(rows))
+                monitor.message(table(rows))
+            (workdir / "results.md").write_text(f"# Results\n\n{table(rows)}\n", encoding="utf-8")
+        return {f"{row.stage}/{row.score}": row.ours for row in rows}
+
+    def _run_stage(self, index: int, workdir: Path, is_main: bool) -> dict[str, float]:
+        """Returns the scores of a stage, which is run unless the same one was run before."""
+        name = self.stages[index][0]
+        task, config = self._stage(index, workdir)
+        done = workdir / name / "done.json"
+        if done.exists():
+            result = json.loads(done.read_text(encoding="utf-8"))
+            if result["config"] == config:
+                return dict(result["scores"])
+        task.check(workdir / name, config)
+        scores = task.run(workdir / name, config)
+        if is_main:
+            result = {"config": config, "scores": scores}
+            done.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        return scores
+
+    def _stage(self, index: int, workdir: Path) -> tuple[Task, str]:
+        name, file, bindings = self.stages[index]
+        first = workdir / self.stages[0][0]
+        found = checkpoint.latest(first) or first / "checkpoints"
+        try:
+            return self.load([file], [text.replace(PRETRAINED, str(found)) for text in bindings])
+        except UserError as error:
+            raise UserError(f"stage {name}: {error}") from error
+
+    def _figure(self, stage: str, score: str) -> float | None:
+        return next((v for name, key, v in self.published if (name, key) == (stage, score)), None)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Returns a Markdown table of ours beside the published figures."""
+    lines = ["| stage | score | ours | published |", "|---|---|---|---|"]
+    for row in rows:
+        published = "" if row.published is None else f"{row.published:.4g}"
+        lines.append(f"| {row.stage} | {row.score} | {row.ours:.4g} | {published} |")
+    return "\n".join(lines)
