@@ -11,11 +11,12 @@ import torch
 import torchvision
 from absl.testing import absltest, parameterized
 from ranks import run_on_ranks
+from tasks import LABELLED, final, run_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional
 
-from jigclu import checkpoint, schedules, update
+from jigclu import update
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sampler import GlobalBatchSampler
 from jigclu.data.sources import ImageArray
@@ -25,43 +26,14 @@ from jigclu.finetune import FinetuneTask
 
 CONFIG = "finetune.seed = 0"
 TASK = FinetuneTask(
-    seed=0,
+    **LABELLED,
     source=ProceduralImages(images=20, size=32, seed=0, split="train"),
     val=ProceduralImages(images=7, size=32, seed=0, split="val"),
-    batch_size=8,
-    epochs=2,
-    stop_after_steps=None,
-    encoder="resnet18",
-    small_stem=True,
-    train_size=32,
-    crop_scale=(0.3, 1.0),
-    crop_ratio=(3 / 4, 4 / 3),
-    flip_probability=0.5,
-    resize=32,
-    crop=32,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.25, 0.2, 0.3),
-    val_batch_size=4,
     optimizer=functools.partial(update.sgd, momentum=0.9, weight_decay=0.0),
     learning_rate=1e-3,
     head_learning_rate=0.05,
     loss_scaling=update.LossScaling(65536.0, 2.0, 0.5, 2000),
-    warmup_epochs=0,
-    decay=functools.partial(schedules.step_decay, milestones=(1,), factor=0.1),
-    per_epoch=True,
-    device="cpu",
-    precision="float32",
-    compile=False,
-    channels_last=True,
-    workers=0,
-    prefetch=2,
-    init_from=None,
-    resume_from=None,
-    log_every=1,
     checkpoint_every=2,
-    keep_last=1,
-    keep_every=0,
-    evaluate_every=1,
 )
 
 
@@ -70,17 +42,7 @@ def changed(**changes: Any) -> FinetuneTask:
 
 
 def run(task: FinetuneTask, workdir: Path) -> str:
-    task.check(workdir, CONFIG)
-    printed = io.StringIO()
-    with contextlib.redirect_stderr(printed):
-        task.run(workdir, CONFIG)
-    return printed.getvalue()
-
-
-def final(workdir: Path) -> dict[str, Any]:
-    path = checkpoint.latest(workdir)
-    assert path is not None
-    return checkpoint.load(path, "cpu")
+    return run_task(task, workdir, CONFIG)
 
 
 def score_weights(path: str, workdir: str) -> dict[str, float]:

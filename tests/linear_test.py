@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ import torch
 import torchvision
 from absl.testing import absltest, parameterized
 from ranks import run_on_ranks
+from tasks import LABELLED, final, run_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jigclu import checkpoint, schedules
+from jigclu import checkpoint
 from jigclu.data.procedural import ProceduralImages
 from jigclu.encoder import create_encoder
 from jigclu.errors import UserError
@@ -25,44 +25,15 @@ from jigclu.weights import read_weights
 
 CONFIG = "linear.seed = 0"
 TASK = LinearTask(
-    seed=0,
+    **LABELLED,
     source=ProceduralImages(images=40, size=32, seed=0, split="train"),
     val=ProceduralImages(images=17, size=32, seed=0, split="val"),
-    batch_size=8,
-    epochs=2,
-    stop_after_steps=None,
-    encoder="resnet18",
-    small_stem=True,
-    train_size=32,
-    crop_scale=(0.3, 1.0),
-    crop_ratio=(3 / 4, 4 / 3),
-    flip_probability=0.5,
-    resize=32,
-    crop=32,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.25, 0.2, 0.3),
-    val_batch_size=4,
     learning_rates=(0.1,),
     weight_decays=(0.0,),
     momentum=0.9,
     held_out=0.25,
     cache=None,
-    warmup_epochs=0,
-    decay=functools.partial(schedules.step_decay, milestones=(1,), factor=0.1),
-    per_epoch=True,
-    device="cpu",
-    precision="float32",
-    compile=False,
-    channels_last=True,
-    workers=0,
-    prefetch=2,
-    init_from=None,
-    resume_from=None,
-    log_every=1,
     checkpoint_every=5,
-    keep_last=1,
-    keep_every=0,
-    evaluate_every=1,
 )
 SWEEP: dict[str, Any] = {"learning_rates": (0.1, 1e-4, 1e30), "weight_decays": (0.0, 0.01)}
 
@@ -72,17 +43,7 @@ def changed(**changes: Any) -> LinearTask:
 
 
 def run(task: LinearTask, workdir: Path) -> str:
-    task.check(workdir, CONFIG)
-    printed = io.StringIO()
-    with contextlib.redirect_stderr(printed):
-        task.run(workdir, CONFIG)
-    return printed.getvalue()
-
-
-def final(workdir: Path) -> dict[str, Any]:
-    path = checkpoint.latest(workdir)
-    assert path is not None
-    return checkpoint.load(path, "cpu")
+    return run_task(task, workdir, CONFIG)
 
 
 def run_on_rank(workdir: str, cache: str | None) -> tuple[Tensor, list[Any]]:

@@ -1,9 +1,7 @@
 """The demo in miniature: a whole run, its interruption, and what it leaves."""
 
-import contextlib
 import dataclasses
 import functools
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from ranks import run_on_ranks
 from samples import AUGMENTATION, published_checkpoint
+from tasks import TRAINING, final, run_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -40,19 +39,15 @@ EVALUATION = KnnEvaluation(
 )
 # 14 images in batches of 4: 3 steps an epoch, 6 in all.
 TASK = PretrainTask(
-    seed=0,
+    **TRAINING,
     source=ProceduralImages(images=14, size=32, seed=0, split="train"),
     batch_size=4,
-    epochs=2,
-    stop_after_steps=None,
     grid=2,
     cross_ratio=0.3,
     patch_size=16,
     crop_scale=(0.2, 1.0),
     crop_ratio=(0.75, 4 / 3),
     augmentation=AUGMENTATION,
-    encoder="resnet18",
-    small_stem=True,
     embedding_channels=128,
     temperature=0.3,
     base_temperature=0.07,
@@ -60,22 +55,11 @@ TASK = PretrainTask(
     location_weight=1.0,
     optimizer=functools.partial(update.sgd, momentum=0.9, weight_decay=1e-4),
     learning_rate=0.03,
-    warmup_epochs=0,
     decay=schedules.cosine_decay,
-    per_epoch=True,
     loss_scaling=update.LossScaling(65536.0, 2.0, 0.5, 2000),
-    device="cpu",
-    precision="float32",
-    compile=False,
-    channels_last=True,
-    workers=0,
-    prefetch=2,
-    init_from=None,
-    resume_from=None,
     log_every=2,
     picture_every=4,
     checkpoint_every=2,
-    keep_last=1,
     keep_every=4,
     evaluation=None,
     evaluate_every=0,
@@ -83,12 +67,7 @@ TASK = PretrainTask(
 
 
 def run(task: PretrainTask, workdir: Path) -> str:
-    """Runs a task as the launcher does; returns what it printed."""
-    task.check(workdir, CONFIG)
-    printed = io.StringIO()
-    with contextlib.redirect_stderr(printed):
-        task.run(workdir, CONFIG)
-    return printed.getvalue()
+    return run_task(task, workdir, CONFIG)
 
 
 def changed(**changes: Any) -> PretrainTask:
@@ -103,11 +82,6 @@ class PretrainTest(parameterized.TestCase):
     def setUp(self) -> None:
         super().setUp()
         self.folder = Path(self.create_tempdir().full_path)
-
-    def final(self, workdir: Path) -> dict[str, Any]:
-        path = checkpoint.latest(workdir)
-        assert path is not None
-        return checkpoint.load(path, "cpu")
 
     def assert_same_training(self, actual: dict[str, Any], expected: dict[str, Any]) -> None:
         self.assertEqual(actual["step"], expected["step"])
@@ -133,7 +107,7 @@ class PretrainTest(parameterized.TestCase):
         self.assertRegex(printed, r"step 6/6  ETA 0:00:00  images/s \d+")
         names = sorted(path.name for path in (self.folder / "checkpoints").iterdir())
         self.assertEqual(names, ["step_00000004.pt", "step_00000006.pt"])
-        contents = self.final(self.folder)
+        contents = final(self.folder)
         self.assertEqual(contents["config"], CONFIG)
         self.assertEqual([score[0] for score in contents["scores"]], [0, 3, 6])
 
@@ -153,18 +127,16 @@ class PretrainTest(parameterized.TestCase):
     def test_interrupted_and_resumed_equals_uninterrupted(self) -> None:
         run(TASK, self.folder / "whole")
         run(changed(stop_after_steps=4), self.folder / "parts")  # Within the second epoch.
-        self.assertEqual(self.final(self.folder / "parts")["step"], 4)
+        self.assertEqual(final(self.folder / "parts")["step"], 4)
         printed = run(TASK, self.folder / "parts")
         self.assertIn("step_00000004.pt at step 4", printed)
-        self.assert_same_training(
-            self.final(self.folder / "parts"), self.final(self.folder / "whole")
-        )
+        self.assert_same_training(final(self.folder / "parts"), final(self.folder / "whole"))
 
     def test_goes_on_with_workers_on_two_ranks(self) -> None:
         run(changed(workers=1, learning_rate=STILL), self.folder / "whole")
         run(changed(stop_after_steps=4, learning_rate=STILL), self.folder / "parts")
         run_on_ranks(run_still, 2, str(self.folder / "parts"))
-        parts, whole = self.final(self.folder / "parts"), self.final(self.folder / "whole")
+        parts, whole = final(self.folder / "parts"), final(self.folder / "whole")
         # Statistics have seen every patch of every step; momentum every gradient, and there
         # a rounding that turns one ReLU of this small batch shows.
         self.assert_tensors_close(parts["buffers"], whole["buffers"], 1e-5)
@@ -174,10 +146,10 @@ class PretrainTest(parameterized.TestCase):
 
     def test_a_run_that_is_done_does_nothing(self) -> None:
         run(changed(stop_after_steps=2), self.folder)
-        before = self.final(self.folder)
+        before = final(self.folder)
         printed = run(changed(stop_after_steps=2), self.folder)
         self.assertIn("done: 2 steps", printed)
-        self.assert_same_training(self.final(self.folder), before)
+        self.assert_same_training(final(self.folder), before)
 
     def test_named_checkpoint_resumes_and_weights_begin(self) -> None:
         run(changed(stop_after_steps=2), self.folder / "first")
@@ -185,13 +157,11 @@ class PretrainTest(parameterized.TestCase):
         printed = run(changed(resume_from=path), self.folder / "resumed")
         self.assertIn(f"resumed from {path} at step 2", printed)
         run(TASK, self.folder / "whole")
-        self.assert_same_training(
-            self.final(self.folder / "resumed"), self.final(self.folder / "whole")
-        )
+        self.assert_same_training(final(self.folder / "resumed"), final(self.folder / "whole"))
 
         task = changed(init_from=path, stop_after_steps=1, learning_rate=STILL)
         printed = run(task, self.folder / "begun")
-        contents, weights = self.final(self.folder / "begun"), torch.load(path, weights_only=True)
+        contents, weights = final(self.folder / "begun"), torch.load(path, weights_only=True)
         loaded = len(weights["parameters"]) + len(weights["buffers"])
         self.assertIn(f"loaded {loaded} tensors", printed)
         self.assertEqual(contents["step"], 1)

@@ -30,6 +30,8 @@ def train(count: int, compile: bool = False, precision: str = "float32") -> dict
 
     After one step from zero momentum is the averaged gradient (and decay).
     """
+    # What other tests compiled would make the first compilation here one more.
+    torch._dynamo.reset()
     step = pretrain_step(compile, precision)
     state = step.initial_state()
     metrics, gradients = [], {}
