@@ -1,5 +1,6 @@
 """Pre-training and all that it is judged by, in one go: stages, each from a gin file of its own."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from typing import NamedTuple, Protocol
 from jigclu import checkpoint
 from jigclu.device import launched_rank
 from jigclu.errors import UserError
+from jigclu.knn_task import KnnTask
 from jigclu.monitor import Monitor
+from jigclu.training import TrainingTask
 
 # In a binding: the path of the last checkpoint of the first stage.
 PRETRAINED = "{pretrained}"
@@ -68,9 +71,15 @@ class ReproduceTask:
         for index, name in enumerate(names):
             with_weights = index > 0 and PRETRAINED in str(self.stages[index][2])
             task, config = self._stage(index, workdir)
-            # Weights that are still to be made cannot be looked into.
-            if not with_weights or checkpoint.latest(workdir / names[0]) is not None:
+            if with_weights and checkpoint.latest(workdir / names[0]) is None:
+                # Weights that are still to be made cannot be looked into; all else can.
+                if not isinstance(task, (TrainingTask, KnnTask)):
+                    continue
+                task = dataclasses.replace(task, init_from=None)
+            try:
                 task.check(workdir / name, config)
+            except UserError as error:
+                raise UserError(f"stage {name}: {error}") from error
 
     def plan(self) -> str:
         """Returns the stages and the plan of the first."""

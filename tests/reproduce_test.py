@@ -144,6 +144,15 @@ class ReproduceTest(absltest.TestCase):
         with self.assertRaisesRegex(UserError, "stage a: no such name"):
             task.check(self.folder, "")
 
+    def test_later_stages_are_checked_before_the_first_runs(self) -> None:
+        for name, text in (("train", TRAIN), ("knn", KNN), ("all", STAGES)):
+            (self.folder / f"{name}.gin").write_text(text.format(folder=self.folder))
+        (self.folder / "knn.gin").write_text(KNN.replace("neighbours = 3", "neighbours = 50"))
+        task = config.load([str(self.folder / "all.gin")], []).task
+        with self.assertRaisesRegex(UserError, "stage knn: knn.neighbours is 50"):
+            task.check(self.folder / "run", "")
+        self.assertFalse((self.folder / "run").exists())
+
     def test_real_stages(self) -> None:
         for name, text in (("train", TRAIN), ("knn", KNN), ("all", STAGES)):
             (self.folder / f"{name}.gin").write_text(text.format(folder=self.folder))
