@@ -1,23 +1,34 @@
-"""Names of a ResNet's tensors: torchvision's to those of detectron2's FPN backbone, and back.
+"""Names of a ResNet's tensors: torchvision's to those of detectron2's detectors, and back.
 
 detectron2 calls the stages res2 to res5, the first convolution the stem, keeps every norm
-below its convolution, and calls the projection of a skip connection shortcut.
+below its convolution, and calls the projection of a skip connection shortcut. A detector
+with a feature pyramid (FPN) holds the whole network in its backbone; one of the kind C4
+ends the backbone at res4, and applies res5 to each region.
 """
 
 import re
 
-PREFIX = "backbone.bottom_up."
+# Before the names of res5, and before those of all else.
+PREFIXES = {
+    "fpn": ("backbone.bottom_up.", "backbone.bottom_up."),
+    "c4": ("roi_heads.", "backbone."),
+}
 _TORCHVISION = re.compile(r"(?:layer([1-4])\.(\d+)\.)?(conv[1-3]|bn[1-3]|downsample\.[01])\.(\w+)")
 _DETECTRON2 = re.compile(
-    re.escape(PREFIX) + r"(?:stem|res([2-5])\.(\d+))\.(conv[1-3]|shortcut)(\.norm)?\.(\w+)"
+    r"(?P<prefix>.*\.)(?:stem|res(?P<stage>[2-5])\.(?P<block>\d+))"
+    r"\.(?P<convolution>conv[1-3]|shortcut)(?P<norm>\.norm)?\.(?P<tensor>\w+)"
 )
 
 
-def to_detectron2(name: str) -> str:
-    """Returns the name in detectron2 of a tensor: layer1.0.bn2.bias is …res2.0.conv2.norm.bias.
+def to_detectron2(name: str, layout: str) -> str:
+    """Returns the name in detectron2: layer1.0.bn2.bias is (…)res2.0.conv2.norm.bias.
+
+    Args:
+      name: of a tensor of torchvision's ResNet without its classifier.
+      layout: "fpn" or "c4".
 
     Raises:
-      ValueError: not a tensor of torchvision's ResNet without its classifier.
+      ValueError: another name.
     """
     match = _TORCHVISION.fullmatch(name)
     if match is None:
@@ -26,22 +37,31 @@ def to_detectron2(name: str) -> str:
     place = f"res{int(stage) + 1}.{block}" if stage else "stem"
     convolution = "shortcut" if layer.startswith("downsample") else f"conv{layer[-1]}"
     norm = ".norm" if layer.startswith("bn") or layer == "downsample.1" else ""
-    return f"{PREFIX}{place}.{convolution}{norm}.{tensor}"
+    return f"{_prefix(stage == '4', layout)}{place}.{convolution}{norm}.{tensor}"
 
 
-def to_torchvision(name: str) -> str:
-    """Returns the name in torchvision of a tensor of detectron2's FPN backbone.
+def to_torchvision(name: str, layout: str) -> str:
+    """Returns the name in torchvision of a tensor of the ResNet of a detector.
+
+    Args:
+      name: of the tensor in detectron2.
+      layout: "fpn" or "c4".
 
     Raises:
       ValueError: not a tensor of that ResNet.
     """
     match = _DETECTRON2.fullmatch(name)
-    if match is None:
+    if match is None or match["prefix"] != _prefix(match["stage"] == "5", layout):
         raise ValueError(
-            f"{name!r} is no name of detectron2's ResNet, such as {PREFIX}stem.conv1.…"
+            f"{name!r} is no name of detectron2's ResNet, such as "
+            f"{_prefix(False, layout)}stem.conv1.…"
         )
-    stage, block, convolution, norm, tensor = match.groups()
-    place = f"layer{int(stage) - 1}.{block}." if stage else ""
-    if convolution == "shortcut":
-        return f"{place}downsample.{1 if norm else 0}.{tensor}"
-    return f"{place}{'bn' if norm else 'conv'}{convolution[-1]}.{tensor}"
+    place = f"layer{int(match['stage']) - 1}.{match['block']}." if match["stage"] else ""
+    if match["convolution"] == "shortcut":
+        return f"{place}downsample.{1 if match['norm'] else 0}.{match['tensor']}"
+    layer = ("bn" if match["norm"] else "conv") + match["convolution"][-1]
+    return f"{place}{layer}.{match['tensor']}"
+
+
+def _prefix(is_last_stage: bool, layout: str) -> str:
+    return PREFIXES[layout][0 if is_last_stage else 1]

@@ -4,6 +4,7 @@ Packages that only one format needs are imported where it is written or read: a
 machine without them can still write the others.
 """
 
+import functools
 import io
 import logging
 from collections.abc import Callable
@@ -58,10 +59,10 @@ def _write_safetensors(encoder: Encoder, side: int) -> bytes:
     return safetensors.torch.save(dict(encoder.state_dict()), {"format": "pt"})
 
 
-def _write_detectron2(encoder: Encoder, side: int) -> bytes:
+def _write_detectron2(layout: str, encoder: Encoder, side: int) -> bytes:
     """Names are exact and below "model", of a .pth: detectron2 then guesses none of them."""
     del side
-    tensors = {to_detectron2(name): value for name, value in encoder.state_dict().items()}
+    tensors = {to_detectron2(name, layout): value for name, value in encoder.state_dict().items()}
     return _torch_bytes({"model": tensors})
 
 
@@ -122,11 +123,24 @@ def _read_onnx(path: Path, encoder: str, small_stem: bool) -> Features:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _read_detectron2(path: Path, encoder: str, small_stem: bool) -> Features:
+def _read_detectron2(layout: str, path: Path, encoder: str, small_stem: bool) -> Features:
     """Reads the names back: detectron2 is on no registry, so it may be absent."""
     tensors = torch.load(path, weights_only=True)["model"]
-    renamed = {to_torchvision(name): value for name, value in tensors.items()}
+    renamed = {to_torchvision(name, layout): value for name, value in tensors.items()}
     return _torchvision_features(renamed, encoder, small_stem)
+
+
+def _detectron2(layout: str, suffix: str, kind: str) -> Format:
+    return Format(
+        suffix=suffix,
+        packages=(),
+        usage=f"`MODEL.WEIGHTS` of a detector {kind}, as `detection/configs` have it: "
+        "`MODEL.RESNETS.STRIDE_IN_1X1 = False`, `INPUT.FORMAT = 'RGB'`, `MODEL.PIXEL_MEAN` and "
+        "`PIXEL_STD` 255 times those above",
+        serialise=functools.partial(_write_detectron2, layout),
+        read=functools.partial(_read_detectron2, layout),
+        small_stem=False,
+    )
 
 
 FORMATS = {
@@ -160,13 +174,6 @@ FORMATS = {
         serialise=_write_onnx,
         read=_read_onnx,
     ),
-    "detectron2": Format(
-        suffix=".detectron2.pth",
-        packages=(),
-        usage="`MODEL.WEIGHTS` of an FPN model with `MODEL.RESNETS.STRIDE_IN_1X1 = False`, "
-        "`INPUT.FORMAT = 'RGB'`, `MODEL.PIXEL_MEAN` and `PIXEL_STD` 255 times those above",
-        serialise=_write_detectron2,
-        read=_read_detectron2,
-        small_stem=False,
-    ),
+    "detectron2": _detectron2("fpn", ".detectron2.pth", "with a feature pyramid (FPN)"),
+    "detectron2_c4": _detectron2("c4", ".detectron2_c4.pth", "of the kind C4"),
 }
