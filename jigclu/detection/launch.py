@@ -1,0 +1,294 @@
+"""The command of detection/train_net.py: reads a configuration, checks everything, trains."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances, register_pascal_voc
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+
+from jigclu.detection import datasets, schedule, weights
+from jigclu.detection.schedule import Schedule
+from jigclu.detection.trainer import Trainer, draw_predictions
+from jigclu.errors import UserError
+
+_CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
+class OwnData(NamedTuple):
+    """Data sets of the user's, as flags give them.
+
+    coco: name, folder of images, JSON file, of each.
+    voc: name, folder, split, of each. classes: their class names.
+    """
+
+    coco: list[list[str]]
+    voc: list[list[str]]
+    classes: list[str]
+
+    def register(self) -> None:
+        """Makes detectron2 know them; every process needs it.
+
+        Raises:
+          UserError: a name that is taken, or VOC without names of classes.
+        """
+        if self.voc and not self.classes:
+            raise UserError("--voc needs the names of the classes: give --class-names")
+        for name, *_ in (*self.coco, *self.voc):
+            if name in DatasetCatalog.list():
+                raise UserError(f"data set {name} is known already; give yours another name")
+            DatasetCatalog.pop(name, None)
+        for name, images, annotations in self.coco:
+            register_coco_instances(name, {}, annotations, images)
+        for name, folder, split in self.voc:
+            register_pascal_voc(name, folder, split, 2007, self.classes)
+            MetadataCatalog.get(name).evaluator_type = "pascal_voc"
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Returns detectron2's own flags and ours; KEY VALUE pairs of the configuration follow."""
+    parser = default_argument_parser()
+    ours = parser.add_argument_group("of this project")
+    ours.add_argument(
+        "--images-per-batch",
+        type=int,
+        metavar="N",
+        help="over all GPUs; learning rate, iterations, steps and warm-up follow by the linear rule",
+    )
+    ours.add_argument(
+        "--schedule-as-given",
+        action="store_true",
+        help="a schedule of which a part alone is changed is meant so",
+    )
+    ours.add_argument(
+        "--coco",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "IMAGES", "JSON"),
+        help="registers a data set in COCO's layout; repeatable",
+    )
+    ours.add_argument(
+        "--voc",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "FOLDER", "SPLIT"),
+        help="registers a split of a data set in VOC's layout; repeatable",
+    )
+    ours.add_argument(
+        "--class-names", nargs="+", default=[], metavar="NAME", help="of the data sets of --voc"
+    )
+    ours.add_argument("--train-data", nargs="+", metavar="NAME", help="DATASETS.TRAIN")
+    ours.add_argument("--test-data", nargs="+", metavar="NAME", help="DATASETS.TEST")
+    ours.add_argument(
+        "--unpickle-weights",
+        action="store_true",
+        help="reads MODEL.WEIGHTS although it is a pickle, which may run any code",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status, 2 for a user's mistake, told in one line."""
+    args = argument_parser().parse_args(arguments)
+    own_data = OwnData(args.coco, args.voc, args.class_names)
+    try:
+        own_data.register()
+        cfg = configuration(args)
+        check(cfg, args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    launch(
+        _run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(cfg, args, own_data, os.getpid()),
+    )
+    return 0
+
+
+def configuration(args: argparse.Namespace) -> CfgNode:
+    """Returns the file's configuration with what flags and KEY VALUE pairs change.
+
+    Prints the published and the effective schedule.
+
+    Raises:
+      UserError: a file or a key that does not exist, or a mixture of schedules.
+    """
+    cfg = _merged(args)
+    if not args.eval_only:
+        published = _schedule(_read(args.config_file))
+        effective = _schedule(cfg)
+        if not args.schedule_as_given:
+            schedule.check(published, effective)
+        print(schedule.table(published, effective))
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        print("no GPU: MODEL.DEVICE is cpu")
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def check(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Looks through devices, data sets, weights and the folder of the run.
+
+    Raises:
+      UserError: the first mistake.
+    """
+    _check_devices(cfg, args)
+    train = () if args.eval_only else cfg.DATASETS.TRAIN
+    summaries = {name: _summary(name) for name in (*train, *cfg.DATASETS.TEST)}
+    datasets.check_same_classes(summaries)
+    for name, summary in summaries.items():
+        print(f"{name}: {summary.images:,} images, {summary.boxes:,} boxes")
+    classes = len(next(iter(summaries.values())).classes)
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES != classes:
+        raise UserError(
+            f"{_CLASSES_KEY} is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, the data have {classes} "
+            f"classes: give {_CLASSES_KEY} {classes}"
+        )
+    _check_start(cfg, args)
+
+
+def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
+    available = torch.cuda.device_count()
+    # On the CPU there is one process, whatever is asked for.
+    if args.num_gpus > max(1, available):
+        raise UserError(f"--num-gpus is {args.num_gpus}; this machine has {available}")
+    processes = max(1, args.num_gpus) * args.num_machines
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not a multiple of the {processes} "
+            "processes: give --images-per-batch one that is"
+        )
+
+
+def _check_start(cfg: CfgNode, args: argparse.Namespace) -> None:
+    has_checkpoint = (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists()
+    if args.resume:
+        if not has_checkpoint:
+            raise UserError(
+                f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint; give the OUTPUT_DIR of the run, "
+                "or leave --resume out to begin"
+            )
+        return
+    if has_checkpoint and not args.eval_only:
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already: give --resume to go on with it, "
+            "or another OUTPUT_DIR"
+        )
+    if not cfg.MODEL.WEIGHTS:
+        if args.eval_only:
+            raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint")
+        print("MODEL.WEIGHTS is empty: training begins from random weights")
+        return
+    layout = "fpn" if "fpn" in cfg.MODEL.BACKBONE.NAME else "c4"
+    weights.check(
+        cfg.MODEL.WEIGHTS,
+        cfg.MODEL.RESNETS.DEPTH,
+        layout,
+        whole=args.eval_only,
+        unpickle=args.unpickle_weights,
+    )
+
+
+def _read(file: str) -> CfgNode:
+    if not Path(file).is_file():
+        raise UserError(
+            f"--config-file is {file!r}, which is no file; give one of detection/configs"
+        )
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_file(file, allow_unsafe=False)
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        raise UserError(f"--config-file {file}: {_first_line(error)}") from error
+    return cfg
+
+
+def _merged(args: argparse.Namespace) -> CfgNode:
+    cfg = _read(args.config_file)
+    cfg.OUTPUT_DIR = str(Path("runs") / Path(args.config_file).stem)
+    if args.images_per_batch is not None:
+        rescaled = schedule.rescaled(_schedule(cfg), args.images_per_batch)
+        pairs = zip(schedule.KEYS.values(), rescaled, strict=True)
+        cfg.merge_from_list([part for pair in pairs for part in pair])
+    for key, names in (("TRAIN", args.train_data), ("TEST", args.test_data)):
+        if names:
+            cfg.DATASETS[key] = tuple(names)
+    own = [name for name in cfg.DATASETS.TRAIN if name in _own_names(args)]
+    if own:
+        # The head's width follows the data.
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_summary(own[0]).classes)
+    try:
+        cfg.merge_from_list(args.opts)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UserError(f"{' '.join(args.opts)}: {_first_line(error)}") from error
+    return cfg
+
+
+def _own_names(args: argparse.Namespace) -> list[str]:
+    return [name for name, *_ in (*args.coco, *args.voc)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip("'\"").splitlines()[0]
+
+
+def _schedule(cfg: CfgNode) -> Schedule:
+    return Schedule(
+        images_per_batch=cfg.SOLVER.IMS_PER_BATCH,
+        learning_rate=cfg.SOLVER.BASE_LR,
+        iterations=cfg.SOLVER.MAX_ITER,
+        steps=tuple(cfg.SOLVER.STEPS),
+        warmup_iterations=cfg.SOLVER.WARMUP_ITERS,
+        evaluation_period=cfg.TEST.EVAL_PERIOD,
+        checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+    )
+
+
+def _summary(name: str) -> datasets.Summary:
+    if name not in DatasetCatalog.list():
+        raise UserError(
+            f"data set {name} is unknown; give one that detectron2 knows, such as "
+            "coco_2017_train or voc_2007_test, or register yours by --coco or --voc"
+        )
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type")
+    if kind == "coco":
+        return datasets.check_coco(name, Path(metadata.image_root), Path(metadata.json_file))
+    if kind == "pascal_voc":
+        folder = Path(metadata.dirname)
+        return datasets.check_voc(name, folder, metadata.split, metadata.thing_classes)
+    raise UserError(f"data set {name} is of the kind {kind!r}; expected COCO's boxes or VOC")
+
+
+def _run(cfg: CfgNode, args: argparse.Namespace, own_data: OwnData, launched_from: int) -> None:
+    """Trains or evaluates, in each process."""
+    if os.getpid() != launched_from:
+        own_data.register()
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        logging.getLogger(__name__).info("%s", Trainer.test(cfg, model))
+        if comm.is_main_process():
+            draw_predictions(cfg, model, 0)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()

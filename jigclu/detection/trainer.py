@@ -1,0 +1,62 @@
+"""detectron2's trainer, with the evaluators of COCO and VOC and pictures of predictions."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.utils import comm
+from torch import nn
+
+from jigclu.detection import heads, predictions
+from jigclu.errors import UserError
+
+# Registered with detectron2 by being imported; a configuration names it.
+__all__ = ["Trainer", "heads"]
+
+
+class Trainer(DefaultTrainer):  # type: ignore[misc]
+    """Trains, evaluates, and at the end draws predictions to OUTPUT_DIR/predictions."""
+
+    def build_hooks(self) -> list[Any]:
+        """Returns detectron2's own hooks, and that of the pictures."""
+        built: list[Any] = super().build_hooks()
+        if comm.is_main_process():
+            built.append(hooks.CallbackHook(after_train=lambda trainer: trainer.draw()))
+        return built
+
+    def draw(self) -> None:
+        """Draws predictions as the last iteration makes them."""
+        draw_predictions(self.cfg, self.model, self.iter + 1)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Returns the evaluator of a data set: AP, AP50, AP75 of COCO or of VOC.
+
+        Raises:
+          UserError: neither of the two.
+        """
+        kind = MetadataCatalog.get(dataset_name).evaluator_type
+        if kind == "coco":
+            # detectron2's own faster evaluator needs a compiler of C++ at run time.
+            folder = Path(cfg.OUTPUT_DIR) / "inference"
+            return COCOEvaluator(dataset_name, output_dir=str(folder), use_fast_impl=False)
+        if kind == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        raise UserError(
+            f"DATASETS.TEST {dataset_name} is evaluated by {kind!r}; expected 'coco' or "
+            "'pascal_voc': take another data set, or register it by --coco or --voc"
+        )
+
+
+def draw_predictions(cfg: CfgNode, model: nn.Module, step: int) -> None:
+    """Draws predictions on 8 images of DATASETS.TEST, to OUTPUT_DIR/predictions."""
+    detector = getattr(model, "module", model)
+    was_training = detector.training
+    detector.eval()
+    paths = predictions.draw(cfg, detector, Path(cfg.OUTPUT_DIR) / "predictions", 8, step)
+    detector.train(was_training)
+    logging.getLogger(__name__).info("Predictions on %d images: %s", len(paths), paths[0].parent)
