@@ -90,7 +90,7 @@ def check_voc(name: str, folder: Path, split: str, classes: Sequence[str]) -> Su
     for image in names:
         path = folder / "Annotations" / f"{image}.xml"
         try:
-            tree = ElementTree.parse(path)
+            tree = ElementTree.parse(path).getroot()
             size = {side: int(_text(tree, f"size/{side}")) for side in ("width", "height")}
             for found in tree.iterfind("object"):
                 boxes += 1
@@ -154,7 +154,7 @@ def _read_json(name: str, path: Path) -> dict[str, Any]:
     return contents
 
 
-def _text(tree: ElementTree.Element | ElementTree.ElementTree, path: str) -> str:
+def _text(tree: ElementTree.Element, path: str) -> str:
     found = tree.findtext(path)
     if found is None:
         raise ValueError(f"{path} is absent")

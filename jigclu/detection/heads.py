@@ -4,12 +4,12 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
-from detectron2.modeling import ROI_HEADS_REGISTRY, Res5ROIHeads
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
 
 
 @ROI_HEADS_REGISTRY.register()
-class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """Res5ROIHeads whose res5 ends in MODEL.RESNETS.NORM.
 
     Self-supervised features have no common scale; the norm gives them one before the

@@ -47,7 +47,6 @@ class OwnData(NamedTuple):
         for name, *_ in (*self.coco, *self.voc):
             if name in DatasetCatalog.list():
                 raise UserError(f"data set {name} is known already; give yours another name")
-            DatasetCatalog.pop(name, None)
         for name, images, annotations in self.coco:
             register_coco_instances(name, {}, annotations, images)
         for name, folder, split in self.voc:
@@ -63,7 +62,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--images-per-batch",
         type=int,
         metavar="N",
-        help="over all GPUs; learning rate, iterations, steps and warm-up follow by the linear rule",
+        help="over all GPUs; rate, iterations, steps and warm-up follow by the linear rule",
     )
     ours.add_argument(
         "--schedule-as-given",
@@ -156,7 +155,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     for name, summary in summaries.items():
         print(f"{name}: {summary.images:,} images, {summary.boxes:,} boxes")
     classes = len(next(iter(summaries.values())).classes)
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES != classes:
+    if classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise UserError(
             f"{_CLASSES_KEY} is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, the data have {classes} "
             f"classes: give {_CLASSES_KEY} {classes}"

@@ -18,7 +18,7 @@ from jigclu.errors import UserError
 __all__ = ["Trainer", "heads"]
 
 
-class Trainer(DefaultTrainer):  # type: ignore[misc]
+class Trainer(DefaultTrainer):
     """Trains, evaluates, and at the end draws predictions to OUTPUT_DIR/predictions."""
 
     def build_hooks(self) -> list[Any]:

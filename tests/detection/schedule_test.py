@@ -45,7 +45,10 @@ class ScheduleTest(parameterized.TestCase):
             schedule.check(COCO, COCO._replace(images_per_batch=images))
 
     @parameterized.parameters(
-        ({"images_per_batch": 4}, "BASE_LR 0.01 .expected 0.005., SOLVER.MAX_ITER 180000 .expected"),
+        (
+            {"images_per_batch": 4},
+            "BASE_LR 0.01 .expected 0.005., SOLVER.MAX_ITER 180000 ",
+        ),
         ({"learning_rate": 0.02}, "SOLVER.BASE_LR 0.02 .expected 0.01. does not follow"),
         ({"iterations": 100}, "SOLVER.MAX_ITER 100 .expected 180000."),
         ({"steps": (1, 2)}, "SOLVER.STEPS"),
