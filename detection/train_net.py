@@ -16,7 +16,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    from jigclu.detection.launch import main as run
+    from jigclu.detection.command import main as run
 
     return run()
 

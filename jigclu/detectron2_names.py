@@ -50,8 +50,8 @@ def to_torchvision(name: str, layout: str) -> str:
     Raises:
       ValueError: not a tensor of that ResNet.
     """
-    match = _DETECTRON2.fullmatch(name)
-    if match is None or match["prefix"] != _prefix(match["stage"] == "5", layout):
+    match = _match(name, layout)
+    if match is None:
         raise ValueError(
             f"{name!r} is no name of detectron2's ResNet, such as "
             f"{_prefix(False, layout)}stem.conv1.…"
@@ -61,6 +61,18 @@ def to_torchvision(name: str, layout: str) -> str:
         return f"{place}downsample.{1 if match['norm'] else 0}.{match['tensor']}"
     layer = ("bn" if match["norm"] else "conv") + match["convolution"][-1]
     return f"{place}{layer}.{match['tensor']}"
+
+
+def is_name(name: str, layout: str) -> bool:
+    """Returns whether a tensor is of the ResNet of a detector of that layout."""
+    return _match(name, layout) is not None
+
+
+def _match(name: str, layout: str) -> re.Match[str] | None:
+    match = _DETECTRON2.fullmatch(name)
+    if match is None or match["prefix"] != _prefix(match["stage"] == "5", layout):
+        return None
+    return match
 
 
 def _prefix(is_last_stage: bool, layout: str) -> str:

@@ -11,11 +11,11 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDete
 from detectron2.utils import comm
 from torch import nn
 
-from jigclu.detection import heads, predictions
+from jigclu.detection import extra_norm, predictions
 from jigclu.errors import UserError
 
 # Registered with detectron2 by being imported; a configuration names it.
-__all__ = ["Trainer", "heads"]
+__all__ = ["Trainer", "extra_norm"]
 
 
 class Trainer(DefaultTrainer):

@@ -17,7 +17,7 @@ from detectron2.data.datasets import register_coco_instances, register_pascal_vo
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 
-from jigclu.detection import datasets, schedule, weights
+from jigclu.detection import datasets, initial_weights, schedule
 from jigclu.detection.schedule import Schedule
 from jigclu.detection.trainer import Trainer, draw_predictions
 from jigclu.errors import UserError
@@ -86,10 +86,12 @@ def argument_parser() -> argparse.ArgumentParser:
         help="registers a split of a data set in VOC's layout; repeatable",
     )
     ours.add_argument(
-        "--class-names", nargs="+", default=[], metavar="NAME", help="of the data sets of --voc"
+        "--class-names", default="", metavar="A,B,C", help="of the data sets of --voc"
     )
-    ours.add_argument("--train-data", nargs="+", metavar="NAME", help="DATASETS.TRAIN")
-    ours.add_argument("--test-data", nargs="+", metavar="NAME", help="DATASETS.TEST")
+    for flag, key in (("--train-data", "DATASETS.TRAIN"), ("--test-data", "DATASETS.TEST")):
+        ours.add_argument(
+            flag, action="append", metavar="NAME", help=f"{key}: a data set's name; repeatable"
+        )
     ours.add_argument(
         "--unpickle-weights",
         action="store_true",
@@ -101,7 +103,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, 2 for a user's mistake, told in one line."""
     args = argument_parser().parse_args(arguments)
-    own_data = OwnData(args.coco, args.voc, args.class_names)
+    own_data = OwnData(args.coco, args.voc, [name for name in args.class_names.split(",") if name])
     try:
         own_data.register()
         cfg = configuration(args)
@@ -196,7 +198,7 @@ def _check_start(cfg: CfgNode, args: argparse.Namespace) -> None:
         print("MODEL.WEIGHTS is empty: training begins from random weights")
         return
     layout = "fpn" if "fpn" in cfg.MODEL.BACKBONE.NAME else "c4"
-    weights.check(
+    initial_weights.check(
         cfg.MODEL.WEIGHTS,
         cfg.MODEL.RESNETS.DEPTH,
         layout,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jigclu import checkpoint
-from jigclu.detectron2_names import PREFIXES, to_detectron2
+from jigclu.detectron2_names import PREFIXES, is_name, to_detectron2
 from jigclu.encoder import create_encoder
 from jigclu.errors import UserError
 
@@ -39,15 +39,12 @@ def check(path: str, depth: int, layout: str, *, whole: bool, unpickle: bool) ->
         return
     found = _tensors(Path(path), layout)
     expected = _expected(depth, layout)
-    missing, _, other_shapes = checkpoint.differences(expected, found)
-    if missing or other_shapes:
-        count = f"{len(missing) + len(other_shapes)} of the {len(expected)} tensors"
-        first = (missing or other_shapes)[0]
+    difference = checkpoint.describe_mismatch(expected, _resnet(found, layout))
+    if difference:
         raise UserError(
-            f"MODEL.WEIGHTS {path} lacks {count} of a ResNet-{depth} for a detector of the layout "
-            f"{layout} ({first} …), and holds {_held(found)}; give weights of that depth and "
-            f"layout (format {_FORMATS[layout]!r} of gin/detection_export.gin), or set "
-            "MODEL.RESNETS.DEPTH"
+            f"MODEL.WEIGHTS {path} holds {_held(found)}, expected a ResNet-{depth} of the layout "
+            f"{layout} ({difference}); give weights of that depth and layout (format "
+            f"{_FORMATS[layout]!r} of gin/detection_export.gin), or set MODEL.RESNETS.DEPTH"
         )
     if whole and not any(name.startswith("proposal_generator.") for name in found):
         raise UserError(
@@ -60,8 +57,7 @@ def _tensors(path: Path, layout: str) -> dict[str, Tensor]:
     contents = checkpoint.read(path, "cpu")
     model = contents.get("model")
     named = isinstance(model, Mapping) and any(
-        str(name).startswith(tuple(prefix for pair in PREFIXES.values() for prefix in pair))
-        for name in model
+        is_name(str(name), layout) for name in model for layout in PREFIXES
     )
     if not named:
         raise UserError(
@@ -79,10 +75,20 @@ def _expected(depth: int, layout: str) -> dict[str, Tensor]:
     return {to_detectron2(name, layout): value for name, value in encoder.state_dict().items()}
 
 
+def _resnet(found: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Returns what is of the ResNet, without counters, which detectron2 does without."""
+    return {
+        name: value
+        for name, value in found.items()
+        if is_name(name, layout) and not name.endswith(".num_batches_tracked")
+    }
+
+
 def _held(found: Mapping[str, Tensor]) -> str:
     """Returns which ResNet of which layout a file holds, as far as it is one of ours."""
     for layout in PREFIXES:
         for depth in (18, 34, 50, 101, 152):
-            if not any(checkpoint.differences(_expected(depth, layout), found)[::2]):
+            expected = _expected(depth, layout)
+            if not checkpoint.describe_mismatch(expected, _resnet(found, layout)):
                 return f"a ResNet-{depth} of the layout {layout}"
-    return f"{len(found)} other tensors"
+    return "another network"

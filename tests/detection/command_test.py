@@ -1,0 +1,198 @@
+"""Tests of jigclu.detection.command: small runs on generated data, and mistakes."""
+
+import detectron2_needed  # noqa: F401  # isort: skip
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from jigclu.detection import command
+from jigclu.encoder import create_encoder
+from jigclu.export_formats import FORMATS
+
+CONFIGS = Path(__file__).parents[2] / "detection" / "configs"
+# A ResNet-18 on images of 64 pixels, in one process, without evaluation by hundreds of boxes.
+SMALL = (
+    "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.DEVICE cpu "
+    "INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TRAIN 96 "
+    "DATALOADER.NUM_WORKERS 0 TEST.PRECISE_BN.NUM_ITER 1 MODEL.RPN.POST_NMS_TOPK_TEST 20 "
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN 50"
+)
+SHORT = "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.WARMUP_ITERS 1"
+_XML = """<annotation><size><width>64</width><height>48</height></size>
+<object><name>{}</name><difficult>0</difficult><truncated>0</truncated><pose>x</pose>
+<bndbox><xmin>9</xmin><ymin>9</ymin><xmax>40</xmax><ymax>30</ymax></bndbox></object>
+</annotation>"""
+
+
+def _write_coco(folder: Path) -> None:
+    """Writes 4 images of 64x48 pixels, a box on each, and boxes.json."""
+    images, annotations = [], []
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 64, "height": 48})
+        annotations.append(
+            {"id": number + 1, "image_id": number, "category_id": 1 + number % 2}
+            | {"bbox": [8, 8, 32, 22], "area": 704, "iscrowd": 0}
+        )
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    contents = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "boxes.json").write_text(json.dumps(contents), encoding="utf-8")
+
+
+def _write_voc(folder: Path) -> None:
+    """Writes 2 images of 64x48 pixels with a box on each, as the split train."""
+    for name in ("ImageSets/Main", "JPEGImages", "Annotations"):
+        (folder / name).mkdir(parents=True)
+    for number, name in enumerate(("cat", "dog")):
+        pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"JPEGImages/{number}.jpg")
+        (folder / f"Annotations/{number}.xml").write_text(_XML.format(name), encoding="utf-8")
+    (folder / "ImageSets/Main/train.txt").write_text("0\n1\n", encoding="utf-8")
+
+
+class CommandTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        self.output = self.folder / "run"
+        _write_coco(self.folder)
+        known = set(DatasetCatalog.list())
+        self.addCleanup(self._forget, known)
+
+    def _forget(self, known: set[str]) -> None:
+        for name in set(DatasetCatalog.list()) - known:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name)
+
+    def run_command(self, *arguments: str, config: str = "R50-JigClu") -> tuple[int, str, str]:
+        """Returns the exit status, standard output and standard error."""
+        self._forget(set(DatasetCatalog.list()) - {"mine"})
+        out, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            status = command.main(["--config-file", str(CONFIGS / f"{config}.yaml"), *arguments])
+        return status, out.getvalue(), errors.getvalue()
+
+    def on_coco(self, *arguments: str, pairs: tuple[str, ...] = ()) -> tuple[int, str, str]:
+        data = ("--coco", "mine", str(self.folder), str(self.folder / "boxes.json"))
+        flags = (*data, "--train-data", "mine", "--test-data", "mine", *arguments)
+        defaults = ("MODEL.WEIGHTS", "", "OUTPUT_DIR", str(self.output), *SMALL.split())
+        return self.run_command(*flags, *defaults, *pairs)
+
+    def refuse(self, message: str, *arguments: str, pairs: tuple[str, ...] = ()) -> None:
+        status, _, errors = self.on_coco(*arguments, pairs=pairs)
+        self.assertEqual(status, 2)
+        self.assertRegex(errors, f"^error: .*{message}")
+        self.assertLen(errors.splitlines(), 1)
+        self.assertFalse((self.output / "last_checkpoint").exists())
+
+    def metrics(self) -> list[dict[str, float]]:
+        text = (self.output / "metrics.json").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def test_trains_evaluates_draws_resumes(self) -> None:
+        short = ("--images-per-batch", "2", "--schedule-as-given")
+        status, out, errors = self.on_coco(*short, pairs=tuple(SHORT.split()))
+        self.assertEqual(status, 0, errors)
+        self.assertIn("| SOLVER.BASE_LR | 0.01 | 0.0025 |", out)
+        self.assertIn("mine: 4 images, 4 boxes", out)
+        losses = [line["total_loss"] for line in self.metrics() if "total_loss" in line]
+        self.assertNotEmpty(losses)
+        self.assertTrue(np.isfinite(losses).all())
+        self.assertBetween(self.metrics()[-1]["bbox/AP50"], 0, 100)
+        self.assertLen(list((self.output / "predictions").glob("*.png")), 4)
+        final = torch.load(self.output / "model_final.pth", weights_only=True)
+        # The head is as wide as the data have classes, and one for none.
+        self.assertLen(final["model"]["roi_heads.box_predictor.cls_score.bias"], 3)
+        self.assertEqual(final["iteration"], 1)
+
+        status, _, errors = self.on_coco(*short, pairs=tuple(SHORT.split()))
+        self.assertEqual(status, 2)
+        self.assertIn("holds a run already: give --resume", errors)
+        longer = (*SHORT.split(), "SOLVER.MAX_ITER", "3")
+        status, _, errors = self.on_coco(*short, "--resume", pairs=longer)
+        self.assertEqual(status, 0, errors)
+        final = torch.load(self.output / "model_final.pth", weights_only=True)
+        self.assertEqual(final["iteration"], 2)
+
+        weights = ("MODEL.WEIGHTS", str(self.output / "model_final.pth"))
+        status, _, errors = self.on_coco("--eval-only", pairs=weights)
+        self.assertEqual(status, 0, errors)
+
+    def test_voc_from_exported_weights(self) -> None:
+        _write_voc(self.folder / "voc")
+        weights = self.folder / "weights.pth"
+        weights.write_bytes(FORMATS["detectron2"].serialise(create_encoder("resnet18", False), 64))
+        status, out, errors = self.run_command(
+            *("--voc", "mine", str(self.folder / "voc"), "train", "--class-names", "cat,dog"),
+            *("--train-data", "mine", "--test-data", "mine"),
+            *("--images-per-batch", "1", "--schedule-as-given", "OUTPUT_DIR", str(self.output)),
+            *(*SMALL.split(), *SHORT.split(), "MODEL.WEIGHTS", str(weights)),
+            config="voc-R50-JigClu",
+        )
+        self.assertEqual(status, 0, errors)
+        self.assertIn("| SOLVER.IMS_PER_BATCH | 16 | 1 |", out)
+        self.assertBetween(self.metrics()[-1]["bbox/AP50"], 0, 100)
+
+    def test_published_schedule_rescaled(self) -> None:
+        args = command.argument_parser().parse_args(
+            ["--config-file", str(CONFIGS / "R50-JigClu.yaml"), "--images-per-batch", "4"]
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            solver = command.configuration(args).SOLVER
+        self.assertEqual((solver.IMS_PER_BATCH, solver.BASE_LR), (4, 0.005))
+        self.assertEqual((solver.MAX_ITER, solver.STEPS), (360_000, (240_000, 320_000)))
+        self.assertEqual(solver.WARMUP_ITERS, 2000)
+
+    @parameterized.parameters(
+        ("SOLVER.MAX_ITER 100", "SOLVER.MAX_ITER 100 .expected 180000. does not follow"),
+        ("SOLVER.IMS_PER_BATCH 4", "SOLVER.BASE_LR 0.01 .expected 0.005."),
+        ("FOO.BAR 1", "FOO.BAR 1: .*FOO.BAR"),
+        ("MODEL.ROI_HEADS.NUM_CLASSES 7", "NUM_CLASSES is 7, the data have 2 classes"),
+        ("MODEL.WEIGHTS x.pkl", "x.pkl is a pickle"),
+        ("DATASETS.TEST ('other',)", "data set other is unknown"),
+    )
+    def test_a_wrong_pair(self, pair: str, message: str) -> None:
+        self.refuse(message, pairs=tuple(pair.split()))
+
+    @parameterized.parameters(
+        (("--num-gpus", "99"), "--num-gpus is 99; this machine has"),
+        (("--resume",), "--resume: .* holds no checkpoint"),
+        (("--eval-only",), "--eval-only needs MODEL.WEIGHTS"),
+        (("--images-per-batch", "0"), "--images-per-batch is 0"),
+        (("--coco", "coco_2017_val", "a", "b"), "coco_2017_val is known already"),
+        (("--voc", "v", "a", "b"), "give --class-names"),
+    )
+    def test_a_wrong_flag(self, flags: tuple[str, ...], message: str) -> None:
+        self.refuse(message, *flags)
+
+    def test_weights_of_another_depth(self) -> None:
+        weights = self.folder / "weights.pth"
+        weights.write_bytes(FORMATS["detectron2"].serialise(create_encoder("resnet34", False), 64))
+        self.refuse("a ResNet-18 .* holds a ResNet-34", pairs=("MODEL.WEIGHTS", str(weights)))
+
+    def test_an_absent_image(self) -> None:
+        (self.folder / "2.png").unlink()
+        self.refuse("data set mine: 2.png is not in")
+
+    @parameterized.parameters("nothing.yaml", "bad.yaml")
+    def test_a_wrong_configuration(self, name: str) -> None:
+        path = self.folder / name
+        if name == "bad.yaml":
+            path.write_text("MODEL: !!python/object/apply:os.getcwd []", encoding="utf-8")
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            self.assertEqual(command.main(["--config-file", str(path)]), 2)
+        self.assertRegex(errors.getvalue(), "^error: --config-file .*")
+        self.assertLen(errors.getvalue().splitlines(), 1)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,164 @@
+"""Tests of jigclu.detection.datasets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl.testing import absltest, parameterized
+
+from jigclu.detection import datasets
+from jigclu.errors import UserError
+
+_XML = """<annotation><size><width>40</width><height>30</height></size>
+<object><name>{name}</name><bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax>
+<ymax>{3}</ymax></bndbox></object></annotation>"""
+
+
+class CocoTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        (self.folder / "a.jpg").touch()
+        self.contents: dict[str, Any] = {
+            "images": [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}],
+            "categories": [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}],
+            "annotations": [
+                {"id": 1, "image_id": 7, "category_id": 9, "bbox": [0, 0, 40, 30]},
+                {"id": 2, "image_id": 7, "category_id": 3, "bbox": [-0.5, 5, 40.6, 0]},
+            ],
+        }
+
+    def check(self) -> datasets.Summary:
+        path = self.folder / "boxes.json"
+        path.write_text(json.dumps(self.contents), encoding="utf-8")
+        return datasets.check_coco("mine", self.folder, path)
+
+    def test_classes_are_in_the_order_of_their_numbers(self) -> None:
+        self.assertEqual(self.check(), datasets.Summary(1, 2, ("cat", "dog")))
+
+    @parameterized.parameters(
+        [[-2, 0, 5, 5]], [[0, -2, 5, 5]], [[36, 0, 6, 5]], [[0, 26, 5, 6]], [[5, 5, -1, 3]]
+    )
+    def test_a_box_outside_its_image(self, box: list[float]) -> None:
+        self.contents["annotations"][1]["bbox"] = box
+        with self.assertRaisesRegex(UserError, r"mine: box \[.*\] of a.jpg, 40x30 pixels, is out"):
+            self.check()
+
+    def test_a_box_that_is_no_number(self) -> None:
+        self.contents["annotations"][1]["bbox"] = [0, 0, float("nan"), 1]
+        with self.assertRaisesRegex(UserError, "outside"):
+            self.check()
+
+    def test_absent_images_are_named_and_counted(self) -> None:
+        for number in (8, 9):
+            self.contents["images"].append(
+                {"id": number, "file_name": f"{number}.jpg", "width": 4, "height": 3}
+            )
+        with self.assertRaisesRegex(UserError, r"mine: 8.jpg is not in .*\(and 1 more\)"):
+            self.check()
+
+    def test_a_category_that_is_not_listed(self) -> None:
+        self.contents["annotations"][0]["category_id"] = 4
+        with self.assertRaisesRegex(UserError, "category 4 in a.jpg is not listed in"):
+            self.check()
+
+    def test_an_image_that_is_not_listed(self) -> None:
+        self.contents["annotations"][0]["image_id"] = 4
+        with self.assertRaisesRegex(UserError, "annotation 1 of image 4 is not listed in"):
+            self.check()
+
+    def test_no_images(self) -> None:
+        self.contents |= {"images": [], "annotations": []}
+        with self.assertRaisesRegex(UserError, "has 0 images and 2 classes"):
+            self.check()
+
+    def test_another_layout(self) -> None:
+        del self.contents["categories"]
+        with self.assertRaisesRegex(UserError, "lacks categories; expected the layout of COCO"):
+            self.check()
+
+    @parameterized.parameters(("{", "is no JSON"), ("[]", "lacks images, annotations, categories"))
+    def test_no_json_of_coco(self, text: str, message: str) -> None:
+        path = self.folder / "bad.json"
+        path.write_text(text, encoding="utf-8")
+        with self.assertRaisesRegex(UserError, message):
+            datasets.check_coco("mine", self.folder, path)
+
+    def test_an_absent_file(self) -> None:
+        with self.assertRaisesRegex(UserError, "none.json cannot be read .No such file"):
+            datasets.check_coco("mine", self.folder, self.folder / "none.json")
+
+
+class VocTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        for name in ("ImageSets/Main", "JPEGImages", "Annotations"):
+            (self.folder / name).mkdir(parents=True)
+        (self.folder / "ImageSets/Main/train.txt").write_text("a\nb  1\n\n", encoding="utf-8")
+        for name in ("a", "b"):
+            (self.folder / f"JPEGImages/{name}.jpg").touch()
+            self.annotate(name, 1, 1, 40, 30)
+
+    def annotate(self, image: str, *edges: float, name: str = "cat") -> None:
+        path = self.folder / f"Annotations/{image}.xml"
+        path.write_text(_XML.format(*edges, name=name), encoding="utf-8")
+
+    def check(self) -> datasets.Summary:
+        return datasets.check_voc("mine", self.folder, "train", ("cat", "dog"))
+
+    def test_summary(self) -> None:
+        self.assertEqual(self.check(), datasets.Summary(2, 2, ("cat", "dog")))
+
+    def test_a_box_of_one_pixel_and_counting_from_0(self) -> None:
+        self.annotate("a", 5, 5, 5, 5)
+        self.annotate("b", 0, 0, 40, 30)
+        self.assertEqual(self.check().boxes, 2)
+
+    @parameterized.parameters((1, 1, 42, 30), (1, 1, 40, 32), (-1, 1, 5, 5), (7, 1, 5, 5))
+    def test_a_box_outside_its_image(self, *edges: float) -> None:
+        self.annotate("b", *edges)
+        with self.assertRaisesRegex(UserError, r"of b.xml, 40x30 pixels, is outside its image"):
+            self.check()
+
+    def test_an_unknown_class(self) -> None:
+        self.annotate("b", 1, 1, 2, 2, name="cow")
+        with self.assertRaisesRegex(UserError, "'cow' in b.xml is none of the classes cat, dog"):
+            self.check()
+
+    @parameterized.parameters("JPEGImages/b.jpg", "Annotations/b.xml")
+    def test_an_absent_file(self, name: str) -> None:
+        (self.folder / name).unlink()
+        with self.assertRaisesRegex(UserError, f"mine: {Path(name).name} is not in "):
+            self.check()
+
+    @parameterized.parameters("<annotation>", "<annotation/>", _XML.format("x", 1, 2, 3, name="c"))
+    def test_a_damaged_annotation(self, text: str) -> None:
+        (self.folder / "Annotations/b.xml").write_text(text, encoding="utf-8")
+        with self.assertRaisesRegex(UserError, r"b.xml is no|'c' in b.xml is none"):
+            self.check()
+
+    def test_an_unknown_split(self) -> None:
+        with self.assertRaisesRegex(UserError, "val.txt cannot be read"):
+            datasets.check_voc("mine", self.folder, "val", ("cat",))
+
+    def test_no_classes(self) -> None:
+        with self.assertRaisesRegex(UserError, "has 2 images and 0 classes"):
+            datasets.check_voc("mine", self.folder, "train", ())
+
+
+class SameClassesTest(parameterized.TestCase):
+    def test_equal(self) -> None:
+        summary = datasets.Summary(1, 1, ("a", "b"))
+        datasets.check_same_classes({"train": summary, "test": summary._replace(images=5)})
+
+    @parameterized.parameters((("a", "c"), "b, c"), (("b", "a"), "in another order"))
+    def test_others_are_refused(self, classes: tuple[str, ...], told: str) -> None:
+        summary = datasets.Summary(1, 1, ("a", "b"))
+        other = summary._replace(classes=classes)
+        with self.assertRaisesRegex(UserError, f"train and test have different classes .{told}."):
+            datasets.check_same_classes({"train": summary, "test": other})
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,90 @@
+"""Tests of jigclu.detection.extra_norm, by the models that the configurations build."""
+
+import detectron2_needed  # noqa: F401  # isort: skip
+from pathlib import Path
+
+import torch
+from absl.testing import absltest, parameterized
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from torch import nn
+
+from jigclu.detection import extra_norm
+from jigclu.encoder import Encoder, create_encoder
+from jigclu.export_formats import FORMATS
+
+CONFIGS = Path(__file__).parents[2] / "detection" / "configs"
+
+
+def _configuration(name: str) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"), allow_unsafe=False)
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _encoder() -> Encoder:
+    torch.manual_seed(0)
+    encoder = create_encoder("resnet50", False).eval()
+    for name, buffer in encoder.named_buffers():
+        # Statistics that tell the layers apart.
+        buffer.copy_(torch.rand_like(buffer) + (0.5 if name.endswith("var") else 0.0))
+    return encoder
+
+
+def _stages(encoder: Encoder, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    stages = {}
+    for name, child in encoder.named_children():
+        images = child(images)
+        if name.startswith("layer"):
+            stages[f"res{int(name[-1]) + 1}"] = images
+    return stages
+
+
+class ModelsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("R50-JigClu", "detectron2"),
+        ("voc-R50-JigClu", "detectron2"),
+        ("R50-C4-JigClu", "detectron2_c4"),
+        ("voc-R50-C4-JigClu", "detectron2_c4"),
+    )
+    def test_exported_weights_give_the_feature_maps_of_the_encoder(
+        self, name: str, layout: str
+    ) -> None:
+        model = build_model(_configuration(name))
+        encoder = _encoder()
+        path = Path(self.create_tempdir()) / "weights.pth"
+        path.write_bytes(FORMATS[layout].serialise(encoder, 64))
+        incompatible = DetectionCheckpointer(model)._load_model(
+            {"model": torch.load(path, weights_only=True)["model"]}
+        )
+        missing = [key for key in incompatible.missing_keys if ".res" in key or ".stem" in key]
+        # That norm alone is new.
+        self.assertEmpty([key for key in missing if ".res5.norm." not in key])
+        self.assertEmpty(incompatible.unexpected_keys)
+        self.assertEmpty(incompatible.incorrect_shapes)
+        images = torch.randn(1, 3, 64, 96)
+        model.eval()
+        with torch.no_grad():
+            expected = _stages(encoder, images)
+            backbone = getattr(model.backbone, "bottom_up", model.backbone)
+            found = backbone(images)
+            if layout == "detectron2_c4":
+                # Without the norm that follows.
+                found["res5"] = nn.Sequential(*list(model.roi_heads.res5)[:3])(found["res4"])
+        for stage in found:
+            torch.testing.assert_close(found[stage], expected[stage], atol=1e-4, rtol=0)
+        self.assertIn("res5", found)
+
+    def test_a_norm_follows_res5(self) -> None:
+        model = build_model(_configuration("R50-C4-JigClu"))
+        self.assertIsInstance(model.roi_heads, extra_norm.Res5ROIHeadsExtraNorm)
+        *blocks, norm = model.roi_heads.res5
+        self.assertLen(blocks, 3)
+        self.assertIsInstance(norm, nn.SyncBatchNorm)
+        self.assertEqual(norm.num_features, 2048)
+
+
+if __name__ == "__main__":
+    absltest.main()

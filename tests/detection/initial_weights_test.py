@@ -1,0 +1,83 @@
+"""Tests of jigclu.detection.initial_weights."""
+
+from pathlib import Path
+
+import torch
+from absl.testing import absltest, parameterized
+
+from jigclu.detection import initial_weights
+from jigclu.detectron2_names import to_detectron2
+from jigclu.encoder import create_encoder
+from jigclu.errors import UserError
+
+
+class WeightsTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = Path(self.create_tempdir()) / "weights.pth"
+
+    def write(self, layout: str, heads: tuple[str, ...] = ()) -> None:
+        tensors = create_encoder("resnet18", False).state_dict()
+        model = {to_detectron2(name, layout): value for name, value in tensors.items()}
+        model |= {name: torch.zeros(1) for name in heads}
+        torch.save({"model": model}, self.path)
+
+    def check(self, depth: int = 18, layout: str = "fpn", whole: bool = False) -> None:
+        initial_weights.check(str(self.path), depth, layout, whole=whole, unpickle=False)
+
+    @parameterized.parameters("fpn", "c4")
+    def test_a_backbone(self, layout: str) -> None:
+        self.write(layout)
+        self.check(layout=layout)
+        with self.assertRaisesRegex(UserError, "holds a backbone alone; to evaluate"):
+            self.check(layout=layout, whole=True)
+
+    def test_a_detector(self) -> None:
+        self.write("fpn", ("proposal_generator.rpn_head.conv.weight",))
+        self.check()
+        self.check(whole=True)
+
+    def test_another_depth(self) -> None:
+        self.write("fpn")
+        with self.assertRaisesRegex(UserError, "ResNet-50 .* holds a ResNet-18 of the layout fpn"):
+            self.check(depth=50)
+
+    def test_another_layout(self) -> None:
+        self.write("fpn")
+        with self.assertRaisesRegex(
+            UserError, "layout c4 .* ResNet-18 of the layout fpn.*'detectron2_c4'"
+        ):
+            self.check(layout="c4")
+
+    def test_another_width(self) -> None:
+        self.write("fpn")
+        contents = torch.load(self.path, weights_only=True)
+        contents["model"]["backbone.bottom_up.stem.conv1.weight"] = torch.zeros(32, 3, 7, 7)
+        torch.save(contents, self.path)
+        with self.assertRaisesRegex(UserError, r"1 of the 100 tensors .*stem.conv1.weight \[32, 3"):
+            self.check()
+
+    @parameterized.parameters(({"state_dict": {}},), ({"model": {"conv1.weight": 1}},), ({},))
+    def test_other_names(self, contents: dict[str, object]) -> None:
+        torch.save(contents, self.path)
+        with self.assertRaisesRegex(UserError, "does not have detectron2's names; .*detection_exp"):
+            self.check()
+
+    def test_a_damaged_file(self) -> None:
+        self.path.write_bytes(b"nothing")
+        with self.assertRaisesRegex(UserError, "damaged"):
+            self.check()
+
+    def test_an_absent_file(self) -> None:
+        with self.assertRaisesRegex(UserError, "does not exist"):
+            self.check()
+
+    @parameterized.parameters("x.pkl", "https://example.org/x.pkl", "detectron2://x.pkl")
+    def test_a_pickle_needs_consent(self, path: str) -> None:
+        with self.assertRaisesRegex(UserError, "is a pickle, .*--unpickle-weights"):
+            initial_weights.check(path, 50, "fpn", whole=False, unpickle=False)
+        initial_weights.check(path, 50, "fpn", whole=False, unpickle=True)
+
+
+if __name__ == "__main__":
+    absltest.main()
