@@ -176,7 +176,9 @@ class CommandTest(parameterized.TestCase):
     def test_weights_of_another_depth(self) -> None:
         weights = self.folder / "weights.pth"
         weights.write_bytes(FORMATS["detectron2"].serialise(create_encoder("resnet34", False), 64))
-        self.refuse("a ResNet-18 .* holds a ResNet-34", pairs=("MODEL.WEIGHTS", str(weights)))
+        self.refuse(
+            "holds a ResNet-34 .*, expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
+        )
 
     def test_an_absent_image(self) -> None:
         (self.folder / "2.png").unlink()

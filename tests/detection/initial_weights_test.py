@@ -39,13 +39,24 @@ class WeightsTest(parameterized.TestCase):
 
     def test_another_depth(self) -> None:
         self.write("fpn")
-        with self.assertRaisesRegex(UserError, "ResNet-50 .* holds a ResNet-18 of the layout fpn"):
+        with self.assertRaisesRegex(
+            UserError, "holds a ResNet-18 of the layout fpn, expected a ResNet-50 of the layout"
+        ):
             self.check(depth=50)
+
+    def test_a_deeper_network_holds_all_of_a_shallower_one_and_is_another(self) -> None:
+        self.write("fpn", ("backbone.bottom_up.res2.2.conv1.weight",))
+        with self.assertRaisesRegex(UserError, "1 unexpected: backbone.bottom_up.res2.2.conv1"):
+            self.check()
+
+    def test_what_detectron2_adds_to_its_own_files(self) -> None:
+        self.write("fpn", ("backbone.bottom_up.res2.0.conv1.norm.num_batches_tracked",))
+        self.check()
 
     def test_another_layout(self) -> None:
         self.write("fpn")
         with self.assertRaisesRegex(
-            UserError, "layout c4 .* ResNet-18 of the layout fpn.*'detectron2_c4'"
+            UserError, "of the layout fpn, expected a ResNet-18 of the layout c4 .*'detectron2_c4'"
         ):
             self.check(layout="c4")
 
@@ -54,7 +65,9 @@ class WeightsTest(parameterized.TestCase):
         contents = torch.load(self.path, weights_only=True)
         contents["model"]["backbone.bottom_up.stem.conv1.weight"] = torch.zeros(32, 3, 7, 7)
         torch.save(contents, self.path)
-        with self.assertRaisesRegex(UserError, r"1 of the 100 tensors .*stem.conv1.weight \[32, 3"):
+        with self.assertRaisesRegex(
+            UserError, r"another network, .*1 of another shape: .*stem.conv1.weight \[32"
+        ):
             self.check()
 
     @parameterized.parameters(({"state_dict": {}},), ({"model": {"conv1.weight": 1}},), ({},))
