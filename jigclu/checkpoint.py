@@ -150,7 +150,11 @@ def read(path: Path, device: torch.device | str) -> dict[Any, Any]:
             return safetensors.torch.load_file(path, str(device))
         contents = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+        # torch itself meets the end of a truncated file so.
+        raise UserError(
+            f"checkpoint {path} cannot be read ({error.strerror}): it is truncated, or may not be "
+            "read; give another one, or remove this one to go on from the one before it"
+        ) from error
     except Exception as error:  # A damaged file can raise anything.
         raise UserError(
             f"checkpoint {path} cannot be read: it is damaged, truncated or holds more than plain "
