@@ -152,7 +152,10 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     _check_devices(cfg, args)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
-    summaries = {name: _summary(name) for name in (*train, *cfg.DATASETS.TEST)}
+    summaries = {
+        name: _summary(name, is_evaluated=name in cfg.DATASETS.TEST)
+        for name in (*train, *cfg.DATASETS.TEST)
+    }
     datasets.check_same_classes(summaries)
     for name, summary in summaries.items():
         print(f"{name}: {summary.images:,} images, {summary.boxes:,} boxes")
@@ -233,7 +236,7 @@ def _merged(args: argparse.Namespace) -> CfgNode:
     own = [name for name in cfg.DATASETS.TRAIN if name in _own_names(args)]
     if own:
         # The head's width follows the data.
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_summary(own[0]).classes)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_summary(own[0], is_evaluated=False).classes)
     try:
         cfg.merge_from_list(args.opts)
     except (KeyError, ValueError, AssertionError) as error:
@@ -261,7 +264,7 @@ def _schedule(cfg: CfgNode) -> Schedule:
     )
 
 
-def _summary(name: str) -> datasets.Summary:
+def _summary(name: str, *, is_evaluated: bool) -> datasets.Summary:
     if name not in DatasetCatalog.list():
         raise UserError(
             f"data set {name} is unknown; give one that detectron2 knows, such as "
@@ -273,7 +276,9 @@ def _summary(name: str) -> datasets.Summary:
         return datasets.check_coco(name, Path(metadata.image_root), Path(metadata.json_file))
     if kind == "pascal_voc":
         folder = Path(metadata.dirname)
-        return datasets.check_voc(name, folder, metadata.split, metadata.thing_classes)
+        return datasets.check_voc(
+            name, folder, metadata.split, metadata.thing_classes, is_evaluated=is_evaluated
+        )
     raise UserError(f"data set {name} is of the kind {kind!r}; expected COCO's boxes or VOC")
 
 

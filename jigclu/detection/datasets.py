@@ -69,7 +69,9 @@ def check_coco(name: str, images: Path, annotations: Path) -> Summary:
     )
 
 
-def check_voc(name: str, folder: Path, split: str, classes: Sequence[str]) -> Summary:
+def check_voc(
+    name: str, folder: Path, split: str, classes: Sequence[str], *, is_evaluated: bool
+) -> Summary:
     """Looks through a split of a data set in VOC's layout.
 
     Args:
@@ -77,13 +79,12 @@ def check_voc(name: str, folder: Path, split: str, classes: Sequence[str]) -> Su
       folder: holds Annotations, ImageSets/Main and JPEGImages.
       split: name of a list in ImageSets/Main.
       classes: names that may occur.
+      is_evaluated: the evaluation reads more of each object than training does.
 
     Raises:
       UserError: as `check_coco`.
     """
-    listed = folder / "ImageSets" / "Main" / f"{split}.txt"
-    names = [line.split()[0] for line in _read(name, listed).splitlines() if line.strip()]
-    _refuse_empty(name, listed, len(names), len(classes))
+    names = _listed(name, folder / "ImageSets" / "Main" / f"{split}.txt", len(classes))
     _refuse_absent(name, folder / "JPEGImages", [f"{image}.jpg" for image in names])
     _refuse_absent(name, folder / "Annotations", [f"{image}.xml" for image in names])
     unknown, outside, boxes = [], [], 0
@@ -96,7 +97,7 @@ def check_voc(name: str, folder: Path, split: str, classes: Sequence[str]) -> Su
                 boxes += 1
                 if _text(found, "name") not in classes:
                     unknown.append(f"class {_text(found, 'name')!r} in {path.name}")
-                edges = [float(_text(found, f"bndbox/{edge}")) for edge in _EDGES]
+                edges = _edges(found, is_evaluated)
                 # Pixels are counted from 1, and the last ones belong to the box.
                 box = _Box(edges[0] - 1, edges[1] - 1, edges[2], edges[3])
                 if not _is_inside(box, size["width"], size["height"]):
@@ -123,7 +124,27 @@ def check_same_classes(summaries: dict[str, Summary]) -> None:
             )
 
 
-_EDGES = ("xmin", "ymin", "xmax", "ymax")
+def _listed(name: str, path: Path, classes: int) -> list[str]:
+    """Returns the names of images that a list of VOC holds, one a line."""
+    lines = [line.split() for line in _read(name, path).splitlines() if line.strip()]
+    _refuse_empty(name, path, len(lines), classes)
+    if len(lines) == 1 or any(len(words) > 1 for words in lines):
+        raise UserError(
+            f"data set {name}: {path} must name two images or more, one a line and nothing "
+            "else: give another split, or mend it"
+        )
+    return [image for (image,) in lines]
+
+
+def _edges(found: ElementTree.Element, is_evaluated: bool) -> list[float]:
+    """Returns xmin, ymin, xmax, ymax of an object as it is annotated."""
+    texts = [_text(found, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+    if not is_evaluated:
+        return [float(text) for text in texts]
+    for flag in ("truncated", "difficult"):
+        int(_text(found, flag))
+    _text(found, "pose")
+    return [int(text) for text in texts]
 
 
 def _read(name: str, path: Path) -> str:

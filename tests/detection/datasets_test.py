@@ -1,6 +1,7 @@
 """Tests of jigclu.detection.datasets."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from jigclu.detection import datasets
 from jigclu.errors import UserError
 
 _XML = """<annotation><size><width>40</width><height>30</height></size>
-<object><name>{name}</name><bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax>
+<object><name>{name}</name><pose>Left</pose><truncated>0</truncated>
+<difficult>0</difficult><bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax>
 <ymax>{3}</ymax></bndbox></object></annotation>"""
 
 
@@ -95,7 +97,7 @@ class VocTest(parameterized.TestCase):
         self.folder = Path(self.create_tempdir())
         for name in ("ImageSets/Main", "JPEGImages", "Annotations"):
             (self.folder / name).mkdir(parents=True)
-        (self.folder / "ImageSets/Main/train.txt").write_text("a\nb  1\n\n", encoding="utf-8")
+        (self.folder / "ImageSets/Main/train.txt").write_text("a\nb \n\n", encoding="utf-8")
         for name in ("a", "b"):
             (self.folder / f"JPEGImages/{name}.jpg").touch()
             self.annotate(name, 1, 1, 40, 30)
@@ -104,8 +106,9 @@ class VocTest(parameterized.TestCase):
         path = self.folder / f"Annotations/{image}.xml"
         path.write_text(_XML.format(*edges, name=name), encoding="utf-8")
 
-    def check(self) -> datasets.Summary:
-        return datasets.check_voc("mine", self.folder, "train", ("cat", "dog"))
+    def check(self, is_evaluated: bool = False) -> datasets.Summary:
+        classes = ("cat", "dog")
+        return datasets.check_voc("mine", self.folder, "train", classes, is_evaluated=is_evaluated)
 
     def test_summary(self) -> None:
         self.assertEqual(self.check(), datasets.Summary(2, 2, ("cat", "dog")))
@@ -119,6 +122,27 @@ class VocTest(parameterized.TestCase):
     def test_a_box_outside_its_image(self, *edges: float) -> None:
         self.annotate("b", *edges)
         with self.assertRaisesRegex(UserError, r"of b.xml, 40x30 pixels, is outside its image"):
+            self.check()
+
+    @parameterized.parameters("pose", "truncated", "difficult")
+    def test_evaluation_needs_more_than_training(self, flag: str) -> None:
+        path = self.folder / "Annotations/b.xml"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(f"<{flag}>.*?</{flag}>", "", text), encoding="utf-8")
+        self.assertEqual(self.check().boxes, 2)
+        with self.assertRaisesRegex(UserError, f"b.xml is no .*{flag} is absent"):
+            self.check(is_evaluated=True)
+
+    def test_evaluation_needs_whole_pixels(self) -> None:
+        self.annotate("b", 1.5, 1, 40, 30)
+        self.assertEqual(self.check().boxes, 2)
+        with self.assertRaisesRegex(UserError, "b.xml is no annotation of VOC .*1.5"):
+            self.check(is_evaluated=True)
+
+    @parameterized.parameters("a\n", "a -1\nb 1\n")
+    def test_a_list_that_detectron2_does_not_read(self, text: str) -> None:
+        (self.folder / "ImageSets/Main/train.txt").write_text(text, encoding="utf-8")
+        with self.assertRaisesRegex(UserError, "must name two images or more, one a line"):
             self.check()
 
     def test_an_unknown_class(self) -> None:
@@ -140,11 +164,11 @@ class VocTest(parameterized.TestCase):
 
     def test_an_unknown_split(self) -> None:
         with self.assertRaisesRegex(UserError, "val.txt cannot be read"):
-            datasets.check_voc("mine", self.folder, "val", ("cat",))
+            datasets.check_voc("mine", self.folder, "val", ("cat",), is_evaluated=False)
 
     def test_no_classes(self) -> None:
         with self.assertRaisesRegex(UserError, "has 2 images and 0 classes"):
-            datasets.check_voc("mine", self.folder, "train", ())
+            datasets.check_voc("mine", self.folder, "train", (), is_evaluated=False)
 
 
 class SameClassesTest(parameterized.TestCase):
