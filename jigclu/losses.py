@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+# Rows of the matrix [anchors, patches] of cosines that exist at once: its memory grows with
+# the patches, not with their square. The published batch, 1,024 patches, is below it.
+ANCHORS_AT_ONCE = 2048
 
 
 def embeddings_by_image(embeddings: Tensor, permutation: Tensor, grid: int) -> Tensor:
@@ -29,7 +34,8 @@ def clustering_loss(
     For an anchor patch: minus the mean over its siblings of the log-softmax,
     over all other patches of the batch, of cosine / temperature; the mean over
     anchors, times temperature / base_temperature as in the published code.
-    Positives are the other patches of a row, so no [patches, patches] mask exists.
+    Positives are the other patches of a row, so no [patches, patches] mask exists; of
+    the cosines, no more than ANCHORS_AT_ONCE rows do, which are made anew for the gradient.
 
     Args:
       embeddings: [batch, patches, channels], L2-normalised, of the global batch.
@@ -44,13 +50,37 @@ def clustering_loss(
     anchors = embeddings[first : first + count]
     patches = embeddings.shape[1]
     flat = anchors.flatten(0, 1)
-    logits = flat @ embeddings.flatten(0, 1).t() / temperature
     own = first * patches + torch.arange(len(flat), device=flat.device)
-    others = logits.scatter(1, own[:, None], -torch.inf)
+    to_others = _log_sum_of_others(flat, own, embeddings.flatten(0, 1), temperature)
     similarity = anchors @ anchors.transpose(1, 2) / temperature
     to_siblings = similarity.sum(2) - similarity.diagonal(dim1=1, dim2=2)
-    log_likelihood = to_siblings.flatten() / (patches - 1) - others.logsumexp(1)
+    log_likelihood = to_siblings.flatten() / (patches - 1) - to_others
     return -temperature / base_temperature * log_likelihood.mean()
+
+
+def _log_sum_of_others(anchors: Tensor, own: Tensor, patches: Tensor, temperature: float) -> Tensor:
+    """Returns [anchors]: the log of the sum of exp(cosine / temperature) to all other patches.
+
+    Args:
+      anchors: [anchors, channels].
+      own: int64 [anchors]: the patch that an anchor is, which it is not compared with.
+      patches: [patches, channels], all of the batch.
+      temperature: > 0.
+    """
+
+    def of_rows(rows: Tensor, own: Tensor, patches: Tensor) -> Tensor:
+        logits = rows @ patches.t() / temperature
+        return logits.scatter(1, own[:, None], -torch.inf).logsumexp(1)
+
+    if len(anchors) <= ANCHORS_AT_ONCE:
+        return of_rows(anchors, own, patches)
+    pieces = zip(anchors.split(ANCHORS_AT_ONCE), own.split(ANCHORS_AT_ONCE), strict=True)
+    return torch.cat(
+        [
+            checkpoint(of_rows, *piece, patches, use_reentrant=False, preserve_rng_state=False)
+            for piece in pieces
+        ]
+    )
 
 
 def location_loss(logits: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Tests of jigclu.losses."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import torch
@@ -92,6 +93,47 @@ class ClusteringLossTest(parameterized.TestCase):
         parts = [clustering_loss(embeddings, rank * count, count) for rank in range(ranks)]
         whole = clustering_loss(embeddings, 0, 6)
         torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-12, atol=0)
+
+    @parameterized.parameters(1, 5, 8, 23)
+    def test_piece_by_piece_is_the_same(self, at_once: int) -> None:
+        embeddings = random_embeddings(6, 4, 5).requires_grad_()
+        whole = clustering_loss(embeddings, 0, 6)
+        (gradient,) = torch.autograd.grad(whole, embeddings)
+        with mock.patch.object(losses, "ANCHORS_AT_ONCE", at_once):
+            loss = clustering_loss(embeddings, 0, 6)
+            (piecewise,) = torch.autograd.grad(loss, embeddings)
+            parts = [clustering_loss(embeddings, first, 2) for first in (0, 2, 4)]
+        torch.testing.assert_close(loss, whole, rtol=1e-12, atol=0)
+        torch.testing.assert_close(piecewise, gradient, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-12, atol=0)
+
+    def test_no_tensor_grows_with_the_square_of_the_patches(self) -> None:
+        embeddings = random_embeddings(16, 4, 3).requires_grad_()
+        kept: list[int] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with (
+            mock.patch.object(losses, "ANCHORS_AT_ONCE", 8),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
+            clustering_loss(embeddings, 0, 16)
+        # Of the 64 x 64 cosines; siblings and embeddings have 16 * 4 * 4 and 64 * 3.
+        self.assertNotEmpty(kept)
+        self.assertLessEqual(max(kept), 256)
+
+    def test_piece_by_piece_compiles_whole(self) -> None:
+        embeddings = random_embeddings(6, 4, 5).requires_grad_()
+        whole = clustering_loss(embeddings, 0, 6)
+        (gradient,) = torch.autograd.grad(whole, embeddings)
+        with mock.patch.object(losses, "ANCHORS_AT_ONCE", 8):
+            compiled = torch.compile(clustering_loss, fullgraph=True, dynamic=False)
+            loss = compiled(embeddings, 0, 6)
+            (piecewise,) = torch.autograd.grad(loss, embeddings)
+        torch.testing.assert_close(loss, whole, rtol=1e-10, atol=0)
+        torch.testing.assert_close(piecewise, gradient, rtol=1e-8, atol=1e-12)
 
     def test_falls_as_siblings_meet(self) -> None:
         scattered = random_embeddings(4, 4, 8)
