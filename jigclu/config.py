@@ -21,6 +21,7 @@ import gin
 
 from jigclu import hints, schedules, update
 from jigclu.augment import AugmentationSettings
+from jigclu.data.packed import PackedImages
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabelledImages
 from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
@@ -31,6 +32,7 @@ from jigclu.finetune import FinetuneTask
 from jigclu.knn import KnnEvaluation
 from jigclu.knn_task import KnnTask
 from jigclu.linear import LinearTask
+from jigclu.pack import PackTask
 from jigclu.pretrain import PretrainTask
 from jigclu.reproduce import ReproduceTask, Task
 
@@ -119,6 +121,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "knn": KnnEvaluation,
     "knn_task": KnnTask,
     "export": ExportTask,
+    "pack": PackTask,
     "augmentation": AugmentationSettings,
     "loss_scaling": update.LossScaling,
     "sgd": sgd,
@@ -129,6 +132,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "UnlabelledImages": UnlabelledImages,
     "ImageList": ImageList,
     "TorchvisionImages": TorchvisionImages,
+    "PackedImages": PackedImages,
     "ProceduralImages": ProceduralImages,
     "ListedSubset": ListedSubset,
     "BalancedSubset": BalancedSubset,

@@ -1,6 +1,6 @@
 """The command: python -m jigclu.launch --gin_file=gin/pretrain_r50.gin."""
 
-import os
+import jigclu.compile_cache  # noqa: F401  # isort: skip  # Before torch is imported.
 import sys
 import warnings
 from pathlib import Path
@@ -35,8 +35,6 @@ def _run() -> None:
         raise UserError("--gin_file is missing; give one, such as --gin_file=gin/demo.gin")
     # torch's compiler warns of its own use of torch, which no user can mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    # torch's own choice, a temporary folder, may be gone at the next start.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_user_cache() / "compiled"))
     workdir = Path(_WORKDIR.value or Path("runs") / Path(_GIN_FILES.value[-1]).stem)
     configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
     task = configuration.task
@@ -53,11 +51,6 @@ def _run() -> None:
             logging.warning("%s has no effect: the command line replaced what read it", name)
         logging.info("workdir %s\n%s", workdir, task.plan())
     task.run(workdir, configuration.resolved)
-
-
-def _user_cache() -> Path:
-    """Returns this project's folder where the user's programs keep what can be made anew."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jigclu"
 
 
 def _write(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "jigclu": 0.0,  # The package itself: its version, nothing more.
     "jigclu.errors": 0.1,
+    "jigclu.compile_cache": 0.1,
     "jigclu.state": 0.2,
     "jigclu.jigsaw": 1.0,
     "jigclu.detectron2_names": 1.0,
@@ -37,6 +38,7 @@ LAYERS = {
     "jigclu.data.sources": 2.1,
     "jigclu.data.procedural": 2.15,
     "jigclu.data.subsets": 2.15,
+    "jigclu.data.packed": 2.15,
     "jigclu.data.patches": 2.2,
     "jigclu.data.images": 2.2,
     "jigclu.data.loader": 2.3,
@@ -57,6 +59,7 @@ LAYERS = {
     "jigclu.pretrain": 4.1,
     "jigclu.export_formats": 2.2,
     "jigclu.export": 4.1,
+    "jigclu.pack": 4.0,
     "jigclu.hints": 1.1,
     "jigclu.detection": 2.0,
     "jigclu.detection.schedule": 2.0,

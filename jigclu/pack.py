@@ -1,0 +1,182 @@
+"""The task of packing a source into shards that read faster."""
+
+import functools
+import io
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from jigclu import checkpoint
+from jigclu.data.decode import UnreadableImageError
+from jigclu.data.packed import FORMATS, INDEX, RECORD, index_of, sha256, shard_files
+from jigclu.data.sources import Source, digest
+from jigclu.device import launched_rank
+from jigclu.errors import UserError
+from jigclu.monitor import Monitor
+
+
+class _Shard(NamedTuple):
+    """What a finished shard holds. unreadable: names of images that were left out."""
+
+    images: int
+    bytes: int
+    sha256: str
+    unreadable: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackTask:
+    """Writes the images of a source, in order, to shards in the workdir.
+
+    format: "jpeg" or "raw". shorter_side: pixels, that larger images are resized to.
+    quality: of JPEG, in [1, 100]. images_per_shard: of the source. workers: processes.
+    """
+
+    source: Source
+    format: str
+    shorter_side: int
+    quality: int
+    images_per_shard: int
+    workers: int
+
+    def check(self, workdir: Path, config: str) -> None:
+        """Raises UserError for a value out of range, or a workdir with another pack."""
+        del config
+        if self.format not in FORMATS:
+            raise UserError(f"format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality is {self.quality}; it must lie in [1, 100]")
+        for name in ("shorter_side", "images_per_shard", "workers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        begun = workdir / "settings.json"
+        if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != self._settings():
+            raise UserError(
+                f"{workdir} holds a pack of other images or settings: take another --workdir, "
+                "or remove that one"
+            )
+
+    def plan(self) -> str:
+        """Returns what a run would do, one line."""
+        return (
+            f"packs: {len(self.source):,} images into {self._count()} shards, {self.format}, "
+            f"shorter side at most {self.shorter_side} pixels"
+        )
+
+    def run(self, workdir: Path, config: str) -> dict[str, float]:
+        """Writes the shards that are not there yet, then pack.json; returns no score.
+
+        Raises:
+          UserError: no image can be read, or a file not be written.
+        """
+        del config
+        if launched_rank() > 0:
+            return {}
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            _write_json(workdir / "settings.json", self._settings())
+            with Monitor.of_one_step(workdir, is_main=True) as monitor:
+                shards = self._shards(workdir, monitor)
+                self._finish(workdir, shards, monitor)
+        except OSError as error:
+            raise UserError(
+                f"{workdir} cannot be written ({error.strerror}): free some disk space or take "
+                "another --workdir; finished shards stay"
+            ) from error
+        return {}
+
+    def _count(self) -> int:
+        return -(-len(self.source) // self.images_per_shard)
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns what finished shards depend on."""
+        return {
+            "images": digest(self.source.fingerprint(deep=True)),
+            "format": self.format,
+            "shorter_side": self.shorter_side,
+            "quality": self.quality if self.format == "jpeg" else None,
+            "images_per_shard": self.images_per_shard,
+        }
+
+    def _shards(self, workdir: Path, monitor: Monitor) -> list[_Shard]:
+        write = functools.partial(_write_shard, self, workdir)
+        shards = []
+        with ProcessPoolExecutor(self.workers) as pool:
+            for shard in pool.map(write, range(self._count())):
+                shards.append(shard)
+                monitor.message(f"{len(shards)} of {self._count()} shards")
+        return shards
+
+    def _finish(self, workdir: Path, shards: list[_Shard], monitor: Monitor) -> None:
+        images = sum(shard.images for shard in shards)
+        unreadable = [name for shard in shards for name in shard.unreadable]
+        if unreadable:
+            (workdir / "unreadable.txt").write_text("\n".join(unreadable) + "\n", encoding="utf-8")
+            monitor.message(
+                f"{len(unreadable)} images are unreadable and left out, the first is "
+                f"{unreadable[0]}; all are named in {workdir / 'unreadable.txt'}"
+            )
+        if not images:
+            raise UserError(f"none of the {len(unreadable)} images can be read: check the source")
+        entries = [
+            {"images": shard.images, "bytes": shard.bytes, "sha256": shard.sha256}
+            for shard in shards
+        ]
+        _write_json(workdir / INDEX, index_of(self.format, list(self.source.classes), entries))
+        total = sum(shard.bytes for shard in shards)
+        monitor.message(f"{images:,} images, {total / 1e6:,.1f} MB, in {workdir}")
+
+
+def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
+    """Writes a shard, unless it is there already: its summary, written last, says so."""
+    images, records = shard_files(workdir, number)
+    summary = images.with_suffix(".json")
+    if summary.exists():
+        return _Shard(**json.loads(summary.read_text(encoding="utf-8")))
+    rows: list[tuple[int, ...]] = []
+    unreadable: list[str] = []
+    data = io.BytesIO()
+    first = number * task.images_per_shard
+    for index in range(first, min(first + task.images_per_shard, len(task.source))):
+        try:
+            image = _resized(task.source.read(index), task.shorter_side)
+        except UnreadableImageError as error:
+            unreadable.append(f"{task.source.name(index)} ({error})")
+            continue
+        label = -1 if task.source.labels is None else task.source.labels[index]
+        offset = data.tell()
+        data.write(_encoded(image, task.format, task.quality))
+        rows.append((offset, data.tell() - offset, *image.shape[1:], label, index))
+    checkpoint.write_whole(images, lambda file: file.write(data.getbuffer()))
+    checkpoint.write_whole(records, lambda file: np.save(file, np.array(rows, RECORD)))
+    shard = _Shard(len(rows), data.tell(), sha256(images), unreadable)
+    _write_json(summary, shard._asdict())
+    return shard
+
+
+def _resized(image: Tensor, shorter_side: int) -> Tensor:
+    """Returns uint8 [3, height, width], no larger than it was."""
+    if min(image.shape[1:]) <= shorter_side:
+        return image
+    return transforms.resize(image, [shorter_side], antialias=True)
+
+
+def _encoded(image: Tensor, format: str, quality: int) -> bytes:
+    if format == "raw":
+        return image.numpy().tobytes()
+    file = io.BytesIO()
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def _write_json(path: Path, contents: dict[str, Any]) -> None:
+    text = json.dumps(contents, indent=1)
+    checkpoint.write_whole(path, lambda file: file.write(text.encode()))
