@@ -15,6 +15,7 @@ from jigclu.export import ExportTask
 from jigclu.finetune import FinetuneTask
 from jigclu.knn_task import KnnTask
 from jigclu.linear import LinearTask
+from jigclu.pack import PackTask
 from jigclu.pretrain import PretrainTask
 from jigclu.reproduce import ReproduceTask
 
@@ -27,6 +28,7 @@ TASKS = {
     "gin/base/pretrain.gin": (PretrainTask, ()),
     "gin/base/finetune.gin": (FinetuneTask, ("finetune.init_from",)),
     "gin/base/export.gin": (ExportTask, ()),
+    "gin/pack.gin": (PackTask, ()),
     "gin/base/linear.gin": (LinearTask, ("linear.init_from",)),
     "gin/base/knn.gin": (KnnTask, ("knn_task.init_from",)),
 }
@@ -51,7 +53,7 @@ def includes_of(file: str) -> list[str]:
 
 def task_of(file: str) -> tuple[type, tuple[str, ...]]:
     """Returns the class of a file's task, and the names that it leaves to be bound."""
-    known = (TASKS[base] for base in TASKS if base in includes_of(file))
+    known = (TASKS[base] for base in TASKS if base in (*includes_of(file), file))
     return next(known, (ReproduceTask, ()))
 
 

@@ -1,9 +1,12 @@
 """Small things for tests: images in memory, a network, the inputs of its steps."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet
 
@@ -128,3 +131,14 @@ def published_checkpoint(arch: str, channels: int) -> dict[str, Any]:
             "param_groups": [group | {"params": list(range(len(trained)))}],
         },
     }
+
+
+def write_image_tree(root: Path) -> None:
+    """Writes 7 images of two classes, of sides from 20 to 50 pixels."""
+    random = np.random.default_rng(0)
+    for number in range(7):
+        folder = root / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        height, width = 20 + 5 * number, 50 - 5 * number
+        pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).resize((width, height)).save(folder / f"{number}.png")

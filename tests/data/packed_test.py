@@ -1,0 +1,123 @@
+"""Tests of jigclu.data.packed."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import torch
+from absl.testing import absltest, parameterized
+from samples import write_image_tree
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from jigclu.data import packed
+from jigclu.data.decode import UnreadableImageError
+from jigclu.data.packed import PackedImages
+from jigclu.data.sources import ImageFolder
+from jigclu.errors import UserError
+from jigclu.pack import PackTask
+
+
+class PackedImagesTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        self.root = self.folder / "pack"
+        write_image_tree(self.folder / "tree")
+        self.source = ImageFolder(str(self.folder / "tree"), "train")
+        PackTask(
+            source=self.source,
+            format="raw",
+            shorter_side=64,
+            quality=90,
+            images_per_shard=3,
+            workers=1,
+        ).run(self.root, "")
+
+    def open(self, verify: bool = False) -> PackedImages:
+        return PackedImages(str(self.root), verify=verify)
+
+    def test_a_copy_for_another_process_holds_no_pixels(self) -> None:
+        images = self.open()
+        expected = images.read(5).clone()
+        self.assertLess(len(pickle.dumps(images)), 3000)
+        # By the same means, without reading a pickle.
+        other = copy.copy(images)
+        self.assertEmpty(other._maps)
+        self.assertTrue(torch.equal(other.read(5), expected))
+
+    def test_two_workers_read_the_same(self) -> None:
+        images = self.open()
+
+        def size_and_sum(batch: list[Tensor]) -> tuple[torch.Size, int]:
+            return batch[0].shape, int(batch[0].sum())
+
+        class Images(torch.utils.data.Dataset[Tensor]):
+            def __getitem__(self, index: int) -> Tensor:
+                return images.read(index)
+
+            def __len__(self) -> int:
+                return len(images)
+
+        loader = DataLoader(Images(), num_workers=2, collate_fn=size_and_sum, batch_size=1)
+        expected = [size_and_sum([self.source.read(index)]) for index in range(7)]
+        self.assertEqual(list(loader), expected)
+
+    def test_fingerprint_tells_what_is_in_it(self) -> None:
+        self.assertEqual(self.open().fingerprint(False), self.open().fingerprint(True))
+        contents = json.loads((self.root / "pack.json").read_text(encoding="utf-8"))
+        contents["shards"][0]["sha256"] = "0" * 64
+        other = packed.index_of("raw", contents["classes"], contents["shards"])
+        self.assertNotEqual(other["fingerprint"], contents["fingerprint"])
+
+    def test_name(self) -> None:
+        self.assertEqual(self.open().name(4), f"{self.root}/shard_00001.bin image 1")
+
+    def test_a_shard_that_is_cut_off(self) -> None:
+        path = self.root / "shard_00001.bin"
+        path.write_bytes(path.read_bytes()[:-1])
+        with self.assertRaisesRegex(
+            UserError, "shard_00001.bin has .* bytes of 3 images, expected"
+        ):
+            self.open()
+
+    def test_a_changed_byte(self) -> None:
+        path = self.root / "shard_00001.bin"
+        data = bytearray(path.read_bytes())
+        data[100] ^= 1
+        path.write_bytes(data)
+        self.open()
+        with self.assertRaisesRegex(UserError, "shard_00001.bin is damaged, its SHA-256"):
+            self.open(verify=True)
+
+    @parameterized.parameters("shard_00002.bin", "shard_00002.npy")
+    def test_an_absent_file(self, name: str) -> None:
+        (self.root / name).unlink()
+        with self.assertRaisesRegex(UserError, "shard_00002.npy cannot be read .*shard_00002"):
+            self.open()
+
+    def test_records_that_are_none(self) -> None:
+        (self.root / "shard_00002.npy").write_bytes(b"nothing")
+        with self.assertRaisesRegex(UserError, "shard_00002.npy cannot be read"):
+            self.open()
+
+    def test_a_shard_that_vanishes_later(self) -> None:
+        images = self.open()
+        (self.root / "shard_00000.bin").unlink()
+        with self.assertRaisesRegex(UnreadableImageError, "shard_00000.bin: No such file"):
+            images.read(0)
+
+    @parameterized.parameters("{", "[]", '{"format": "png", "shards": []}')
+    def test_a_damaged_index(self, text: str) -> None:
+        (self.root / "pack.json").write_text(text, encoding="utf-8")
+        with self.assertRaisesRegex(UserError, "pack.json is damaged"):
+            self.open()
+
+    def test_no_pack(self) -> None:
+        with self.assertRaisesRegex(UserError, "holds no pack.json"):
+            PackedImages(str(self.folder), verify=False)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,159 @@
+"""Tests of jigclu.pack: what is packed is what is read."""
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from absl.testing import absltest, parameterized
+from PIL import Image
+from samples import write_image_tree
+from torch import Tensor
+
+from jigclu import pack
+from jigclu.data.packed import PackedImages
+from jigclu.data.patches import PatchDataset
+from jigclu.data.sources import ImageFolder, Source
+from jigclu.errors import UserError
+from jigclu.pack import PackTask
+
+
+def _patches(source: Source, indices: list[int]) -> list[Tensor]:
+    dataset = PatchDataset(
+        source=source,
+        seed=3,
+        grid=2,
+        cross_ratio=0.3,
+        patch_size=8,
+        scale=(0.2, 1.0),
+        ratio=(0.75, 1.33),
+    )
+    return [dataset[(1, index)].patches for index in indices]
+
+
+class PackTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        self.tree, self.workdir = self.folder / "tree", self.folder / "pack"
+        write_image_tree(self.tree)
+
+    def task(self, **settings: Any) -> PackTask:
+        given = {"format": "raw", "shorter_side": 64, "quality": 90, "images_per_shard": 3}
+        source = ImageFolder(str(self.tree), "train")
+        return PackTask(**{"source": source, "workers": 2, **given, **settings})
+
+    def pack(self, **settings: Any) -> PackedImages:
+        task = self.task(**settings)
+        task.check(self.workdir, "")
+        task.run(self.workdir, "")
+        return PackedImages(str(self.workdir), verify=True)
+
+    def test_raw_images_labels_and_order_are_the_sources(self) -> None:
+        source, images = ImageFolder(str(self.tree), "train"), self.pack()
+        self.assertLen(images, 7)
+        self.assertEqual(images.classes, ["cat", "dog"])
+        self.assertEqual(images.labels, source.labels)
+        for index in (6, *range(7)):
+            self.assertTrue(torch.equal(images.read(index), source.read(index)))
+        expected, actual = _patches(source, [0, 3, 6]), _patches(images, [0, 3, 6])
+        self.assertTrue(all(map(torch.equal, expected, actual)))
+
+    def test_raw_is_the_map_itself(self) -> None:
+        images = self.pack(images_per_shard=7)
+        addresses = [images.read(index).data_ptr() for index in range(2)]
+        self.assertEqual(addresses[1] - addresses[0], images.read(0).numel())
+        self.assertEqual(addresses[0], images.read(0).data_ptr())
+
+    @parameterized.parameters("jpeg", "raw")
+    def test_larger_images_are_resized(self, format: str) -> None:
+        source, images = (
+            ImageFolder(str(self.tree), "train"),
+            self.pack(format=format, shorter_side=22),
+        )
+        for index in range(7):
+            before, after = source.read(index).shape[1:], images.read(index).shape[1:]
+            if min(before) <= 22:
+                self.assertEqual(after, before)
+            else:
+                self.assertEqual(min(after), 22)
+                self.assertAlmostEqual(after[0] / after[1], before[0] / before[1], delta=0.1)
+
+    def test_jpeg_is_near_and_smaller(self) -> None:
+        ramp = np.linspace(0, 255, 40 * 50 * 3).reshape(40, 50, 3).astype(np.uint8)
+        Image.fromarray(ramp).save(self.tree / "cat" / "0.png")
+        raw = self.pack()
+        sizes = (self.workdir / "shard_00000.bin").stat().st_size
+        self.workdir = self.folder / "jpeg"
+        jpeg = self.pack(format="jpeg", quality=95)
+        self.assertLess((self.workdir / "shard_00000.bin").stat().st_size, sizes)
+        difference = (jpeg.read(0).float() - raw.read(0).float()).abs().mean()
+        self.assertBetween(difference, 0.01, 3)
+        self.assertNotEqual(jpeg.fingerprint(True), raw.fingerprint(True))
+
+    def test_unlabelled(self) -> None:
+        task = self.task()
+        task.source.classes, task.source.labels = [], None  # type: ignore[misc]
+        task.run(self.workdir, "")
+        self.assertIsNone(PackedImages(str(self.workdir), verify=False).labels)
+
+    def test_unreadable_images_are_left_out_and_named(self) -> None:
+        (self.tree / "cat" / "2.png").write_bytes(b"no image")
+        images = self.pack()
+        self.assertLen(images, 6)
+        self.assertEqual(images.labels, [0, 0, 0, 1, 1, 1])
+        named = (self.workdir / "unreadable.txt").read_text(encoding="utf-8")
+        self.assertRegex(named, r"cat/2.png \(UnidentifiedImageError")
+
+    def test_no_readable_image(self) -> None:
+        for path in self.tree.rglob("*.png"):
+            path.write_bytes(b"no image")
+        with self.assertRaisesRegex(UserError, "none of the 7 images can be read"):
+            self.pack()
+
+    def test_goes_on_where_it_was_interrupted(self) -> None:
+        task = self.task()
+        self.workdir.mkdir()
+        pack._write_json(self.workdir / "settings.json", task._settings())
+        pack._write_shard(task, self.workdir, 1)
+        # Killed while it wrote the next: files, but no summary of them.
+        (self.workdir / "shard_00002.bin").write_bytes(b"half")
+        with self.assertRaisesRegex(UserError, "holds no pack.json: .* not finished"):
+            PackedImages(str(self.workdir), verify=False)
+        before = (self.workdir / "shard_00001.bin").stat().st_mtime_ns
+        images = self.pack()
+        self.assertEqual((self.workdir / "shard_00001.bin").stat().st_mtime_ns, before)
+        source = ImageFolder(str(self.tree), "train")
+        for index in range(7):
+            self.assertTrue(torch.equal(images.read(index), source.read(index)))
+
+    @parameterized.parameters({"shorter_side": 20}, {"format": "jpeg"}, {"images_per_shard": 2})
+    def test_another_pack_in_the_workdir(self, **settings: Any) -> None:
+        self.pack()
+        with self.assertRaisesRegex(UserError, "holds a pack of other images or settings"):
+            self.task(**settings).check(self.workdir, "")
+
+    @parameterized.parameters(
+        ({"format": "png"}, "format is 'png'; it must be one of jpeg, raw"),
+        ({"quality": 101}, "quality is 101"),
+        ({"quality": 0}, "quality is 0"),
+        ({"shorter_side": 0}, "shorter_side is 0"),
+        ({"images_per_shard": 0}, "images_per_shard is 0"),
+        ({"workers": 0}, "workers is 0"),
+    )
+    def test_values_out_of_range(self, settings: dict[str, Any], message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            self.task(**settings).check(self.workdir, "")
+
+    def test_a_full_disk(self) -> None:
+        error = OSError(28, "No space left on device")
+        with (
+            mock.patch.object(PackTask, "_shards", side_effect=error),
+            self.assertRaisesRegex(UserError, "No space left on device.: free some disk space"),
+        ):
+            self.task().run(self.workdir, "")
+
+
+if __name__ == "__main__":
+    absltest.main()
