@@ -25,6 +25,7 @@ from jigclu.data.packed import PackedImages
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabelledImages
 from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
+from jigclu.data.webdataset import WebDatasetImages
 from jigclu.errors import UserError
 from jigclu.export import ExportTask
 from jigclu.feature_cache import FeatureCache
@@ -133,6 +134,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "ImageList": ImageList,
     "TorchvisionImages": TorchvisionImages,
     "PackedImages": PackedImages,
+    "WebDatasetImages": WebDatasetImages,
     "ProceduralImages": ProceduralImages,
     "ListedSubset": ListedSubset,
     "BalancedSubset": BalancedSubset,

@@ -39,6 +39,7 @@ LAYERS = {
     "jigclu.data.procedural": 2.15,
     "jigclu.data.subsets": 2.15,
     "jigclu.data.packed": 2.15,
+    "jigclu.data.webdataset": 2.15,
     "jigclu.data.patches": 2.2,
     "jigclu.data.images": 2.2,
     "jigclu.data.loader": 2.3,

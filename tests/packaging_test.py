@@ -36,7 +36,7 @@ class PackagingTest(parameterized.TestCase):
         include = _setup()["options.packages.find"]["include"].split()
         self.assertEqual(include, ["jigclu*"])
         packages = setuptools.find_packages(str(ROOT), include=include)
-        self.assertCountEqual(packages, ["jigclu", "jigclu.data"])
+        self.assertCountEqual(packages, ["jigclu", "jigclu.data", "jigclu.detection"])
 
     def test_gin_is_no_package(self) -> None:
         self.assertNotIn("gin", setuptools.find_packages(str(ROOT)))

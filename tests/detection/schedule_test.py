@@ -64,7 +64,7 @@ class ScheduleTest(parameterized.TestCase):
     def test_a_rounded_rate_is_no_mixture(self) -> None:
         new = schedule.rescaled(COCO, 3)
         schedule.check(COCO, new._replace(learning_rate=0.00375))
-        schedule.check(COCO, new._replace(learning_rate=0.0037))
+        schedule.check(COCO, new._replace(learning_rate=0.00372))
         with self.assertRaises(UserError):
             schedule.check(COCO, new._replace(learning_rate=0.0036))
 

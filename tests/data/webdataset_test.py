@@ -1,0 +1,113 @@
+"""Tests of jigclu.data.webdataset."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+from unittest import mock
+
+import torch
+from absl.testing import absltest, parameterized
+from samples import write_image_tree
+
+from jigclu.data import webdataset
+from jigclu.data.sources import ImageFolder
+from jigclu.data.webdataset import WebDatasetImages
+from jigclu.errors import UserError
+
+
+class WebDatasetImagesTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        self.root = self.folder / "shards"
+        self.root.mkdir()
+        write_image_tree(self.folder / "tree")
+        self.source = ImageFolder(str(self.folder / "tree"), "train")
+        self.write("b.tar", range(4, 7))
+        self.write("a.tar", range(4))
+
+    def write(self, name: str, indices: range, labels: bool = True) -> None:
+        """Writes images of the tree: the label before the image, beside other files."""
+        with tarfile.open(self.root / name, "w") as tar:
+            for index in indices:
+                assert self.source.labels is not None
+                files = {"json": b"{}"}
+                if labels:
+                    files["cls"] = str(self.source.labels[index]).encode()
+                files["png"] = Path(self.source.name(index)).read_bytes()
+                for suffix, data in files.items():
+                    member = tarfile.TarInfo(f"./some.folder/{index:05d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+    def open(self) -> WebDatasetImages:
+        return WebDatasetImages(str(self.root), str(self.folder / "index"))
+
+    def test_images_and_labels_in_the_order_of_shards(self) -> None:
+        images = self.open()
+        self.assertLen(images, 7)
+        self.assertEqual(images.labels, self.source.labels)
+        self.assertEqual(images.classes, ["0", "1"])
+        for index in (6, *range(7)):
+            self.assertTrue(torch.equal(images.read(index), self.source.read(index)))
+        self.assertEqual(images.name(5), f"{self.root}/b.tar image 1")
+
+    def test_a_shard_is_read_through_once(self) -> None:
+        first = self.open()
+        with mock.patch.object(webdataset, "_looked_up") as looked_up:
+            second = self.open()
+        looked_up.assert_not_called()
+        self.assertEqual(first.fingerprint(True), second.fingerprint(True))
+        self.assertTrue(torch.equal(first.read(3), second.read(3)))
+
+    def test_another_shard_of_the_same_name_is_looked_up(self) -> None:
+        before = self.open()
+        self.write("b.tar", range(5, 7))
+        os.utime(self.root / "b.tar", ns=(1, 1))
+        after = self.open()
+        self.assertLen(after, 6)
+        self.assertTrue(torch.equal(after.read(4), self.source.read(5)))
+        self.assertNotEqual(before.fingerprint(False), after.fingerprint(False))
+
+    def test_unlabelled(self) -> None:
+        self.write("a.tar", range(4), labels=False)
+        self.write("b.tar", range(4, 7), labels=False)
+        images = self.open()
+        self.assertIsNone(images.labels)
+        self.assertEqual(images.classes, [])
+
+    def test_labels_of_a_part(self) -> None:
+        self.write("b.tar", range(4, 7), labels=False)
+        with self.assertRaisesRegex(UserError, "3 of 7 images have no .cls"):
+            self.open()
+
+    def test_a_shard_that_is_cut_off(self) -> None:
+        path = self.root / "b.tar"
+        path.write_bytes(path.read_bytes()[:3000])
+        with self.assertRaisesRegex(UserError, "b.tar is damaged"):
+            self.open()
+
+    def test_no_tar(self) -> None:
+        (self.root / "b.tar").write_bytes(b"nothing" * 200)
+        with self.assertRaisesRegex(UserError, "b.tar is damaged, or no tar"):
+            self.open()
+
+    def test_no_images(self) -> None:
+        with tarfile.open(self.root / "c.tar", "w") as tar:
+            tar.addfile(tarfile.TarInfo("readme.txt"))
+        with self.assertRaisesRegex(UserError, "c.tar holds no images"):
+            self.open()
+
+    def test_no_shards(self) -> None:
+        with self.assertRaisesRegex(UserError, "holds no ..tar"):
+            WebDatasetImages(str(self.folder), str(self.folder / "index"))
+
+    def test_an_index_folder_that_cannot_be_written(self) -> None:
+        (self.folder / "index").write_text("a file")
+        with self.assertRaisesRegex(UserError, "index_folder .* cannot be written"):
+            self.open()
+
+
+if __name__ == "__main__":
+    absltest.main()
