@@ -1,14 +1,17 @@
 """What pre-training minimises: from the bytes of patches to the two losses."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from jigclu import collectives, jigsaw, losses
 from jigclu.augment import AugmentationParameters, AugmentationSettings, augment
 from jigclu.errors import UserError
-from jigclu.model import JigClu
+from jigclu.model import JigClu, Outputs
+from jigclu.recompute import recomputed
 from jigclu.steps import Forward
 
 
@@ -65,24 +68,63 @@ class JigsawForward(Forward):
     """Augment, stitch, encode, compare: from the bytes of patches to the losses."""
 
     def __init__(
-        self, model: JigClu, objective: Objective, precision: str, channels_last: bool
+        self,
+        model: JigClu,
+        objective: Objective,
+        precision: str,
+        channels_last: bool,
+        micro_batch_size: int | None,
     ) -> None:
-        """As `Forward`; raises UserError for an objective out of range, too."""
+        """As `Forward`; raises UserError for an objective out of range, too.
+
+        Args:
+          micro_batch_size: montages that the encoder sees at once; None: all. The losses
+            are over all montages in any case, their gradients exact; the statistics of
+            batch normalisation are those of so many montages, of all ranks.
+        """
         super().__init__(model, precision, channels_last)
         check_objective(objective)
         self.objective = objective
         self.grid = model.grid
+        self._micro_batch_size = micro_batch_size
+        self._encode: Callable[..., Outputs] = self._encoded
+        self._compare: Callable[..., StepLosses] = self._compared
+
+    def compile_graphs(self) -> None:
+        """As `Forward`; of pieces and of what follows them a graph each."""
+        if self._micro_batch_size is None:
+            super().compile_graphs()
+            return
+        self._encode = torch.compile(self._encoded, fullgraph=True, dynamic=False)
+        self._compare = torch.compile(self._compared, fullgraph=True, dynamic=False)
 
     def forward(
         self, slots: Tensor, augmentation: AugmentationParameters, permutation: Tensor
     ) -> StepLosses:
         """Returns this rank's losses; for the arguments see `StepInputs`."""
+        if self._micro_batch_size is None:
+            return self._compare(*self._encode(slots, augmentation), permutation)
+        rows = self._micro_batch_size * self.grid**2
+        outputs = [
+            recomputed(self._encode, self.model, piece, AugmentationParameters(*drawn))
+            for piece, *drawn in zip(
+                slots.split(rows), *(values.split(rows) for values in augmentation), strict=True
+            )
+        ]
+        return self._compare(*map(torch.cat, zip(*outputs, strict=True)), permutation)
+
+    def _encoded(self, slots: Tensor, augmentation: AugmentationParameters) -> Outputs:
+        patches = augment(slots, augmentation, self.objective.augmentation)
+        outputs: Outputs = self.apply_model(jigsaw.stitch_montages(patches, self.grid))
+        return outputs
+
+    def _compared(
+        self, embeddings: Tensor, location_logits: Tensor, permutation: Tensor
+    ) -> StepLosses:
         objective, grid = self.objective, self.grid
-        patches = augment(slots, augmentation, objective.augmentation)
-        montages = jigsaw.stitch_montages(patches, grid)
-        embeddings, location_logits = self.apply_model(montages)
+        slots = len(embeddings)
         embeddings = collectives.gather_with_gradient(embeddings)
-        first, count = collectives.rank() * len(montages), len(montages)
+        first, count = collectives.rank() * slots // grid**2, slots // grid**2
         clustering = losses.clustering_loss(
             losses.embeddings_by_image(embeddings, permutation, grid),
             first,

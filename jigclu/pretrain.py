@@ -28,9 +28,11 @@ from jigclu.weights import take
 class PretrainTask(TrainingTask):
     """Everything that defines a run of pre-training; what a field means stands in gin/base.
 
-    Units beside those of `TrainingTask`: patch_size in pixels, picture_every in steps.
+    Units beside those of `TrainingTask`: patch_size in pixels, picture_every in steps,
+    micro_batch_size in images.
     """
 
+    micro_batch_size: int | None
     grid: int
     cross_ratio: float
     patch_size: int
@@ -85,6 +87,7 @@ class PretrainTask(TrainingTask):
         check_objective(self.objective())
         self.dataset()
         check_least(self, {"embedding_channels": 1, "picture_every": 0})
+        self._check_micro_batch()
         self._check_map()
         if self.evaluation is not None:
             self.evaluation.check()
@@ -92,6 +95,14 @@ class PretrainTask(TrainingTask):
             with torch.device("meta"):
                 model = self.model()
                 take(Path(self.init_from), model.state_dict())
+
+    def _check_micro_batch(self) -> None:
+        size, of_device = self.micro_batch_size, self.batch_size // launched_processes()
+        if size is not None and (size < 1 or of_device % size):
+            raise UserError(
+                f"micro_batch_size is {size}; it must divide the {of_device} images of a device, "
+                "or be None for all at once"
+            )
 
     def _check_map(self) -> None:
         side = self.grid * self.patch_size
@@ -134,7 +145,9 @@ class PretrainRun(TrainingRun):
         """As `TrainingRun`; builds the network and its step."""
         self.task = task
         model = task.model()
-        forward = JigsawForward(model, task.objective(), task.precision, task.channels_last)
+        forward = JigsawForward(
+            model, task.objective(), task.precision, task.channels_last, task.micro_batch_size
+        )
         self.step = TrainingStep(forward, task.optimizer, task.loss_scaling, task.compile, device)
         self.encoder = model.encoder
         self.precision = forward.precision

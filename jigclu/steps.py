@@ -62,6 +62,10 @@ class Forward(nn.Module):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
 
+    def compile_graphs(self) -> None:
+        """Lets torch.compile make one graph of it, at the first call."""
+        self.compile(fullgraph=True, dynamic=False)
+
     def apply_model(self, images: Tensor) -> Any:
         """Returns what the model makes of images [batch, 3, height, width], under autocast."""
         enabled = self.precision != torch.float32
@@ -98,7 +102,7 @@ class TrainingStep:
         self._advance = self._take_step
         if compile:
             # Compiled before it is wrapped: compiling DistributedDataParallel itself does nothing.
-            forward.compile(fullgraph=True, dynamic=False)
+            forward.compile_graphs()
             self._advance = torch.compile(self._take_step, fullgraph=True, dynamic=False)
         self._forward: nn.Module = forward
         if collectives.world_size() > 1:

@@ -45,6 +45,7 @@ LAYERS = {
     "jigclu.data.loader": 2.3,
     "jigclu.resume": 2.1,
     "jigclu.steps": 3.0,
+    "jigclu.recompute": 3.0,
     "jigclu.objective": 3.1,
     "jigclu.pictures": 3.2,
     "jigclu.knn": 4.0,
@@ -78,6 +79,7 @@ SHELL = {"jigclu.config", "jigclu.launch"}
 NEVER_SYNCHRONISED = {
     "jigclu.steps",
     "jigclu.objective",
+    "jigclu.recompute",
     "jigclu.losses",
     "jigclu.augment",
     "jigclu.update",
