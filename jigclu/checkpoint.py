@@ -6,6 +6,7 @@ complete and on the disk, so a crash or a full disk never costs an older one.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import uuid
@@ -85,6 +86,15 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file, hexadecimal, in the memory of a part of it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _prune(newest: Path, keep_last: int, keep_every: int) -> None:

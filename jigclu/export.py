@@ -172,7 +172,7 @@ class ExportTask:
         origin = Path(self.init_from)
         sections = [
             f"# {self.encoder}, an image encoder exported by JigClu",
-            f"Weights of `{origin.name}` (SHA-256 `{_sha256(origin)}`), without heads. "
+            f"Weights of `{origin.name}` (SHA-256 `{checkpoint.sha256(origin)}`), without heads. "
             f"Images: RGB in [0, 1], minus {self.mean}, divided by {self.std}. "
             "Features: the mean of the last feature map.",
         ]
@@ -220,10 +220,6 @@ def _write_file(path: Path, data: bytes) -> None:
             f"{path} cannot be written ({error.strerror}): free some disk space or take "
             "another --workdir"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _table(files: list[Written], images: int) -> str:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from jigclu import checkpoint
 from jigclu.data.decode import UnreadableImageError
-from jigclu.data.packed import FORMATS, INDEX, RECORD, index_of, sha256, shard_files
+from jigclu.data.packed import FORMATS, INDEX, RECORD, index_of, shard_files
 from jigclu.data.sources import Source, digest
 from jigclu.device import launched_rank
 from jigclu.errors import UserError
@@ -156,7 +156,7 @@ def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
         rows.append((offset, data.tell() - offset, *image.shape[1:], label, index))
     checkpoint.write_whole(images, lambda file: file.write(data.getbuffer()))
     checkpoint.write_whole(records, lambda file: np.save(file, np.array(rows, RECORD)))
-    shard = _Shard(len(rows), data.tell(), sha256(images), unreadable)
+    shard = _Shard(len(rows), data.tell(), checkpoint.sha256(images), unreadable)
     _write_json(summary, shard._asdict())
     return shard
 

@@ -119,6 +119,12 @@ class SaveAndLoadTest(parameterized.TestCase):
             self._save(step, keep_last=9)
         self.assertEqual(checkpoint.latest(self.workdir), self.folder / "step_100000000.pt")
 
+    @parameterized.parameters(0, 3, 2**20, 2**20 + 1)
+    def test_sha256_is_of_the_whole_file(self, size: int) -> None:
+        path = Path(self.create_tempdir()) / "file"
+        path.write_bytes(b"x" * size)
+        self.assertEqual(checkpoint.sha256(path), hashlib.sha256(b"x" * size).hexdigest())
+
     def test_missing_file_names_it_and_what_there_is(self) -> None:
         self._save(10)
         message = r"step_00000011\.pt does not exist; .*step_00000010\.pt"

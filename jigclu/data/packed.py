@@ -6,7 +6,6 @@ makes the pack whole: images are JPEG files, or raw bytes that need no decoding,
 a crop reads its own part alone.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jigclu import checkpoint
 from jigclu.data.decode import UnreadableImageError, decode_image
 from jigclu.data.sources import digest
 from jigclu.errors import UserError
@@ -39,12 +39,6 @@ INDEX = "pack.json"
 def shard_files(root: Path, number: int) -> tuple[Path, Path]:
     """Returns the paths of a shard's images and of its records."""
     return root / f"shard_{number:05d}.bin", root / f"shard_{number:05d}.npy"
-
-
-def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class PackedImages:
@@ -155,7 +149,7 @@ def _open_shard(root: Path, number: int, shard: dict[str, Any], verify: bool) ->
             f"{images} has {size:,} bytes of {len(rows):,} images, expected {shard['bytes']:,} of "
             f"{shard['images']:,}: copy it again, or pack the images again"
         )
-    if verify and sha256(images) != shard["sha256"]:
+    if verify and checkpoint.sha256(images) != shard["sha256"]:
         raise UserError(
             f"{images} is damaged, its SHA-256 is another: copy it again, or pack the images again"
         )
