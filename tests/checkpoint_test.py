@@ -1,5 +1,6 @@
 """Tests of jigclu.checkpoint."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
