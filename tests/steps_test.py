@@ -14,7 +14,7 @@ from torch.nn import functional
 from jigclu import augment, steps, update
 from jigclu.batch_norm import BatchNorm
 from jigclu.errors import UserError
-from jigclu.model import Outputs
+from jigclu.model import JigClu, Outputs
 from jigclu.objective import JigsawForward, Objective, StepInputs
 from jigclu.state import TrainState
 
@@ -28,10 +28,21 @@ def pretrain_step(
     precision: str = "float32",
     micro_batch_size: int | None = None,
     norm_layer: type[nn.Module] = BatchNorm,
+    build: Callable[[type[nn.Module]], JigClu] = small_model,
 ) -> steps.TrainingStep:
-    model = small_model(norm_layer)
+    model = build(norm_layer)
     forward = JigsawForward(model, OBJECTIVE, precision, True, micro_batch_size)
     return steps.TrainingStep(forward, SGD, SCALING, compile, torch.device("cpu"))
+
+
+def double_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
+    """Builds `small_model` in float64.
+
+    Statistics of few values make gradients of float32's last bit, which is the processor's.
+    """
+    model = small_model(norm_layer).double()
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    return model
 
 
 def train(count: int, compile: bool = False, *settings: Any, **named: Any) -> dict[str, Any]:
@@ -176,7 +187,7 @@ class StepsTest(parameterized.TestCase):
                 self.assertTrue(torch.equal(second[name][key], value), key)
 
     def test_pieces_equal_plain_ones_that_are_all_kept(self) -> None:
-        model = small_model()
+        model = double_model()
         inputs = inputs_of(0)
 
         def pieces(montages: Tensor) -> Outputs:
@@ -186,7 +197,7 @@ class StepsTest(parameterized.TestCase):
         clustering, location, _ = explicit_losses(pieces, inputs)
         (clustering + location).backward()
         gradients = {f"{n}": p.grad + 1e-4 * p for n, p in model.named_parameters()}  # type: ignore[operator]
-        result = train(1, micro_batch_size=2)
+        result = train(1, micro_batch_size=2, build=double_model)
         self.assertAlmostEqual(
             result["metrics"][0]["loss"], (clustering + location).item(), delta=1e-4
         )
