@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jigclu import augment, collectives, jigsaw
+from jigclu import augment, collectives, jigsaw, schedules
 from jigclu.data.loader import Batch, patch_loader
 from jigclu.data.patches import PatchDataset
 from jigclu.device import launched_processes
@@ -28,16 +28,18 @@ from jigclu.weights import take
 class PretrainTask(TrainingTask):
     """Everything that defines a run of pre-training; what a field means stands in gin/base.
 
-    Units beside those of `TrainingTask`: patch_size in pixels, picture_every in steps,
-    micro_batch_size in images.
+    Units beside those of `TrainingTask`: patch_size in pixels, smaller_patches in (epoch,
+    pixels), picture_every in steps, micro_batch_size in images.
     """
 
     micro_batch_size: int | None
     grid: int
     cross_ratio: float
     patch_size: int
+    smaller_patches: tuple[tuple[int, int], ...]
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
+    scaled_decoding: bool
     augmentation: augment.AugmentationSettings
     embedding_channels: int
     temperature: float
@@ -74,8 +76,10 @@ class PretrainTask(TrainingTask):
             grid=self.grid,
             cross_ratio=self.cross_ratio,
             patch_size=self.patch_size,
+            smaller_patches=self.smaller_patches,
             scale=self.crop_scale,
             ratio=self.crop_ratio,
+            scaled_decoding=self.scaled_decoding,
         )
 
     def check_values(self) -> None:
@@ -88,7 +92,8 @@ class PretrainTask(TrainingTask):
         self.dataset()
         check_least(self, {"embedding_channels": 1, "picture_every": 0})
         self._check_micro_batch()
-        self._check_map()
+        schedules.check_patch_sizes(self.patch_size, self.smaller_patches, self.epochs)
+        self._check_map(schedules.patch_size_at(0, self.patch_size, self.smaller_patches))
         if self.evaluation is not None:
             self.evaluation.check()
         if self.init_from is not None:
@@ -104,13 +109,13 @@ class PretrainTask(TrainingTask):
                 "or be None for all at once"
             )
 
-    def _check_map(self) -> None:
-        side = self.grid * self.patch_size
+    def _check_map(self, patch_size: int) -> None:
+        side = self.grid * patch_size
         with torch.device("meta"):
             maps = self.model().encoder.eval()(torch.empty(1, 3, side, side))
         if maps.shape[-1] < self.grid:
             raise UserError(
-                f"patch_size is {self.patch_size}; {self.encoder} sees montages of {side} pixels "
+                f"patch_size is {patch_size}; {self.encoder} sees montages of {side} pixels "
                 f"as {maps.shape[-1]}x{maps.shape[-1]} features, too few to tell "
                 f"{self.grid}x{self.grid} patches apart: take larger patches, or small_stem"
             )

@@ -1,5 +1,6 @@
-"""The learning rate as a function of the epoch."""
+"""The learning rate, and the size of patches, as functions of the epoch."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -52,6 +53,28 @@ def learning_rate_at(
     if epoch < warmup_epochs:
         return learning_rate * (step + 1) / (warmup_epochs * steps_per_epoch + 1)
     return learning_rate * decay(math.floor(epoch) if per_epoch else epoch, epochs)
+
+
+def patch_size_at(epoch: int, patch_size: int, smaller: Sequence[tuple[int, int]]) -> int:
+    """Returns the side of the patches of an epoch, pixels.
+
+    Args:
+      epoch: from 0.
+      patch_size: pixels, after the last of `smaller`.
+      smaller: (epoch, pixels): before that epoch patches have so many pixels a side.
+    """
+    return next((size for until, size in smaller if epoch < until), patch_size)
+
+
+def check_patch_sizes(patch_size: int, smaller: Sequence[tuple[int, int]], epochs: int) -> None:
+    """Raises UserError unless the patches grow, a size an epoch, to patch_size at the end."""
+    ends, sizes = [0, *(until for until, _ in smaller)], [0, *(size for _, size in smaller)]
+    grow = all(a < b for a, b in itertools.pairwise([*sizes, patch_size]))
+    if not grow or not all(a < b for a, b in itertools.pairwise([*ends, epochs])):
+        raise UserError(
+            f"smaller_patches is {tuple(smaller)}; it must be (epoch, pixels) pairs, both growing: "
+            f"epochs within (0, {epochs}), pixels from 1 to less than patch_size = {patch_size}"
+        )
 
 
 def check_schedule(epochs: int, warmup_epochs: float) -> None:

@@ -155,6 +155,7 @@ class GinFilesTest(parameterized.TestCase):
             "grid": 2,
             "cross_ratio": 0.3,
             "patch_size": 112,
+            "smaller_patches": (),
             "crop_scale": (0.2, 1.0),
             "encoder": "resnet50",
             "small_stem": False,

@@ -26,8 +26,10 @@ def _patches(source: Source, indices: list[int]) -> list[Tensor]:
         grid=2,
         cross_ratio=0.3,
         patch_size=8,
+        smaller_patches=(),
         scale=(0.2, 1.0),
         ratio=(0.75, 1.33),
+        scaled_decoding=False,
     )
     return [dataset[(1, index)].patches for index in indices]
 

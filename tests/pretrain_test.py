@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ TASK = PretrainTask(
     grid=2,
     cross_ratio=0.3,
     patch_size=16,
+    smaller_patches=(),
     crop_scale=(0.2, 1.0),
     crop_ratio=(0.75, 4 / 3),
+    scaled_decoding=True,
     augmentation=AUGMENTATION,
     embedding_channels=128,
     temperature=0.3,
@@ -145,6 +148,14 @@ class PretrainTest(parameterized.TestCase):
             parts["optimizer"]["momentum"], whole["optimizer"]["momentum"], 0.05
         )
 
+    def test_patches_grow_with_the_epochs(self) -> None:
+        run(changed(smaller_patches=((1, 8),), picture_every=3), self.folder)
+        events = EventAccumulator(str(self.folder / "tensorboard"))
+        events.Reload()
+        images = [Image.open(io.BytesIO(e.encoded_image_string)) for e in events.Images("montages")]
+        # Four montages of two patches a side, in a row with two pixels around each.
+        self.assertEqual([image.width for image in images], [4 * (16 + 2) + 2, 4 * (32 + 2) + 2])
+
     def test_a_run_that_is_done_does_nothing(self) -> None:
         run(changed(stop_after_steps=2), self.folder)
         before = final(self.folder)
@@ -219,6 +230,8 @@ class PretrainTest(parameterized.TestCase):
         ({"grid": 1}, "grid is 1"),
         ({"cross_ratio": 0.6}, "cross_ratio is 0.6"),
         ({"patch_size": 0}, "patch_size is 0"),
+        ({"smaller_patches": ((1, 16),)}, r"smaller_patches is \(\(1, 16\),\); .* patch_size = 16"),
+        ({"smaller_patches": ((2, 8),)}, r"smaller_patches is .* within \(0, 2\)"),
         ({"micro_batch_size": 3}, "micro_batch_size is 3; it must divide the 4 images of a device"),
         ({"micro_batch_size": 8}, "micro_batch_size is 8"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),

@@ -12,7 +12,7 @@ from torchvision.models import resnet
 
 from jigclu import augment, collectives, jigsaw
 from jigclu.batch_norm import BatchNorm
-from jigclu.data.decode import UnreadableImageError
+from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size
 from jigclu.encoder import Encoder
 from jigclu.model import JigClu
 from jigclu.objective import StepInputs
@@ -79,7 +79,8 @@ class MemorySource:
     def fingerprint(self, deep: bool) -> str:
         return "memory"
 
-    def read(self, index: int) -> Tensor:
+    def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
+        del reduction
         image = self._images[index]
         if image is None:
             raise UnreadableImageError("made so")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jigclu import checkpoint
-from jigclu.data.decode import UnreadableImageError, decode_image
+from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
 from jigclu.data.sources import digest
 from jigclu.errors import UserError
 
@@ -75,7 +75,7 @@ class PackedImages:
     def __len__(self) -> int:
         return len(self._records)
 
-    def read(self, index: int) -> Tensor:
+    def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
         """Returns uint8 [3, height, width], RGB; raises UnreadableImageError.
 
         Of a raw pack it is the map itself: a crop reads no more than its own pages.
@@ -84,7 +84,7 @@ class PackedImages:
         record = self._records[index]
         data = self._map(shard)[record["offset"] : record["offset"] + record["length"]]
         if not self._is_raw:
-            return decode_image(data.tobytes())
+            return decode_image(data.tobytes(), reduction)
         return torch.from_numpy(data).view(3, int(record["height"]), int(record["width"]))
 
     def name(self, index: int) -> str:

@@ -1,5 +1,7 @@
 """The data set of pre-training: the patches of images."""
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,13 +10,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from jigclu.crops import check_crop, generator_of, random_resized_crop
-from jigclu.data.decode import UnreadableImageError, crop_resize
+from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, crop_resize
 from jigclu.data.sources import Source
 from jigclu.errors import UserError
-from jigclu.jigsaw import check_grid, patch_boxes
+from jigclu.jigsaw import Box, check_grid, patch_boxes
+from jigclu.schedules import patch_size_at
 
 # So many unreadable images in a row are a broken disk or the wrong files.
 UNREADABLE_IN_A_ROW = 100
+_FACTORS = (1, 2, 4, 8)  # By which JPEG decoders shrink.
 
 
 class PatchSample(NamedTuple):
@@ -28,6 +32,37 @@ class PatchSample(NamedTuple):
     patches: Tensor
     image_index: int
     unreadable: int
+
+
+class _Crops:
+    """The crops of one image, drawn at its full size, which decoding may shrink."""
+
+    def __init__(self, draw: Callable[[int, int], list[Box]], size: int) -> None:
+        """Keeps how to draw them, of height and width, and the side of the patches, pixels."""
+        self._draw = draw
+        self._size = size
+        self._full: tuple[int, int] | None = None
+
+    def reduction(self, height: int, width: int) -> int:
+        """Returns by how much decoding may shrink: every crop keeps the pixels of its patch."""
+        self._full = (height, width)
+        if min(height, width) < _FACTORS[1] * self._size:
+            return 1
+        least = min(min(crop.height, crop.width) for crop in self._draw(height, width))
+        return max(factor for factor in _FACTORS if factor == 1 or least >= factor * self._size)
+
+    def of(self, image: Tensor) -> list[Box]:
+        """Returns the crops in the pixels of an image [3, height, width], shrunk or not."""
+        height, width = image.shape[1:]
+        full_height, full_width = self._full or (height, width)
+        crops = self._draw(full_height, full_width)
+        return [_scaled(crop, height / full_height, width / full_width) for crop in crops]
+
+
+def _scaled(box: Box, vertical: float, horizontal: float) -> Box:
+    top, bottom = round(box.top * vertical), round((box.top + box.height) * vertical)
+    left, right = round(box.left * horizontal), round((box.left + box.width) * horizontal)
+    return Box(top, left, bottom - top, right - left)
 
 
 class PatchDataset(Dataset[PatchSample]):
@@ -45,8 +80,10 @@ class PatchDataset(Dataset[PatchSample]):
         grid: int,
         cross_ratio: float,
         patch_size: int,
+        smaller_patches: Sequence[tuple[int, int]],
         scale: tuple[float, float],
         ratio: tuple[float, float],
+        scaled_decoding: bool,
     ) -> None:
         """Keeps the settings; reads nothing yet.
 
@@ -56,8 +93,11 @@ class PatchDataset(Dataset[PatchSample]):
           grid: patches a side of an image, >= 2 (published 2).
           cross_ratio: overlap of the regions, in [0, 0.5] (published 0.3).
           patch_size: side of a patch, pixels (published 112).
+          smaller_patches: of earlier epochs; see `schedules.patch_size_at`.
           scale: least and most area of a crop, share of its region (published 0.2, 1).
           ratio: least and most width / height of a crop (published 3/4, 4/3).
+          scaled_decoding: shrink JPEG while decoding, by as much as every crop can take
+            and still be no smaller than its patch.
 
         Raises:
           UserError: a value out of its range.
@@ -71,8 +111,10 @@ class PatchDataset(Dataset[PatchSample]):
         self._grid = grid
         self._cross_ratio = cross_ratio
         self._patch_size = patch_size
+        self._smaller_patches = smaller_patches
         self._scale = scale
         self._ratio = ratio
+        self._scaled_decoding = scaled_decoding
 
     def __len__(self) -> int:
         return len(self._source)
@@ -86,27 +128,27 @@ class PatchDataset(Dataset[PatchSample]):
           UserError: too many unreadable images in a row.
         """
         epoch, index = epoch_and_index
-        image, unreadable = self._readable(index)
-        random = generator_of(self._seed, epoch, index)
-        _, height, width = image.shape
-        patches = [
-            crop_resize(
-                image,
-                random_resized_crop(random, region, self._scale, self._ratio),
-                self._patch_size,
-            )
-            for region in patch_boxes(height, width, self._grid, self._cross_ratio)
-        ]
+        size = patch_size_at(epoch, self._patch_size, self._smaller_patches)
+        crops = _Crops(functools.partial(self._draw, epoch, index), size)
+        image, unreadable = self._readable(
+            index, crops.reduction if self._scaled_decoding else at_full_size
+        )
+        patches = [crop_resize(image, crop, size) for crop in crops.of(image)]
         return PatchSample(torch.stack(patches), index, unreadable)
 
-    def _readable(self, index: int) -> tuple[Tensor, int]:
+    def _draw(self, epoch: int, index: int, height: int, width: int) -> list[Box]:
+        regions = patch_boxes(height, width, self._grid, self._cross_ratio)
+        random = generator_of(self._seed, epoch, index)
+        return [random_resized_crop(random, region, self._scale, self._ratio) for region in regions]
+
+    def _readable(self, index: int, reduction: Reduction) -> tuple[Tensor, int]:
         """Returns the first readable image from index on, and how many were skipped."""
         length = len(self._source)
         limit = min(UNREADABLE_IN_A_ROW, length)
         for skipped in range(limit):
             candidate = (index + skipped) % length
             try:
-                return self._read(candidate), skipped
+                return self._read(candidate, reduction), skipped
             except UnreadableImageError as error:
                 name, reason = self._source.name(candidate), error
                 logging.warning("unreadable image skipped: %s (%s)", name, reason)
@@ -115,8 +157,8 @@ class PatchDataset(Dataset[PatchSample]):
             "check that the data are images and were copied whole"
         )
 
-    def _read(self, index: int) -> Tensor:
-        image = self._source.read(index)
+    def _read(self, index: int, reduction: Reduction) -> Tensor:
+        image = self._source.read(index, reduction)
         _, height, width = image.shape
         if min(height, width) < self._grid:
             raise UnreadableImageError(

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.sources import digest
 from jigclu.errors import UserError
 
@@ -175,8 +176,9 @@ class ProceduralImages:
         del deep
         return digest(len(self), self._size, self._split, self._stream)
 
-    def read(self, index: int) -> Tensor:
-        """Draws one image: uint8 [3, size, size], RGB."""
+    def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
+        """Draws one image: uint8 [3, size, size], RGB, at full size."""
+        del reduction
         shape, texture = _CLASSES[self.classes[self.labels[index]]]
         generator = np.random.default_rng((*self._stream, index))
         return torch.from_numpy(_draw(generator, self._size, shape, texture))

@@ -17,7 +17,7 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
-from jigclu.data.decode import UnreadableImageError, decode_image
+from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
 from jigclu.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -43,8 +43,13 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> Tensor:
-        """Returns uint8 [3, height, width], RGB; raises UnreadableImageError."""
+    def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
+        """Returns uint8 [3, height, width], RGB; raises UnreadableImageError.
+
+        Args:
+          index: from 0.
+          reduction: by which a source that decodes may shrink the image; any may not.
+        """
 
     def name(self, index: int) -> str:
         """Returns what tells the user which image this is."""
@@ -83,14 +88,14 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, index: int) -> Tensor:
+    def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
         """Returns uint8 [3, height, width], RGB; raises UnreadableImageError."""
         try:
             with open(self.name(index), "rb") as file:
                 data = file.read()
         except OSError as error:
             raise UnreadableImageError(str(error)) from error
-        return decode_image(data)
+        return decode_image(data, reduction)
 
     def name(self, index: int) -> str:
         """Returns the path of the file."""
@@ -190,8 +195,9 @@ class ImageArray:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, index: int) -> Tensor:
-        """Returns uint8 [3, height, width], RGB."""
+    def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
+        """Returns uint8 [3, height, width], RGB, at full size."""
+        del reduction
         return self._images[index]
 
     def name(self, index: int) -> str:
@@ -235,9 +241,9 @@ class TorchvisionImages:
     def __len__(self) -> int:
         return len(self._source)
 
-    def read(self, index: int) -> Tensor:
+    def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
         """Returns uint8 [3, height, width], RGB; raises UnreadableImageError."""
-        return self._source.read(index)
+        return self._source.read(index, reduction)
 
     def name(self, index: int) -> str:
         """Returns the path of the file, or the data set's name and the index."""

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.sources import Source, digest, read_list
 from jigclu.errors import UserError
 from jigclu.jigsaw import mix_seed
@@ -42,9 +43,9 @@ class SubsetSource:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def read(self, index: int) -> Tensor:
+    def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
         """Returns uint8 [3, height, width], RGB; raises UnreadableImageError."""
-        return self._source.read(int(self._indices[index]))
+        return self._source.read(int(self._indices[index]), reduction)
 
     def name(self, index: int) -> str:
         """Returns what the whole source calls the image."""

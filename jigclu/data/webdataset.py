@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from jigclu import checkpoint
-from jigclu.data.decode import UnreadableImageError, decode_image
+from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
 from jigclu.data.sources import EXTENSIONS, digest
 from jigclu.errors import UserError
 
@@ -60,7 +60,7 @@ class WebDatasetImages:
     def __len__(self) -> int:
         return len(self._records)
 
-    def read(self, index: int) -> Tensor:
+    def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
         """Returns uint8 [3, height, width], RGB; raises UnreadableImageError."""
         record = self._records[index]
         try:
@@ -70,7 +70,7 @@ class WebDatasetImages:
                 data = file.read(int(record["length"]))
         except OSError as error:
             raise UnreadableImageError(str(error)) from error
-        return decode_image(data)
+        return decode_image(data, reduction)
 
     def name(self, index: int) -> str:
         """Returns the shard and which of its images it is."""

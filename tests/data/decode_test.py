@@ -3,6 +3,7 @@
 import io
 import warnings
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -89,6 +90,38 @@ class DecodeImageTest(parameterized.TestCase):
         expected = np.asarray(picture().transpose(Image.Transpose.ROTATE_270)).astype(int)
         self.assertEqual(image.shape, (3, 40, 24))
         self.assertLess(np.abs(as_array(image) - expected).mean(), 8)
+
+    @parameterized.parameters("RGB", "L")
+    def test_both_decoders_of_jpeg_agree(self, mode: str) -> None:
+        tags = Image.Exif()
+        for orientation in (1, 3, 6):
+            tags[ORIENTATION] = orientation
+            data = encode(picture().convert(mode), "JPEG", exif=tags, quality=80)
+            image = decode.decode_image(data)
+            with mock.patch.object(decode, "_torchvision_jpeg", return_value=None) as other:
+                self.assertTrue(torch.equal(decode.decode_image(data), image))
+            other.assert_called_once()
+
+    @parameterized.parameters(2, 4, 8)
+    def test_jpeg_is_shrunk_while_decoding(self, factor: int) -> None:
+        tags = Image.Exif()
+        tags[ORIENTATION] = 6
+        asked = []
+
+        def reduction(*size: int) -> int:
+            asked.append(size)
+            return factor
+
+        image = decode.decode_image(encode(picture(), "JPEG", exif=tags, quality=95), reduction)
+        self.assertEqual(asked, [(40, 24)])
+        self.assertEqual(image.shape, (3, 40 // factor, 24 // factor))
+        upright = picture().transpose(Image.Transpose.ROTATE_270)
+        expected = np.asarray(upright.reduce(factor)).astype(int)
+        self.assertLess(np.abs(as_array(image) - expected).mean(), 8)
+
+    def test_other_formats_are_not_shrunk(self) -> None:
+        image = decode.decode_image(encode(picture(), "PNG"), lambda height, width: 8)
+        self.assertEqual(image.shape, (3, 24, 40))
 
     @parameterized.named_parameters(
         ("empty", b"", "empty"),

@@ -36,8 +36,10 @@ class LoaderTest(absltest.TestCase):
             grid=2,
             cross_ratio=0.3,
             patch_size=8,
+            smaller_patches=(),
             scale=(0.2, 1.0),
             ratio=(3 / 4, 4 / 3),
+            scaled_decoding=False,
         )
         steps = sampler.GlobalBatchSampler(
             length=len(self.source),

@@ -1,7 +1,9 @@
 """Tests of jigclu.data.patches."""
 
+import functools
 import os
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -11,14 +13,17 @@ from samples import MemorySource, noise
 
 from jigclu.data import patches, sources
 from jigclu.errors import UserError
+from jigclu.jigsaw import Box
 
 SETTINGS: dict[str, Any] = {
     "seed": 0,
     "grid": 2,
     "cross_ratio": 0.3,
     "patch_size": 16,
+    "smaller_patches": (),
     "scale": (0.2, 1.0),
     "ratio": (3 / 4, 4 / 3),
+    "scaled_decoding": True,
 }
 
 
@@ -70,6 +75,64 @@ class PatchDatasetTest(parameterized.TestCase):
         self.assertTrue(torch.equal(first, dataset(source)[3, 1].patches))
         for other in (data[4, 1], data[3, 2], dataset(source, seed=1)[3, 1]):
             self.assertFalse(torch.equal(first, other.patches))
+
+    def test_early_epochs_show_smaller_patches(self) -> None:
+        source = MemorySource([noise(3, 50, 70)])
+        data = dataset(source, smaller_patches=((2, 8), (3, 12)))
+        sides = [data[epoch, 0].patches.shape[-1] for epoch in range(5)]
+        self.assertEqual(sides, [8, 8, 12, 16, 16])
+        self.assertTrue(
+            torch.equal(data[1, 0].patches, dataset(source, patch_size=8)[1, 0].patches)
+        )
+
+    def test_scaled_decoding_shows_the_same_crops(self) -> None:
+        rows, columns = np.mgrid[0:300, 0:400]
+        waves = [
+            127 + 120 * np.sin(rows / a + columns / b) for a, b in ((90, 120), (150, 60), (75, 180))
+        ]
+        root = self.create_tempdir().full_path
+        Image.fromarray(np.stack(waves, 2).astype(np.uint8)).save(
+            os.path.join(root, "a.jpg"), quality=95, subsampling=0
+        )
+        source = sources.UnlabelledImages(root)
+        with mock.patch.object(source, "read", wraps=source.read) as read:
+            for epoch in range(10):
+                scaled = dataset(source)[epoch, 0].patches
+                plain = dataset(source, scaled_decoding=False)[epoch, 0].patches
+                # Edges are rounded to pixels of an image of an eighth of the side, in waves
+                # that change by 3 a pixel of the full image at most.
+                difference = (scaled.float() - plain.float()).abs().mean()
+                self.assertLess(difference, 4)
+                unrelated = (plain.float() - plain.roll(1, 0).float()).abs().mean()
+                self.assertGreater(unrelated, 5 * difference)
+        factors = [call.args[1](300, 400) for call in read.call_args_list]
+        self.assertEqual(factors[1::2], [1] * 10)
+        # Crops of 240 x 320 regions have sides of 90 pixels or more: patches of 16 need no more
+        # than a quarter.
+        self.assertContainsSubset({4, 8}, set(factors[::2]))
+        self.assertNotIn(1, factors[::2])
+
+    def test_no_crop_is_decoded_smaller_than_its_patch(self) -> None:
+        data = dataset(MemorySource([]), patch_size=40)
+        shrunk = 0
+        for epoch in range(50):
+            crops = patches._Crops(functools.partial(data._draw, epoch, 0), 40)
+            factor = crops.reduction(400, 500)
+            image = torch.empty(3, -(-400 // factor), -(-500 // factor))
+            sides = [min(crop.height, crop.width) for crop in crops.of(image)]
+            self.assertTrue(factor == 1 or min(sides) >= 40)
+            full = [min(crop.height, crop.width) for crop in data._draw(epoch, 0, 400, 500)]
+            self.assertTrue(factor == 8 or min(full) < 2 * factor * 40)
+            shrunk += factor > 1
+        self.assertBetween(shrunk, 10, 50)
+
+    def test_crops_of_a_shrunk_image_are_those_of_the_whole(self) -> None:
+        drawn = [Box(0, 0, 80, 100), Box(41, 13, 60, 87)]
+        crops = patches._Crops(lambda height, width: drawn, 10)
+        self.assertEqual(crops.of(torch.empty(3, 101, 100)), drawn)
+        self.assertEqual(crops.reduction(101, 100), 4)
+        shrunk = crops.of(torch.empty(3, 26, 25))
+        self.assertEqual(shrunk, [Box(0, 0, 21, 25), Box(11, 3, 15, 22)])
 
     def test_unreadable_images_are_replaced_and_counted(self) -> None:
         good = noise(3, 40, 40)
