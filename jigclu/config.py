@@ -21,6 +21,7 @@ import gin
 
 from jigclu import hints, schedules, update
 from jigclu.augment import AugmentationSettings
+from jigclu.benchmark.task import BenchmarkTask
 from jigclu.data.packed import PackedImages
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabelledImages
@@ -123,6 +124,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "knn_task": KnnTask,
     "export": ExportTask,
     "pack": PackTask,
+    "bench": BenchmarkTask,
     "augmentation": AugmentationSettings,
     "loss_scaling": update.LossScaling,
     "sgd": sgd,

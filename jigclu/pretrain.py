@@ -18,7 +18,7 @@ from jigclu.knn import KnnEvaluation
 from jigclu.model import JigClu
 from jigclu.objective import JigsawForward, Objective, StepInputs, check_objective
 from jigclu.pictures import montage_picture
-from jigclu.steps import TrainingStep
+from jigclu.steps import PRECISIONS, TrainingStep
 from jigclu.training import TrainingRun, TrainingTask, check_least, timed
 from jigclu.update import LossScaling, Optimizer, check_learning_rate, check_loss_scaling
 from jigclu.weights import take
@@ -67,6 +67,13 @@ class PretrainTask(TrainingTask):
         torch.manual_seed(self.seed)
         encoder = create_encoder(self.encoder, self.small_stem)
         return JigClu(encoder, self.grid, self.embedding_channels)
+
+    def training_step(self, model: JigClu, device: torch.device) -> TrainingStep:
+        """Builds the step that trains a network, and moves that to the device."""
+        forward = JigsawForward(
+            model, self.objective(), self.precision, self.channels_last, self.micro_batch_size
+        )
+        return TrainingStep(forward, self.optimizer, self.loss_scaling, self.compile, device)
 
     def dataset(self) -> PatchDataset:
         """Returns the images of the source, cut into patches."""
@@ -150,12 +157,9 @@ class PretrainRun(TrainingRun):
         """As `TrainingRun`; builds the network and its step."""
         self.task = task
         model = task.model()
-        forward = JigsawForward(
-            model, task.objective(), task.precision, task.channels_last, task.micro_batch_size
-        )
-        self.step = TrainingStep(forward, task.optimizer, task.loss_scaling, task.compile, device)
+        self.step = task.training_step(model, device)
         self.encoder = model.encoder
-        self.precision = forward.precision
+        self.precision = PRECISIONS[task.precision]
         self.unreadable = 0
         self.chance = torch.tensor(1 / task.grid**2, device=device)
         super().__init__(task, workdir, config, device, self.step.initial_state())

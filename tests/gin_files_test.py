@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu import config
+from jigclu.benchmark.task import BenchmarkTask
 from jigclu.export import ExportTask
 from jigclu.finetune import FinetuneTask
 from jigclu.knn_task import KnnTask
@@ -25,6 +26,7 @@ RUN_FILES = [file for file in FILES if not file.startswith("gin/base/")]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The task of a file, and what it leaves to its user to bind, by the base that it includes.
 TASKS = {
+    "gin/bench.gin": (BenchmarkTask, ()),
     "gin/base/pretrain.gin": (PretrainTask, ()),
     "gin/base/finetune.gin": (FinetuneTask, ("finetune.init_from",)),
     "gin/base/export.gin": (ExportTask, ()),
@@ -53,7 +55,7 @@ def includes_of(file: str) -> list[str]:
 
 def task_of(file: str) -> tuple[type, tuple[str, ...]]:
     """Returns the class of a file's task, and the names that it leaves to be bound."""
-    known = (TASKS[base] for base in TASKS if base in (*includes_of(file), file))
+    known = (TASKS[base] for base in TASKS if base in (file, *includes_of(file)))
     return next(known, (ReproduceTask, ()))
 
 

@@ -25,8 +25,8 @@ def _requirements(text: str) -> list[Requirement]:
 
 
 INSTALL = _requirements(_setup()["options"]["install_requires"])
-EXPORT, DEVELOP = (
-    _requirements(_setup()["options.extras_require"][extra]) for extra in ("export", "dev")
+EXPORT, BENCH, DEVELOP = (
+    _requirements(_setup()["options.extras_require"][extra]) for extra in ("export", "bench", "dev")
 )
 PINS = _requirements((ROOT / "constraints.txt").read_text())
 
@@ -36,7 +36,9 @@ class PackagingTest(parameterized.TestCase):
         include = _setup()["options.packages.find"]["include"].split()
         self.assertEqual(include, ["jigclu*"])
         packages = setuptools.find_packages(str(ROOT), include=include)
-        self.assertCountEqual(packages, ["jigclu", "jigclu.data", "jigclu.detection"])
+        self.assertCountEqual(
+            packages, ["jigclu", "jigclu.benchmark", "jigclu.data", "jigclu.detection"]
+        )
 
     def test_gin_is_no_package(self) -> None:
         self.assertNotIn("gin", setuptools.find_packages(str(ROOT)))
@@ -54,12 +56,12 @@ class PackagingTest(parameterized.TestCase):
         self.assertRegex(jigclu.__version__, r"^\d+\.\d+\.\d+$")
         self.assertEqual(_setup()["metadata"]["version"], "attr: jigclu.__version__")
 
-    def test_developing_tests_the_export(self) -> None:
+    def test_developing_tests_all_extras(self) -> None:
         own = next(requirement for requirement in DEVELOP if requirement.name == "jigclu")
-        self.assertEqual(own.extras, {"export"})
+        self.assertEqual(own.extras, {"export", "bench"})
 
     @parameterized.product(
-        requirement=[*INSTALL, *EXPORT, *(r for r in DEVELOP if r.name != "jigclu")],
+        requirement=[*INSTALL, *EXPORT, *BENCH, *(r for r in DEVELOP if r.name != "jigclu")],
         python=["3.10", "3.11", "3.12", "3.13", "3.14"],
     )
     def test_one_pin_that_satisfies_the_requirement(

@@ -1,7 +1,6 @@
 """The demo in miniature: a whole run, its interruption, and what it leaves."""
 
 import dataclasses
-import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from ranks import run_on_ranks
 from samples import AUGMENTATION, published_checkpoint
-from tasks import TRAINING, final, run_task
+from tasks import PRETRAINING, final, run_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from jigclu import checkpoint, schedules, update
+from jigclu import checkpoint
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import UnlabelledImages
 from jigclu.errors import UserError
@@ -38,36 +37,7 @@ EVALUATION = KnnEvaluation(
     batch_size=10,
     workers=0,
 )
-# 14 images in batches of 4: 3 steps an epoch, 6 in all.
-TASK = PretrainTask(
-    **TRAINING,
-    source=ProceduralImages(images=14, size=32, seed=0, split="train"),
-    batch_size=4,
-    micro_batch_size=None,
-    grid=2,
-    cross_ratio=0.3,
-    patch_size=16,
-    smaller_patches=(),
-    crop_scale=(0.2, 1.0),
-    crop_ratio=(0.75, 4 / 3),
-    scaled_decoding=True,
-    augmentation=AUGMENTATION,
-    embedding_channels=128,
-    temperature=0.3,
-    base_temperature=0.07,
-    clustering_weight=1.0,
-    location_weight=1.0,
-    optimizer=functools.partial(update.sgd, momentum=0.9, weight_decay=1e-4),
-    learning_rate=0.03,
-    decay=schedules.cosine_decay,
-    loss_scaling=update.LossScaling(65536.0, 2.0, 0.5, 2000),
-    log_every=2,
-    picture_every=4,
-    checkpoint_every=2,
-    keep_every=4,
-    evaluation=None,
-    evaluate_every=0,
-)
+TASK = PretrainTask(**PRETRAINING)
 
 
 def run(task: PretrainTask, workdir: Path) -> str:

@@ -6,7 +6,10 @@ import io
 from pathlib import Path
 from typing import Any
 
-from jigclu import checkpoint, schedules
+from samples import AUGMENTATION
+
+from jigclu import checkpoint, schedules, update
+from jigclu.data.procedural import ProceduralImages
 from jigclu.training import TrainingTask
 
 TRAINING: dict[str, Any] = {
@@ -26,6 +29,35 @@ TRAINING: dict[str, Any] = {
     "init_from": None,
     "resume_from": None,
     "keep_last": 1,
+}
+# 14 images in batches of 4: 3 steps an epoch, 6 in all.
+PRETRAINING: dict[str, Any] = TRAINING | {
+    "source": ProceduralImages(images=14, size=32, seed=0, split="train"),
+    "batch_size": 4,
+    "micro_batch_size": None,
+    "grid": 2,
+    "cross_ratio": 0.3,
+    "patch_size": 16,
+    "smaller_patches": (),
+    "crop_scale": (0.2, 1.0),
+    "crop_ratio": (0.75, 4 / 3),
+    "scaled_decoding": True,
+    "augmentation": AUGMENTATION,
+    "embedding_channels": 128,
+    "temperature": 0.3,
+    "base_temperature": 0.07,
+    "clustering_weight": 1.0,
+    "location_weight": 1.0,
+    "optimizer": functools.partial(update.sgd, momentum=0.9, weight_decay=1e-4),
+    "learning_rate": 0.03,
+    "decay": schedules.cosine_decay,
+    "loss_scaling": update.LossScaling(65536.0, 2.0, 0.5, 2000),
+    "log_every": 2,
+    "picture_every": 4,
+    "checkpoint_every": 2,
+    "keep_every": 4,
+    "evaluation": None,
+    "evaluate_every": 0,
 }
 LABELLED: dict[str, Any] = TRAINING | {
     "batch_size": 8,

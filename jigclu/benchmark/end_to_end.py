@@ -1,0 +1,78 @@
+"""Training as it is: from the source's files to updated parameters, and what it waits for."""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jigclu.benchmark.stepping import jigsaw_step
+from jigclu.benchmark.tables import Table
+from jigclu.benchmark.timing import interleaved, synchronize
+from jigclu.data.sampler import steps_per_epoch
+from jigclu.pretrain import PretrainTask
+
+_WARM = 3  # Steps that do not count: the first compiles, and workers start.
+
+
+def measure_end_to_end(
+    task: PretrainTask, steps: int, repetitions: int, device: torch.device
+) -> Table:
+    """Measures steps of a run, the same steps on noise, and reading alone.
+
+    Args:
+      task: that is run, in a temporary folder.
+      steps: that count.
+      repetitions: of the step on noise.
+      device: on which to compute.
+    """
+    total = _WARM + steps
+    task = dataclasses.replace(
+        task,
+        epochs=-(-total // steps_per_epoch(len(task.source), task.batch_size)),
+        warmup_epochs=0,
+        stop_after_steps=total,
+        picture_every=0,
+        evaluation=None,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = task.begin(Path(folder), "", device)
+        seconds, waited = _timed(run.inputs(), run.take_step, device)
+        reading, _ = _timed(task.begin(Path(folder), "", device).inputs(), lambda _: None, device)
+    stepping = interleaved({"step": jigsaw_step(task, device)}, repetitions, device)["step"]
+    images = task.batch_size * steps
+    return Table(
+        title="End to end",
+        columns=("what", "images/s", "share of time waiting for data, %"),
+        rows=[
+            ("files to parameters", images / seconds, 100 * waited / seconds),
+            ("steps alone, on noise", task.batch_size / stepping, None),
+            ("reading alone", images / reading, None),
+        ],
+        note=(
+            f"{task.encoder}, {task.batch_size} images, {task.precision}, "
+            f"{'compiled' if task.compile else 'eager'}; {task.workers} processes read; "
+            f"{steps} steps after {_WARM} that do not count."
+        ),
+        panels=(("images/s",),),
+    )
+
+
+def _timed(
+    inputs: Iterator[tuple[Any, float]], take: Any, device: torch.device
+) -> tuple[float, float]:
+    """Returns the seconds of all steps but the warm ones, and those waited for inputs."""
+    began, waited = 0.0, 0.0
+    for number, (batch, wait) in enumerate(inputs):
+        if number == _WARM:
+            synchronize(device)
+            # The clock starts when the batch is there: its wait belongs to the step before.
+            began = time.perf_counter()
+        elif number > _WARM:
+            waited += wait
+        take(batch)
+    synchronize(device)
+    return time.perf_counter() - began, waited

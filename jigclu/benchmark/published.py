@@ -1,0 +1,126 @@
+"""The published way, to compare with: how its code reads images and takes a step.
+
+Chen et al. 2021 and the code published with it: PIL and a chain of torchvision's first
+transforms for every patch; float32, eager, contiguous; a clustering loss that holds all
+pairs of patches, as matrices.
+"""
+
+import random
+
+import torch
+import torchvision
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.nn import functional
+from torchvision import transforms
+
+from jigclu import jigsaw
+from jigclu.augment import AugmentationSettings
+from jigclu.encoder import Encoder
+from jigclu.model import JigClu
+
+
+class PublishedPatches:
+    """Reads an image file to augmented patches: PIL, and a chain of transforms a patch."""
+
+    def __init__(
+        self,
+        grid: int,
+        cross_ratio: float,
+        patch_size: int,
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        settings: AugmentationSettings,
+    ) -> None:
+        """The arguments are those of `PatchDataset`, and of `augment`."""
+        self._grid = grid
+        self._cross_ratio = cross_ratio
+        jitter = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
+        sigma = (settings.blur_sigma_min, settings.blur_sigma_max)
+
+        def blur(patch: Image.Image) -> Image.Image:
+            return patch.filter(ImageFilter.GaussianBlur(random.uniform(*sigma)))
+
+        self._transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(patch_size, scale, ratio),
+                transforms.RandomApply(
+                    [transforms.ColorJitter(*jitter)], settings.jitter_probability
+                ),
+                transforms.RandomGrayscale(settings.grayscale_probability),
+                transforms.RandomApply([transforms.Lambda(blur)], settings.blur_probability),
+                transforms.RandomHorizontalFlip(settings.flip_probability),
+                transforms.ToTensor(),
+                transforms.Normalize(settings.mean, settings.std),
+            ]
+        )
+
+    def read(self, path: str) -> Tensor:
+        """Returns float32 [grid**2, 3, size, size], normalised, in patch order."""
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        boxes = jigsaw.patch_boxes(image.height, image.width, self._grid, self._cross_ratio)
+        patches = [
+            image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+            for box in boxes
+        ]
+        return torch.stack([self._transform(patch) for patch in patches])
+
+
+def clustering_loss(
+    embeddings: Tensor, image: Tensor, temperature: float, base_temperature: float
+) -> Tensor:
+    """Returns `losses.clustering_loss` of all patches, by matrices of all pairs.
+
+    Args:
+      embeddings: [patches, channels], L2-normalised, in any order.
+      image: int64 [patches]: which one each patch is of.
+      temperature: > 0.
+      base_temperature: > 0.
+    """
+    logits = embeddings @ embeddings.t() / temperature
+    logits = logits - logits.amax(1, keepdim=True).detach()
+    others = 1 - torch.eye(len(embeddings), device=embeddings.device)
+    siblings = (image[:, None] == image[None]).float() * others
+    log_likelihood = logits - (logits.exp() * others).sum(1, keepdim=True).log()
+    of_siblings = (siblings * log_likelihood).sum(1) / siblings.sum(1)
+    return -temperature / base_temperature * of_siblings.mean()
+
+
+class PublishedStep:
+    """A training step on augmented patches, on one device."""
+
+    def __init__(
+        self,
+        encoder: str,
+        grid: int,
+        embedding_channels: int,
+        temperature: float,
+        base_temperature: float,
+        device: torch.device,
+    ) -> None:
+        """Builds the network with random weights; the arguments are those of pre-training."""
+        resnet = torchvision.models.get_model(encoder, weights=None)
+        self._model = JigClu(Encoder(resnet), grid, embedding_channels).to(device)
+        self._optimizer = torch.optim.SGD(
+            self._model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4, foreach=False
+        )
+        self._temperatures = (temperature, base_temperature)
+
+    def __call__(self, patches: Tensor, permutation: Tensor) -> Tensor:
+        """Takes a step; returns the loss [].
+
+        Args:
+          patches: float32 [batch * grid**2, 3, size, size], in patch order.
+          permutation: int64 [batch * grid**2], on the device.
+        """
+        montages = jigsaw.stitch_montages(patches[permutation], self._model.grid)
+        outputs = self._model(montages)
+        batch_size = len(montages)
+        loss = clustering_loss(outputs.embeddings, permutation % batch_size, *self._temperatures)
+        location = jigsaw.patch_of(permutation, batch_size)
+        loss = loss + functional.cross_entropy(outputs.location_logits, location)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return loss.detach()

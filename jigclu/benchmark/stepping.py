@@ -1,0 +1,202 @@
+"""What a training step costs: its pieces, and the whole of it in every kind of arithmetic."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from jigclu import augment, jigsaw
+from jigclu.benchmark.published import PublishedStep
+from jigclu.benchmark.tables import Table
+from jigclu.benchmark.timing import Action, interleaved, matmul_rate, peak_memory
+from jigclu.classifier import ClassificationInputs, Classifier, ClassifierForward
+from jigclu.encoder import create_encoder
+from jigclu.objective import StepInputs
+from jigclu.pretrain import PretrainTask
+from jigclu.steps import PRECISIONS, TrainingStep
+
+_CLASSES = 1000  # Of the supervised step, as in ImageNet.
+# Every kind of arithmetic compiles the same functions once more.
+COMPILED_AT_ONCE = 128
+
+
+class Variant(NamedTuple):
+    """A kind of arithmetic; the fields are those of a training task."""
+
+    compile: bool
+    precision: str
+    channels_last: bool
+
+    def __str__(self) -> str:
+        layout = "channels last" if self.channels_last else "contiguous"
+        return f"{'compiled' if self.compile else 'eager'}, {self.precision}, {layout}"
+
+
+def random_inputs(task: PretrainTask, device: torch.device) -> StepInputs:
+    """Returns what a step takes, of patches of noise, for a whole batch on one device."""
+    count = task.batch_size * task.grid**2
+    size = task.patch_size
+    permutation = jigsaw.global_permutation(task.seed, 0, count)
+    drawn = augment.draw_augmentation(task.augmentation, task.seed, 0, count)
+    return StepInputs(
+        slots=torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8).to(device),
+        augmentation=augment.select_rows(drawn, permutation, device),
+        permutation=permutation.to(device),
+    )
+
+
+def jigsaw_step(task: PretrainTask, device: torch.device) -> Action:
+    """Returns a step of pre-training on noise; its learning rate is 0."""
+    return _stepper(task.training_step(task.model(), device), random_inputs(task, device))
+
+
+def supervised_step(task: PretrainTask, device: torch.device) -> Action:
+    """Returns a step of plain classification: the same encoder, as many images as montages."""
+    side = task.grid * task.patch_size
+    forward = ClassifierForward(
+        _classifier(task),
+        tuple(task.augmentation.mean),
+        tuple(task.augmentation.std),
+        task.precision,
+        task.channels_last,
+    )
+    step = TrainingStep(forward, task.optimizer, task.loss_scaling, task.compile, device)
+    images = torch.randint(0, 256, (task.batch_size, 3, side, side), dtype=torch.uint8)
+    labels = torch.randint(0, _CLASSES, (task.batch_size,))
+    return _stepper(step, ClassificationInputs(images.to(device), labels.to(device)))
+
+
+def published_step(task: PretrainTask, device: torch.device) -> Action:
+    """Returns a step in the published arithmetic, on patches that are augmented already."""
+    step = PublishedStep(
+        task.encoder,
+        task.grid,
+        task.embedding_channels,
+        task.temperature,
+        task.base_temperature,
+        device,
+    )
+    inputs = random_inputs(task, device)
+    patches = torch.randn(inputs.slots.shape, device=device)
+    return lambda: step(patches, inputs.permutation)
+
+
+def _classifier(task: PretrainTask) -> Classifier:
+    torch.manual_seed(task.seed)
+    return Classifier(create_encoder(task.encoder, task.small_stem), _CLASSES)
+
+
+def _stepper(step: TrainingStep, inputs: StepInputs | ClassificationInputs) -> Action:
+    state = step.initial_state()
+
+    def take() -> None:
+        nonlocal state
+        state, _ = step(state, inputs, 0.0)
+
+    return take
+
+
+def network_operations(task: PretrainTask) -> tuple[int, int]:
+    """Counts the floating-point operations of the networks of a step, forward and backward.
+
+    Returns:
+      Of pre-training and of plain classification; those of augmentation and losses are left out.
+    """
+    side = task.grid * task.patch_size
+    with torch.device("meta"):
+        images = torch.empty(task.batch_size, 3, side, side)
+        jigclu, classifier = task.model(), _classifier(task)
+        return (
+            _operations(lambda: sum(value.sum() for value in jigclu(images))),
+            _operations(lambda: classifier(images).sum()),
+        )
+
+
+def _operations(loss: Callable[[], Tensor | int]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        value = loss()
+        assert isinstance(value, Tensor)
+        value.backward()
+    return int(counter.get_total_flops())
+
+
+def measure_steps(
+    task: PretrainTask, variants: list[Variant], repetitions: int, device: torch.device
+) -> Table:
+    """Measures whole steps of pre-training and of classification, and a published one.
+
+    Args:
+      task: whose steps are taken, on noise.
+      variants: kinds of arithmetic.
+      repetitions: >= 1.
+      device: on which to compute.
+    """
+    actions: dict[str, Action] = {}
+    if not task.small_stem:
+        actions["published"] = published_step(task, device)
+    for variant in variants:
+        of_variant = dataclasses.replace(task, **variant._asdict())
+        actions[f"JigClu, {variant}"] = jigsaw_step(of_variant, device)
+        actions[f"supervised, {variant}"] = supervised_step(of_variant, device)
+    with torch._dynamo.config.patch(recompile_limit=COMPILED_AT_ONCE):
+        memory = {}
+        for name, action in actions.items():
+            action()
+            memory[name] = peak_memory(action, device)
+        seconds = interleaved(actions, repetitions, device)
+    operations = dict(zip(("JigClu", "supervised"), network_operations(task), strict=True))
+    precisions = {variant.precision for variant in variants}
+    peak = {
+        name: matmul_rate(device, PRECISIONS[name], repetitions)
+        for name in precisions | {"float32"}
+    }
+    slowest = seconds[next(iter(seconds))]
+    rows = []
+    for name, taken in seconds.items():
+        kind, *arithmetic = name.split(", ")
+        precision = arithmetic[1] if arithmetic else "float32"
+        counted = operations["JigClu" if kind == "published" else kind]
+        twin = seconds.get(", ".join(["supervised", *arithmetic]))
+        held = memory[name]
+        rows.append(
+            (
+                name,
+                task.batch_size / taken,
+                slowest / taken,
+                taken / twin if kind == "JigClu" and twin else None,
+                None if held is None else held / 1e6,
+                100 * counted / taken / peak[precision],
+            )
+        )
+    rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in sorted(peak.items()))
+    return Table(
+        title="Training step",
+        columns=(
+            "step",
+            "images/s",
+            "against the first",
+            "time of the supervised one's",
+            "memory, MB",
+            "% of the product's rate",
+        ),
+        rows=rows,
+        note=(
+            f"{task.encoder}, {task.batch_size} images (montages) of "
+            f"{task.grid * task.patch_size} pixels. Memory is what a step needs beyond parameters "
+            "and momentum. The last column is the arithmetic of the network, forward and backward, "
+            f"against that of a large matrix product of its precision: {rates} TFLOP/s. Steps of "
+            "JigClu augment; the published one gets its patches augmented."
+        ),
+        panels=(("images/s",), ("memory, MB",)),
+    )
+
+
+def variants_of(
+    compile: tuple[bool, ...], precisions: tuple[str, ...], channels_last: tuple[bool, ...]
+) -> list[Variant]:
+    """Returns all combinations."""
+    return [Variant(*chosen) for chosen in itertools.product(compile, precisions, channels_last)]

@@ -1,0 +1,98 @@
+"""Times, memory and arithmetic of actions on a device, so taken that they can be compared."""
+
+import ctypes
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+Action = Callable[[], object]
+
+_MATRIX = {"cpu": 2048, "cuda": 8192}  # Side of the matrices of `matmul_rate`.
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for what is queued on a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    actions: Mapping[str, Action],
+    repetitions: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Returns the median seconds of each action, by name.
+
+    The actions take turns, so that a machine that slows down slows all of them alike.
+    A first round, in which caches fill, does not count.
+
+    Args:
+      actions: by name.
+      repetitions: >= 1.
+      device: on which they compute.
+      clock: seconds; `time.process_time` for those of the processor.
+    """
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(repetitions + 1):
+        for name, action in actions.items():
+            synchronize(device)
+            began = clock()
+            action()
+            synchronize(device)
+            times[name].append(clock() - began)
+    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+
+
+def peak_memory(action: Action, device: torch.device) -> int | None:
+    """Returns the most bytes that an action needs beyond those held before it.
+
+    On CUDA of the device's allocator, on Linux of the process; None elsewhere.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        return torch.cuda.max_memory_allocated(device) - before
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    # What was freed before must not be taken for what is held; 5 resets the high-water mark.
+    ctypes.CDLL(None).malloc_trim(0)
+    reset.write_text("5")
+    before = _status_bytes("VmRSS")
+    action()
+    return max(_status_bytes("VmHWM") - before, 0)
+
+
+def _status_bytes(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def free_memory(device: torch.device) -> int:
+    """Returns the bytes that can still be taken on a device, about."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text()) if meminfo.exists() else None
+    return int(found[1]) * 1024 if found else 4 * 1024**3
+
+
+def matmul_rate(device: torch.device, precision: torch.dtype, repetitions: int) -> float:
+    """Returns the floating-point operations a second of a large square matrix product.
+
+    What a device can reach in practice: the arithmetic of encoders is mostly such products.
+    """
+    side = _MATRIX[device.type]
+    left, right = (torch.randn(side, side, device=device, dtype=precision) for _ in range(2))
+    seconds = interleaved({"product": lambda: left @ right}, repetitions, device)["product"]
+    return 2 * side**3 / seconds

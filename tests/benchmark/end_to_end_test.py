@@ -1,0 +1,47 @@
+"""Tests of jigclu.benchmark.end_to_end."""
+
+import time
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from absl.testing import absltest
+from tasks import PRETRAINING
+
+from jigclu.benchmark import end_to_end
+from jigclu.pretrain import PretrainTask
+
+CPU = torch.device("cpu")
+
+
+class EndToEndTest(absltest.TestCase):
+    def test_time_begins_when_the_first_batch_that_counts_is_there(self) -> None:
+        now = [0.0]
+
+        def inputs() -> Iterator[tuple[int, float]]:
+            for number in range(5):
+                wait = 10.0 if number <= 3 else 2.0
+                now[0] += wait
+                yield number, wait
+
+        def take(_: object) -> None:
+            now[0] += 3.0
+
+        with mock.patch.object(time, "perf_counter", lambda: now[0]):
+            seconds, waited = end_to_end._timed(inputs(), take, CPU)
+        # Steps 3 and 4, and what step 4 waited.
+        self.assertEqual((seconds, waited), (8.0, 2.0))
+
+    def test_a_run_is_measured(self) -> None:
+        table = end_to_end.measure_end_to_end(PretrainTask(**PRETRAINING), 2, 1, CPU)
+        self.assertEqual(
+            [row[0] for row in table.rows],
+            ["files to parameters", "steps alone, on noise", "reading alone"],
+        )
+        for _, rate, _ in table.rows:
+            self.assertGreater(rate, 0)
+        self.assertBetween(table.rows[0][2], 0, 100)
+
+
+if __name__ == "__main__":
+    absltest.main()

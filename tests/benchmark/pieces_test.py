@@ -1,0 +1,47 @@
+"""Tests of jigclu.benchmark.pieces."""
+
+from unittest import mock
+
+import torch
+from absl.testing import absltest
+from tasks import PRETRAINING
+
+from jigclu.benchmark import pieces
+from jigclu.pretrain import PretrainTask
+
+CPU = torch.device("cpu")
+TASK = PretrainTask(**PRETRAINING)
+
+
+class PiecesTest(absltest.TestCase):
+    def test_every_piece_runs_and_is_compared(self) -> None:
+        compiled = []
+
+        def compile(function: object, **_: object) -> object:
+            compiled.append(function)
+            return function
+
+        with mock.patch.object(torch, "compile", compile):
+            table = pieces.measure_pieces(TASK, 1, CPU)
+        self.assertEqual(
+            [row[0] for row in table.rows],
+            [
+                *("shuffle patches", "augment", "stitch montages", "network"),
+                *("clustering loss", "update"),
+            ],
+        )
+        self.assertLen(compiled, 6)
+        for _, eager, compiled_time, ratio in table.rows:
+            self.assertAlmostEqual(ratio, eager / compiled_time)
+
+    def test_what_learns_is_measured_with_its_gradient(self) -> None:
+        found = pieces._pieces(TASK, CPU)
+        embeddings = found["clustering loss"].arguments[0]
+        pieces._action(found["clustering loss"])()
+        self.assertGreater(embeddings.grad.abs().sum(), 0)
+        self.assertTrue(found["network"].with_gradient)
+        self.assertFalse(found["augment"].with_gradient)
+
+
+if __name__ == "__main__":
+    absltest.main()

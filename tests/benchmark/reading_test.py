@@ -1,0 +1,46 @@
+"""Tests of jigclu.benchmark.reading."""
+
+import dataclasses
+from pathlib import Path
+
+from absl.testing import absltest
+from samples import write_image_tree
+from tasks import PRETRAINING
+
+from jigclu.benchmark import reading
+from jigclu.data.sources import UnlabelledImages
+from jigclu.errors import UserError
+from jigclu.pretrain import PretrainTask
+
+GENERATED = PretrainTask(**PRETRAINING)
+
+
+class ReadingTest(absltest.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        root = Path(self.create_tempdir().full_path)
+        write_image_tree(root)
+        self.task = dataclasses.replace(GENERATED, source=UnlabelledImages(str(root)))
+
+    def test_every_way_reads_and_is_compared(self) -> None:
+        table = reading.measure_reading(self.task, 6, 1)
+        names = [row[0] for row in table.rows]
+        self.assertEqual(
+            names[1:], ["files, decoding alone", "files", "packed, jpeg", "packed, raw"]
+        )
+        rates = {row[0]: row[1] for row in table.rows}
+        for name, rate, against_published, against_files in table.rows:
+            self.assertGreater(rate, 0)
+            self.assertAlmostEqual(against_published, rate / rates[names[0]])
+            self.assertAlmostEqual(against_files, rate / rates["files"], msg=name)
+
+    def test_needs_files_and_no_more_images_than_there_are(self) -> None:
+        reading.check_reading(self.task, 7)
+        with self.assertRaisesRegex(UserError, r"images is 8; it must lie in \[1, 7\]"):
+            reading.check_reading(self.task, 8)
+        with self.assertRaisesRegex(UserError, "not a file.*needs a folder of images"):
+            reading.check_reading(GENERATED, 7)
+
+
+if __name__ == "__main__":
+    absltest.main()

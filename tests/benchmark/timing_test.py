@@ -1,0 +1,54 @@
+"""Tests of jigclu.benchmark.timing."""
+
+from unittest import mock
+
+import torch
+from absl.testing import absltest
+
+from jigclu.benchmark import timing
+
+CPU = torch.device("cpu")
+
+
+class TimingTest(absltest.TestCase):
+    def test_actions_take_turns_and_the_first_round_does_not_count(self) -> None:
+        done: list[str] = []
+        # Seconds of a and b, in turn: 100 and 50 at first, then 1, 2, 9 and 4, 7, 5.
+        taken = iter([100, 50, 1, 4, 2, 7, 9, 5])
+        now = [0.0]
+
+        def act(name: str) -> None:
+            done.append(name)
+            now[0] += next(taken)
+
+        medians = timing.interleaved(
+            {"a": lambda: act("a"), "b": lambda: act("b")}, 3, CPU, lambda: now[0]
+        )
+        self.assertEqual("".join(done), "abababab")
+        self.assertEqual(medians, {"a": 2, "b": 5})
+
+    def test_peak_memory_is_what_an_action_needs_beyond_what_is_held(self) -> None:
+        held = torch.ones(20_000_000)  # 80 MB.
+        kept = []
+
+        def act() -> None:
+            kept.append(torch.ones(5_000_000))
+            kept.append(torch.ones(10_000_000))
+            kept.clear()
+
+        peak = timing.peak_memory(act, CPU)
+        if peak is None:
+            self.skipTest("no /proc/self/clear_refs on this system")
+        self.assertBetween(peak, 59e6, 75e6)
+        del held
+
+    def test_rate_of_a_product(self) -> None:
+        with mock.patch.object(timing, "interleaved", return_value={"product": 0.5}) as timed:
+            rate = timing.matmul_rate(CPU, torch.bfloat16, 3)
+        self.assertEqual(rate, 2 * 2048**3 / 0.5)
+        product = timed.call_args.args[0]["product"]()
+        self.assertEqual((product.shape, product.dtype), ((2048, 2048), torch.bfloat16))
+
+
+if __name__ == "__main__":
+    absltest.main()
