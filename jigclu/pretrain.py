@@ -11,6 +11,7 @@ from torch import Tensor
 from jigclu import augment, collectives, jigsaw, schedules
 from jigclu.data.loader import Batch, patch_loader
 from jigclu.data.patches import PatchDataset
+from jigclu.data.transfer import transferred
 from jigclu.device import launched_processes
 from jigclu.encoder import create_encoder
 from jigclu.errors import UserError
@@ -174,7 +175,7 @@ class PretrainRun(TrainingRun):
         sampler = task.sampler(self.state.step)
         on_gpu = self.device.type == "cuda"
         loader = patch_loader(task.dataset(), sampler, task.workers, task.prefetch, on_gpu)
-        for batch, wait in timed(loader):
+        for batch, wait in transferred(timed(loader), self.device):
             self.unreadable += batch.unreadable
             yield self._step_inputs(batch), wait
 
@@ -185,9 +186,8 @@ class PretrainRun(TrainingRun):
         own = count // collectives.world_size()
         rows = permutation[collectives.rank() * own :][:own]
         drawn = augment.draw_augmentation(task.augmentation, task.seed, step, count)
-        patches = batch.patches.to(self.device, non_blocking=True)
         return StepInputs(
-            slots=collectives.exchange_patches(patches, permutation),
+            slots=collectives.exchange_patches(batch.patches, permutation),
             augmentation=augment.select_rows(drawn, rows, self.device),
             permutation=permutation.to(self.device, non_blocking=True),
         )

@@ -12,6 +12,7 @@ from jigclu.data.images import ImageDataset, RandomCropDataset
 from jigclu.data.loader import labelled_loader
 from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labelled
+from jigclu.data.transfer import transferred
 from jigclu.encoder import Encoder, create_encoder
 from jigclu.features import FeatureSettings, check_normalisation
 from jigclu.monitor import Monitor
@@ -85,14 +86,8 @@ class SupervisedTask(TrainingTask):
             self.prefetch,
             device.type == "cuda",
         )
-        for batch, wait in timed(loader):
-            yield (
-                ClassificationInputs(
-                    batch.image.to(device, non_blocking=True),
-                    batch.label.to(device, non_blocking=True),
-                ),
-                wait,
-            )
+        for batch, wait in transferred(timed(loader), device):
+            yield ClassificationInputs(batch.image, batch.label), wait
 
 
 @torch.no_grad()

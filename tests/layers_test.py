@@ -43,6 +43,7 @@ LAYERS = {
     "jigclu.data.patches": 2.2,
     "jigclu.data.images": 2.2,
     "jigclu.data.loader": 2.3,
+    "jigclu.data.transfer": 2.4,
     "jigclu.resume": 2.1,
     "jigclu.steps": 3.0,
     "jigclu.recompute": 3.0,

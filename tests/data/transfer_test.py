@@ -1,0 +1,82 @@
+"""Tests of jigclu.data.transfer; the order of what a GPU is told, by a stand-in for it."""
+
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from absl.testing import absltest
+from torch import Tensor
+
+from jigclu.data import transfer
+from jigclu.data.loader import Batch
+
+
+def batches(count: int, told: list[str]) -> Iterator[tuple[Batch, float]]:
+    for number in range(count):
+        told.append(f"read {number}")
+        patches = torch.full((2, 4, 3, 1, 1), number, dtype=torch.uint8)
+        yield Batch(patches, torch.tensor([number, number]), number), number / 10
+
+
+class FakeGpu:
+    """Streams and events that only note what they are told."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+        self.copies = 0
+
+    def patched(self) -> Any:
+        return mock.patch.multiple(
+            torch.cuda,
+            Stream=lambda device: self,
+            stream=lambda stream: mock.MagicMock(),
+            current_stream=lambda: self,
+        )
+
+    def record_event(self) -> int:
+        self.told.append(f"copy {self.copies}")
+        self.copies += 1
+        return self.copies - 1
+
+    def wait_event(self, event: int) -> None:
+        self.told.append(f"wait for {event}")
+
+
+class TransferTest(absltest.TestCase):
+    def test_on_the_cpu_batches_are_passed_on_as_they_come(self) -> None:
+        told: list[str] = []
+        for number, (batch, wait) in enumerate(
+            transfer.transferred(batches(2, told), torch.device("cpu"))
+        ):
+            told.append(f"take {number}")
+            self.assertEqual(batch.patches.unique().tolist(), [number])
+            self.assertEqual((batch.unreadable, wait), (number, number / 10))
+        self.assertEqual(told, ["read 0", "take 0", "read 1", "take 1"])
+
+    def test_a_gpu_gets_the_next_batch_before_this_one_is_taken(self) -> None:
+        told: list[str] = []
+        recorded = []
+        gpu = FakeGpu(told)
+        with (
+            gpu.patched(),
+            mock.patch.object(Tensor, "to", lambda self, device, non_blocking: self),
+            mock.patch.object(Tensor, "record_stream", lambda self, stream: recorded.append(self)),
+        ):
+            taken = transfer.transferred(batches(3, told), torch.device("cuda"))
+            for number, (batch, wait) in enumerate(taken):
+                told.append(f"take {number}")
+                self.assertEqual(batch.indices.tolist(), [number, number])
+                self.assertEqual(wait, number / 10)
+        self.assertEqual(
+            told,
+            [
+                *("read 0", "copy 0", "read 1", "copy 1", "wait for 0", "take 0"),
+                *("read 2", "copy 2", "wait for 1", "take 1", "wait for 2", "take 2"),
+            ],
+        )
+        self.assertLen(recorded, 6)  # Patches and indices of each.
+
+
+if __name__ == "__main__":
+    absltest.main()
