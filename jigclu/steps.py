@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jigclu import collectives
 from jigclu.errors import UserError
 from jigclu.state import TrainState
-from jigclu.update import LossScaling, Optimizer, next_loss_scale, update
+from jigclu.update import LossScaling, Optimizer, next_loss_scale, update, update_where
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -173,16 +173,23 @@ class TrainingStep:
         good_steps: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Updates parameters and momenta in place; returns scale, good steps, norm, finite."""
-        new_parameters, new_momenta, finite = update(
-            parameters, gradients, momenta, learning_rate, loss_scale, self._optimizer
-        )
-        norm = torch.stack(torch._foreach_norm(gradients)).norm() / loss_scale
-        if self._scaling is not _UNSCALED:
-            # An overflow is an event that the scale answers; else it must be seen as it is.
-            norm = torch.where(finite, norm, 0.0)
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        if self._scaling is _UNSCALED:
+            # Nothing to divide by, and an overflow must be seen as it is.
+            finite = norm.isfinite()
+            new_parameters, new_momenta = update_where(
+                finite, parameters, gradients, momenta, learning_rate, self._optimizer
+            )
+        else:
+            new_parameters, new_momenta, finite = update(
+                parameters, gradients, momenta, learning_rate, loss_scale, self._optimizer
+            )
+            # An overflow is an event that the scale answers.
+            norm = torch.where(finite, norm / loss_scale, 0.0)
+            loss_scale, good_steps = next_loss_scale(loss_scale, good_steps, finite, self._scaling)
         torch._foreach_copy_(parameters, new_parameters)
         torch._foreach_copy_(momenta, new_momenta)
-        return *next_loss_scale(loss_scale, good_steps, finite, self._scaling), norm, finite
+        return loss_scale, good_steps, norm, finite
 
 
 def _mean_over_ranks(values: Any) -> dict[str, Tensor]:

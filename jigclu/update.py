@@ -216,9 +216,27 @@ def update(
     """
     finite = all_finite(gradients)
     unscaled = list(torch._foreach_div(gradients, loss_scale))
-    stepped = optimizer(parameters, unscaled, momenta, learning_rate)
+    return *update_where(finite, parameters, unscaled, momenta, learning_rate, optimizer), finite
+
+
+def update_where(
+    finite: Tensor,
+    parameters: TensorList,
+    gradients: TensorList,
+    momenta: TensorList,
+    learning_rate: Tensor,
+    optimizer: Optimizer,
+) -> tuple[TensorList, TensorList]:
+    """Takes one step of an optimizer, or none where `finite`, bool [], is false.
+
+    The other arguments are those of `sgd`.
+
+    Returns:
+      New parameters and new momenta, to the bit the old ones where there was no step.
+    """
+    stepped = optimizer(parameters, gradients, momenta, learning_rate)
     new_parameters, new_momenta = (
         [torch.where(finite, new, old) for new, old in zip(news, olds, strict=True)]
         for news, olds in zip(stepped, (parameters, momenta), strict=True)
     )
-    return new_parameters, new_momenta, finite
+    return new_parameters, new_momenta

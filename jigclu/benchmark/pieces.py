@@ -15,7 +15,7 @@ from jigclu.benchmark.timing import Action, interleaved
 from jigclu.jigsaw import global_permutation, stitch_montages
 from jigclu.objective import JigsawForward
 from jigclu.pretrain import PretrainTask
-from jigclu.update import update
+from jigclu.update import update_where
 
 
 class _Piece(NamedTuple):
@@ -80,7 +80,7 @@ def _pieces(task: PretrainTask, device: torch.device) -> dict[str, _Piece]:
     ).requires_grad_()
     parameters = [parameter.detach() for parameter in model.parameters()]
     momenta = [torch.zeros_like(parameter) for parameter in parameters]
-    rate, scale = torch.zeros((), device=device), torch.ones((), device=device)
+    rate, finite = torch.zeros((), device=device), torch.tensor(True, device=device)
 
     def network(montages: Tensor) -> Tensor:
         outputs = forward.apply_model(montages)
@@ -101,6 +101,8 @@ def _pieces(task: PretrainTask, device: torch.device) -> dict[str, _Piece]:
             True,
         ),
         "update": _Piece(
-            update, (parameters, momenta, momenta, rate, scale, task.optimizer), False
+            update_where,
+            (finite, parameters, momenta, momenta, rate, task.optimizer),
+            False,
         ),
     }
