@@ -12,7 +12,7 @@ import torch
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
@@ -273,13 +273,25 @@ def _summary(name: str, *, is_evaluated: bool) -> datasets.Summary:
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type")
     if kind == "coco":
-        return datasets.check_coco(name, Path(metadata.image_root), Path(metadata.json_file))
+        return datasets.check_coco(
+            name,
+            Path(metadata.image_root),
+            Path(metadata.json_file),
+            _known_categories(metadata),
+            is_evaluated=is_evaluated,
+        )
     if kind == "pascal_voc":
         folder = Path(metadata.dirname)
         return datasets.check_voc(
             name, folder, metadata.split, metadata.thing_classes, is_evaluated=is_evaluated
         )
     raise UserError(f"data set {name} is of the kind {kind!r}; expected COCO's boxes or VOC")
+
+
+def _known_categories(metadata: Metadata) -> dict[int, str] | None:
+    """Returns the categories of data sets that detectron2 names, by their numbers in JSON."""
+    numbers = metadata.get("thing_dataset_id_to_contiguous_id")
+    return numbers and {key: metadata.thing_classes[place] for key, place in numbers.items()}
 
 
 def _run(cfg: CfgNode, args: argparse.Namespace, own_data: OwnData, launched_from: int) -> None:
