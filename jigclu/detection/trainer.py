@@ -29,8 +29,9 @@ class Trainer(DefaultTrainer):
         return built
 
     def draw(self) -> None:
-        """Draws predictions as the last iteration makes them."""
-        draw_predictions(self.cfg, self.model, self.iter + 1)
+        """Draws predictions as the last iteration makes them; none where training failed."""
+        if self.iter == self.max_iter:
+            draw_predictions(self.cfg, self.model, self.iter)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
