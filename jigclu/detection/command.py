@@ -344,10 +344,10 @@ def _run(cfg: CfgNode, args: argparse.Namespace, own_data: OwnData, launched_fro
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        contents = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         Trainer.test(cfg, model)
         if comm.is_main_process():
-            draw_predictions(cfg, model, 0)
+            draw_predictions(cfg, model, contents.get("iteration", -1) + 1)
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

@@ -30,8 +30,8 @@ class Trainer(DefaultTrainer):
 
     def draw(self) -> None:
         """Draws predictions as the last iteration makes them; none where training failed."""
-        if self.iter == self.max_iter:
-            draw_predictions(self.cfg, self.model, self.iter)
+        if self.iter >= self.max_iter:
+            draw_predictions(self.cfg, self.model, self.max_iter)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

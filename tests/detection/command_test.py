@@ -4,6 +4,7 @@ import detectron2_needed  # noqa: F401  # isort: skip
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -151,6 +152,12 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual((picture.step, picture.width, picture.height), (2, 64, 48))
         log = (self.output / "log.txt").read_text(encoding="utf-8")
         self.assertIn(f"Predictions on 4 images: {self.output / 'predictions'}", log)
+
+        # Resumed once it is over, nothing is trained, and all is evaluated and drawn again.
+        shutil.rmtree(self.output / "predictions")
+        status, _, errors = self.on_coco(*short, "--resume", pairs=tuple(SHORT.split()))
+        self.assertEqual(status, 0, errors)
+        self.assertLen(list((self.output / "predictions").glob("*.png")), 4)
 
     def test_training_that_fails_draws_nothing(self) -> None:
         diverging = (*SHORT.split(), "SOLVER.BASE_LR", "1e30", "SOLVER.MAX_ITER", "20")
