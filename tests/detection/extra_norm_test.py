@@ -30,9 +30,12 @@ def _configuration(name: str) -> CfgNode:
 def _encoder() -> Encoder:
     torch.manual_seed(0)
     encoder = create_encoder("resnet50", False).eval()
-    for name, buffer in encoder.named_buffers():
-        # Statistics that tell the layers apart.
-        buffer.copy_(torch.rand_like(buffer) + (0.5 if name.endswith("var") else 0.0))
+    for name, value in encoder.state_dict().items():
+        # Of each norm: they tell the layers apart, and features neither vanish nor explode.
+        if name.endswith(("running_mean", "bias")):
+            value.normal_(std=0.1)
+        elif value.dim() == 1:
+            value.uniform_(0.5, 1.0)
     return encoder
 
 
@@ -82,6 +85,7 @@ class ModelsTest(parameterized.TestCase):
                 found["res5"] = nn.Sequential(*list(model.roi_heads.res5)[:3])(found["res4"])
         self.assertCountEqual(found, expected)
         for stage in expected:
+            self.assertGreater(expected[stage].std(), 0.1, stage)
             torch.testing.assert_close(found[stage], expected[stage], atol=1e-4, rtol=0)
 
     def test_a_norm_follows_res5(self) -> None:
