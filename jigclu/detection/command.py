@@ -44,9 +44,11 @@ class OwnData(NamedTuple):
         """
         if self.voc and not self.classes:
             raise UserError("--voc needs the names of the classes: give --class-names")
+        known = set(DatasetCatalog.list())
         for name, *_ in (*self.coco, *self.voc):
-            if name in DatasetCatalog.list():
+            if name in known:
                 raise UserError(f"data set {name} is known already; give yours another name")
+            known.add(name)
         for name, images, annotations in self.coco:
             register_coco_instances(name, {}, annotations, images)
         for name, folder, split in self.voc:

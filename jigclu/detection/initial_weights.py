@@ -38,6 +38,8 @@ def check(path: str, depth: int, layout: str, *, classes: int | None, unpickle: 
                 "read; give a .pth of gin/detection_export.gin, or --unpickle-weights if you "
                 "trust its origin"
             )
+        if not is_address and not Path(path).is_file():
+            raise UserError(f"weights {path} do not exist: check the path")
         return
     if is_address:
         return

@@ -42,7 +42,7 @@ class Trainer(DefaultTrainer):
         """
         kind = MetadataCatalog.get(dataset_name).evaluator_type
         if kind == "coco":
-            # detectron2's own faster evaluator needs a compiler of C++ at run time.
+            # COCO's own implementation of AP: detectron2's faster one is not official.
             folder = Path(cfg.OUTPUT_DIR) / "inference"
             return COCOEvaluator(dataset_name, output_dir=str(folder), use_fast_impl=False)
         if kind == "pascal_voc":

@@ -218,6 +218,7 @@ class CommandTest(parameterized.TestCase):
         (("--eval-only",), "--eval-only needs MODEL.WEIGHTS"),
         (("--images-per-batch", "0"), "--images-per-batch is 0"),
         (("--coco", "coco_2017_val", "a", "b"), "coco_2017_val is known already"),
+        (("--coco", "mine", "a", "b"), "data set mine is known already"),
         (("--voc", "v", "a", "b"), "give --class-names"),
     )
     def test_a_wrong_flag(self, flags: tuple[str, ...], message: str) -> None:

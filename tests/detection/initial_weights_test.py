@@ -87,8 +87,17 @@ class WeightsTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "does not exist"):
             self.check()
 
+    def test_a_pickle(self) -> None:
+        path = self.path.with_suffix(".pkl")
+        with self.assertRaisesRegex(UserError, "weights .*weights.pkl do not exist"):
+            initial_weights.check(str(path), 50, "fpn", classes=None, unpickle=True)
+        # Nothing looks into it here.
+        path.write_bytes(b"pickle")
+        initial_weights.check(str(path), 50, "fpn", classes=None, unpickle=True)
+        with self.assertRaisesRegex(UserError, "may be a pickle, .*--unpickle-weights"):
+            initial_weights.check(str(path), 50, "fpn", classes=None, unpickle=False)
+
     @parameterized.parameters(
-        "x.pkl",
         "https://example.org/x.pkl",
         "detectron2://x.pkl",
         "https://example.org/x.pkl?y=z.pkl",
