@@ -200,7 +200,9 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError(
             "--num-machines: give each machine the same --dist-url, tcp://<machine 0>:<free port>"
         )
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu" and not args.eval_only:
+    if args.eval_only:
+        return
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise UserError("SOLVER.AMP.ENABLED is True, which needs a GPU; leave it False")
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise UserError(

@@ -286,7 +286,7 @@ def _refuse_images(name: str, folder: Path, sizes: Mapping[str, tuple[float, flo
 
 
 def _upright_size(path: Path) -> tuple[int, int]:
-    """Returns width and height as detectron2 turns the image; reads no more than its head."""
+    """Returns width and height as detectron2 turns the image; of a JPEG reads the head alone."""
     with Image.open(path) as image:
         is_turned = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
         return (image.height, image.width) if is_turned else image.size

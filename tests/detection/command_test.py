@@ -250,6 +250,16 @@ class CommandTest(parameterized.TestCase):
         expected = {"num_machines": 2, "machine_rank": 1, "dist_url": "tcp://10.0.0.1:2000"}
         self.assertEqual({key: launch.call_args.kwargs[key] for key in expected}, expected)
 
+    @mock.patch.object(torch.cuda, "is_available", return_value=True)
+    @mock.patch.object(torch.cuda, "device_count", return_value=4)
+    def test_images_are_dealt_out_to_gpus_evenly_in_training_alone(self, *mocks: mock.Mock) -> None:
+        del mocks
+        gpus = ("--num-gpus", "3")
+        self.refuse("8 is not a multiple of the 3 processes", *gpus, pairs=("MODEL.DEVICE", "cuda"))
+        self.refuse(
+            "--eval-only needs MODEL.WEIGHTS", *gpus, "--eval-only", pairs=("MODEL.DEVICE", "cuda")
+        )
+
     @parameterized.parameters(
         "MODEL: !!python/object/apply:os.getcwd []",
         "_BASE_: absent.yaml",
