@@ -1,21 +1,21 @@
 """The command of detection/train_net.py: reads a configuration, checks everything, trains."""
 
 import argparse
-import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from jigclu.detection import datasets, initial_weights, schedule
 from jigclu.detection.schedule import Schedule
@@ -44,9 +44,11 @@ class OwnData(NamedTuple):
         """
         if self.voc and not self.classes:
             raise UserError("--voc needs the names of the classes: give --class-names")
+        known = set(DatasetCatalog.list())
         for name, *_ in (*self.coco, *self.voc):
-            if name in DatasetCatalog.list():
+            if name in known:
                 raise UserError(f"data set {name} is known already; give yours another name")
+            known.add(name)
         for name, images, annotations in self.coco:
             register_coco_instances(name, {}, annotations, images)
         for name, folder, split in self.voc:
@@ -134,8 +136,14 @@ def configuration(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         published = _schedule(_read(args.config_file))
         effective = _schedule(cfg)
+        schedule.check_range(effective)
         if not args.schedule_as_given:
             schedule.check(published, effective)
+        if cfg.SOLVER.REFERENCE_WORLD_SIZE:
+            raise UserError(
+                f"SOLVER.REFERENCE_WORLD_SIZE is {cfg.SOLVER.REFERENCE_WORLD_SIZE}, by which "
+                "detectron2 would rescale once more: give --images-per-batch in its place"
+            )
         print(schedule.table(published, effective))
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         print("no GPU: MODEL.DEVICE is cpu")
@@ -152,6 +160,8 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     _check_devices(cfg, args)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
+    if not cfg.DATASETS.TEST or not (train or args.eval_only):
+        raise UserError("DATASETS.TRAIN or TEST is empty; give --train-data and --test-data")
     summaries = {
         name: _summary(name, is_evaluated=name in cfg.DATASETS.TEST)
         for name in (*train, *cfg.DATASETS.TEST)
@@ -166,14 +176,34 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"classes: give {_CLASSES_KEY} {classes}"
         )
     _check_start(cfg, args)
+    _check_folder(Path(cfg.OUTPUT_DIR))
 
 
 def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
     available = torch.cuda.device_count()
-    # On the CPU there is one process, whatever is asked for.
-    if args.num_gpus > max(1, available):
+    # One process is asked for by 1 as well, which is the default, where there is no GPU.
+    if not 0 <= args.num_gpus <= max(1, available):
         raise UserError(f"--num-gpus is {args.num_gpus}; this machine has {available}")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank is {args.machine_rank} and --num-machines {args.num_machines}; "
+            "machines are numbered from 0"
+        )
     processes = max(1, args.num_gpus) * args.num_machines
+    if processes > 1 and (cfg.MODEL.DEVICE == "cpu" or not args.num_gpus):
+        raise UserError(
+            "several processes need a GPU each, over which the batch is normalised (SyncBN); "
+            "without GPUs one process of one machine trains"
+        )
+    no_address = (argument_parser().get_default("dist_url"), "auto")
+    if args.num_machines > 1 and args.dist_url in no_address:
+        raise UserError(
+            "--num-machines: give each machine the same --dist-url, tcp://<machine 0>:<free port>"
+        )
+    if args.eval_only:
+        return
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise UserError("SOLVER.AMP.ENABLED is True, which needs a GPU; leave it False")
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not a multiple of the {processes} "
@@ -182,32 +212,44 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _check_start(cfg: CfgNode, args: argparse.Namespace) -> None:
-    has_checkpoint = (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists()
+    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    weights = cfg.MODEL.WEIGHTS
     if args.resume:
-        if not has_checkpoint:
+        if not last.exists():
             raise UserError(
                 f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint; give the OUTPUT_DIR of the run, "
                 "or leave --resume out to begin"
             )
-        return
-    if has_checkpoint and not args.eval_only:
+        weights = str(last.with_name(last.read_text(encoding="utf-8").strip()))
+    elif last.exists() and not args.eval_only:
         raise UserError(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already: give --resume to go on with it, "
             "or another OUTPUT_DIR"
         )
-    if not cfg.MODEL.WEIGHTS:
+    if not weights:
         if args.eval_only:
             raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint")
         print("MODEL.WEIGHTS is empty: training begins from random weights")
         return
     layout = "fpn" if "fpn" in cfg.MODEL.BACKBONE.NAME else "c4"
+    whole = args.eval_only or args.resume
     initial_weights.check(
-        cfg.MODEL.WEIGHTS,
+        weights,
         cfg.MODEL.RESNETS.DEPTH,
         layout,
-        whole=args.eval_only,
+        classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES if whole else None,
         unpickle=args.unpickle_weights,
     )
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR {folder} cannot be written ({error.strerror}): give another"
+        ) from error
 
 
 def _read(file: str) -> CfgNode:
@@ -218,7 +260,7 @@ def _read(file: str) -> CfgNode:
     cfg = get_cfg()
     try:
         cfg.merge_from_file(file, allow_unsafe=False)
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+    except Exception as error:  # yacs raises all kinds of errors on what is no configuration.
         raise UserError(f"--config-file {file}: {_first_line(error)}") from error
     return cfg
 
@@ -233,14 +275,15 @@ def _merged(args: argparse.Namespace) -> CfgNode:
     for key, names in (("TRAIN", args.train_data), ("TEST", args.test_data)):
         if names:
             cfg.DATASETS[key] = tuple(names)
-    own = [name for name in cfg.DATASETS.TRAIN if name in _own_names(args)]
+    names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
+    own = [name for name in names if name in _own_names(args)]
     if own:
         # The head's width follows the data.
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_summary(own[0], is_evaluated=False).classes)
     try:
         cfg.merge_from_list(args.opts)
     except (KeyError, ValueError, AssertionError) as error:
-        raise UserError(f"{' '.join(args.opts)}: {_first_line(error)}") from error
+        raise UserError(f"KEY VALUE pairs: {_first_line(error)}") from error
     return cfg
 
 
@@ -249,7 +292,9 @@ def _own_names(args: argparse.Namespace) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip("'\"").splitlines()[0]
+    # The text of a KeyError is in quotes.
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    return f"{text or type(error).__name__}".splitlines()[0]
 
 
 def _schedule(cfg: CfgNode) -> Schedule:
@@ -273,7 +318,13 @@ def _summary(name: str, *, is_evaluated: bool) -> datasets.Summary:
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type")
     if kind == "coco":
-        return datasets.check_coco(name, Path(metadata.image_root), Path(metadata.json_file))
+        return datasets.check_coco(
+            name,
+            Path(metadata.image_root),
+            Path(metadata.json_file),
+            _known_categories(metadata),
+            is_evaluated=is_evaluated,
+        )
     if kind == "pascal_voc":
         folder = Path(metadata.dirname)
         return datasets.check_voc(
@@ -282,18 +333,25 @@ def _summary(name: str, *, is_evaluated: bool) -> datasets.Summary:
     raise UserError(f"data set {name} is of the kind {kind!r}; expected COCO's boxes or VOC")
 
 
+def _known_categories(metadata: Metadata) -> dict[int, str] | None:
+    """Returns the categories of data sets that detectron2 names, by their numbers in JSON."""
+    numbers = metadata.get("thing_dataset_id_to_contiguous_id")
+    return numbers and {key: metadata.thing_classes[place] for key, place in numbers.items()}
+
+
 def _run(cfg: CfgNode, args: argparse.Namespace, own_data: OwnData, launched_from: int) -> None:
     """Trains or evaluates, in each process."""
     if os.getpid() != launched_from:
         own_data.register()
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="jigclu")
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        logging.getLogger(__name__).info("%s", Trainer.test(cfg, model))
+        contents = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        Trainer.test(cfg, model)
         if comm.is_main_process():
-            draw_predictions(cfg, model, 0)
+            draw_predictions(cfg, model, contents.get("iteration", -1) + 1)
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

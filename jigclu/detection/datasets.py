@@ -5,15 +5,27 @@ Nothing here needs detectron2, which reads the same files again for training.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
+
+from PIL import ExifTags, Image
 
 from jigclu.errors import UserError
 
 # Pixels that a box may reach over the edge: of rounding, and of counting from 0 or 1.
 _TOLERANCE = 1.0
+_NUMBER = (int, float)
+# What detectron2 reads of each record of COCO's JSON, and its evaluation beyond that.
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "images": {"id": (int, str), "file_name": str, "width": _NUMBER, "height": _NUMBER},
+    "categories": {"id": int, "name": str},
+    "annotations": {"id": int, "image_id": (int, str), "category_id": int, "bbox": list},
+}
+_EVALUATED_FIELDS: dict[str, type | tuple[type, ...]] = {"area": _NUMBER, "iscrowd": _NUMBER}
+# Values of EXIF's orientation that lay an image on its side.
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 class Summary(NamedTuple):
@@ -33,25 +45,44 @@ class _Box(NamedTuple):
     bottom: float
 
 
-def check_coco(name: str, images: Path, annotations: Path) -> Summary:
+def check_coco(
+    name: str,
+    images: Path,
+    annotations: Path,
+    expected: Mapping[int, str] | None = None,
+    *,
+    is_evaluated: bool,
+) -> Summary:
     """Looks through a data set in COCO's layout.
 
     Args:
       name: of the data set, for errors.
       images: folder of the images.
       annotations: the JSON file.
+      expected: categories by their numbers, where they are known beforehand.
+      is_evaluated: the evaluation reads more of each box than training does.
 
     Raises:
-      UserError: an absent file, an image or a category that is not listed, a box
-        outside its image; names the first and says how many there are.
+      UserError: an absent file, an image or a category that is not listed, an image of
+        another size, a box outside its image; names the first and says how many there are.
     """
-    contents = _read_json(name, annotations)
+    contents = _read_coco(name, annotations, is_evaluated)
     sizes = {image["id"]: image for image in contents["images"]}
     classes = {category["id"]: category["name"] for category in contents["categories"]}
-    _refuse_empty(name, annotations, len(sizes), len(classes))
-    _refuse_absent(name, images, [image["file_name"] for image in sizes.values()])
+    boxes = contents["annotations"]
+    _refuse_empty(name, annotations, len(sizes), len(classes), len(boxes))
+    if expected is not None and classes != expected:
+        raise UserError(
+            f"data set {name}: the categories of {annotations} are not the {len(expected)} that "
+            "this name stands for; register it under a name of yours by --coco"
+        )
+    _refuse_images(
+        name,
+        images,
+        {image["file_name"]: (image["width"], image["height"]) for image in sizes.values()},
+    )
     unknown, outside = [], []
-    for annotation in contents["annotations"]:
+    for annotation in boxes:
         image = sizes.get(annotation["image_id"])
         if image is None:
             unknown.append(f"annotation {annotation['id']} of image {annotation['image_id']}")
@@ -64,9 +95,7 @@ def check_coco(name: str, images: Path, annotations: Path) -> Summary:
             outside.append(_placed(annotation["bbox"], image, image["file_name"]))
     _refuse(name, unknown, f"is not listed in {annotations}")
     _refuse(name, outside, "is outside its image")
-    return Summary(
-        len(sizes), len(contents["annotations"]), tuple(classes[key] for key in sorted(classes))
-    )
+    return Summary(len(sizes), len(boxes), tuple(classes[key] for key in sorted(classes)))
 
 
 def check_voc(
@@ -84,15 +113,15 @@ def check_voc(
     Raises:
       UserError: as `check_coco`.
     """
-    names = _listed(name, folder / "ImageSets" / "Main" / f"{split}.txt", len(classes))
-    _refuse_absent(name, folder / "JPEGImages", [f"{image}.jpg" for image in names])
+    names = _listed(name, folder / "ImageSets" / "Main" / f"{split}.txt")
     _refuse_absent(name, folder / "Annotations", [f"{image}.xml" for image in names])
-    unknown, outside, boxes = [], [], 0
+    sizes, unknown, outside, boxes = {}, [], [], 0
     for image in names:
         path = folder / "Annotations" / f"{image}.xml"
         try:
             tree = ElementTree.parse(path).getroot()
             size = {side: int(_text(tree, f"size/{side}")) for side in ("width", "height")}
+            sizes[f"{image}.jpg"] = (size["width"], size["height"])
             for found in tree.iterfind("object"):
                 boxes += 1
                 if _text(found, "name") not in classes:
@@ -102,10 +131,12 @@ def check_voc(
                 box = _Box(edges[0] - 1, edges[1] - 1, edges[2], edges[3])
                 if not _is_inside(box, size["width"], size["height"]):
                     outside.append(_placed(edges, size, path.name))
-        except (ElementTree.ParseError, ValueError) as error:
+        except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
             raise UserError(
                 f"data set {name}: {path} is no annotation of VOC ({error}): mend or replace it"
             ) from error
+    _refuse_empty(name, folder, len(names), len(classes), boxes)
+    _refuse_images(name, folder / "JPEGImages", sizes)
     _refuse(name, unknown, f"is none of the classes {', '.join(classes)}")
     _refuse(name, outside, "is outside its image")
     return Summary(len(names), boxes, tuple(classes))
@@ -124,11 +155,10 @@ def check_same_classes(summaries: dict[str, Summary]) -> None:
             )
 
 
-def _listed(name: str, path: Path, classes: int) -> list[str]:
+def _listed(name: str, path: Path) -> list[str]:
     """Returns the names of images that a list of VOC holds, one a line."""
     lines = [line.split() for line in _read(name, path).splitlines() if line.strip()]
-    _refuse_empty(name, path, len(lines), classes)
-    if len(lines) == 1 or any(len(words) > 1 for words in lines):
+    if len(lines) < 2 or any(len(words) > 1 for words in lines):
         raise UserError(
             f"data set {name}: {path} must name two images or more, one a line and nothing "
             "else: give another split, or mend it"
@@ -158,21 +188,50 @@ def _read(name: str, path: Path) -> str:
         ) from error
 
 
-def _read_json(name: str, path: Path) -> dict[str, Any]:
+def _read_coco(name: str, path: Path, is_evaluated: bool) -> dict[str, list[dict[str, Any]]]:
+    """Returns the lists of a JSON file of COCO's layout, of which every record is whole."""
     try:
         contents = json.loads(_read(name, path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(
             f"data set {name}: {path} is no JSON ({error}): download or write it again"
         ) from error
-    keys = ("images", "annotations", "categories")
-    absent = [key for key in keys if not isinstance(contents, dict) or key not in contents]
+    lists = contents if isinstance(contents, dict) else {}
+    absent = [key for key in _FIELDS if not isinstance(lists.get(key), list)]
     if absent:
         raise UserError(
-            f"data set {name}: {path} lacks {', '.join(absent)}; expected the layout of COCO's "
-            "instances_*.json"
+            f"data set {name}: {path} lacks lists of {', '.join(absent)}; expected the layout of "
+            "COCO's instances_*.json"
         )
-    return contents
+    for key, fields in _FIELDS.items():
+        more = _EVALUATED_FIELDS if is_evaluated and key == "annotations" else {}
+        wrong = [
+            f"{field} of {key}[{number}]"
+            for number, record in enumerate(lists[key])
+            for field, kind in (fields | more).items()
+            if not isinstance(record, dict) or not isinstance(record.get(field), kind)
+        ]
+        _refuse(name, wrong, f"is absent in {path}, or not of the kind that COCO has there")
+    _refuse_annotations(name, path, lists["annotations"])
+    return lists
+
+
+def _refuse_annotations(name: str, path: Path, annotations: list[dict[str, Any]]) -> None:
+    seen: set[int] = set()
+    twice, wrong, ignored = [], [], []
+    for annotation in annotations:
+        label = f"annotation {annotation['id']}"
+        if annotation["id"] in seen:
+            twice.append(label)
+        seen.add(annotation["id"])
+        box = annotation["bbox"]
+        if len(box) != 4 or not all(isinstance(edge, _NUMBER) for edge in box):
+            wrong.append(f"bbox of {label}")
+        if annotation.get("ignore"):
+            ignored.append(label)
+    _refuse(name, twice, f"is there twice in {path}")
+    _refuse(name, wrong, f"in {path} is not [left, top, width, height]")
+    _refuse(name, ignored, f"in {path} is to be ignored, which detectron2 cannot")
 
 
 def _text(tree: ElementTree.Element, path: str) -> str:
@@ -195,16 +254,42 @@ def _placed(box: Iterable[float], size: dict[str, Any], file: str) -> str:
     return f"box [{edges}] of {file}, {size['width']}x{size['height']} pixels,"
 
 
-def _refuse_empty(name: str, path: Path, images: int, classes: int) -> None:
-    if not images or not classes:
+def _refuse_empty(name: str, path: Path, images: int, classes: int, boxes: int) -> None:
+    if not images or not classes or not boxes:
         raise UserError(
-            f"data set {name}: {path} has {images} images and {classes} classes; "
+            f"data set {name}: {path} has {images} images, {classes} classes and {boxes} boxes; "
             "expected at least one of each"
         )
 
 
 def _refuse_absent(name: str, folder: Path, files: Sequence[str]) -> None:
     _refuse(name, [file for file in files if not (folder / file).is_file()], f"is not in {folder}")
+
+
+def _refuse_images(name: str, folder: Path, sizes: Mapping[str, tuple[float, float]]) -> None:
+    """Refuses images that are absent, unreadable, or not of the width and height annotated."""
+    _refuse_absent(name, folder, list(sizes))
+    unreadable, other = [], []
+    for file, annotated in sizes.items():
+        try:
+            size = _upright_size(folder / file)
+        except Exception:  # PIL's plugins raise all kinds of errors on corrupt bytes.
+            unreadable.append(file)
+            continue
+        if size != annotated:
+            told = ", annotated as ".join(
+                f"{width:g}x{height:g}" for width, height in (size, annotated)
+            )
+            other.append(f"{file} ({told} pixels)")
+    _refuse(name, unreadable, f"in {folder} is no image")
+    _refuse(name, other, "is of another size")
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    """Returns width and height as detectron2 turns the image; of a JPEG reads the head alone."""
+    with Image.open(path) as image:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+        return (image.height, image.width) if is_turned else image.size
 
 
 def _refuse(name: str, found: Sequence[str], reason: str) -> None:

@@ -11,45 +11,63 @@ from jigclu.detectron2_names import PREFIXES, is_name, to_detectron2
 from jigclu.encoder import create_encoder
 from jigclu.errors import UserError
 
+_CLASSIFIER = "roi_heads.box_predictor.cls_score.bias"
 _FORMATS = {"fpn": "detectron2", "c4": "detectron2_c4"}
 
 
-def check(path: str, depth: int, layout: str, *, whole: bool, unpickle: bool) -> None:
+def check(path: str, depth: int, layout: str, *, classes: int | None, unpickle: bool) -> None:
     """Refuses weights of which a part would be left out, or that cannot be read in safety.
 
     Args:
-      path: MODEL.WEIGHTS. Of an address only the suffix is looked at.
+      path: of the weights. Of an address only the suffix is looked at.
       depth: of the ResNet, in layers.
       layout: "fpn" or "c4".
-      whole: not the backbone alone, but the heads of a detector too.
+      classes: that the heads tell apart; None: the backbone alone will do.
       unpickle: the user consents to files of pickle, which may run any code.
 
     Raises:
-      UserError: absent, damaged, pickled without consent, of another depth or layout,
-        or not of detectron2.
+      UserError: absent, damaged, pickled without consent, of another depth or layout or
+        other classes, or not of detectron2.
     """
-    if path.endswith((".pkl", ".pickle")):
+    # An address may lead to a pickle by any other suffix, or by none.
+    is_address = "://" in path
+    if path.endswith((".pkl", ".pickle")) or (is_address and not path.endswith(".pth")):
         if not unpickle:
             raise UserError(
-                f"MODEL.WEIGHTS {path} is a pickle, which may run any code as it is read; give a "
-                ".pth of gin/detection_export.gin, or --unpickle-weights if you trust its origin"
+                f"weights {path}: this is or may be a pickle, which may run any code as it is "
+                "read; give a .pth of gin/detection_export.gin, or --unpickle-weights if you "
+                "trust its origin"
             )
+        if not is_address and not Path(path).is_file():
+            raise UserError(f"weights {path} do not exist: check the path")
         return
-    if "://" in path:
+    if is_address:
         return
     found = _tensors(Path(path), layout)
     expected = _expected(depth, layout)
     difference = checkpoint.describe_mismatch(expected, _resnet(found, layout))
     if difference:
         raise UserError(
-            f"MODEL.WEIGHTS {path} holds {_held(found)}, expected a ResNet-{depth} of the layout "
+            f"weights {path} hold {_held(found)}, expected a ResNet-{depth} of the layout "
             f"{layout} ({difference}); give weights of that depth and layout (format "
             f"{_FORMATS[layout]!r} of gin/detection_export.gin), or set MODEL.RESNETS.DEPTH"
         )
-    if whole and not any(name.startswith("proposal_generator.") for name in found):
+    if classes is not None:
+        _check_heads(path, found, classes)
+
+
+def _check_heads(path: str, found: Mapping[str, Tensor], classes: int) -> None:
+    if _CLASSIFIER not in found:
         raise UserError(
-            f"MODEL.WEIGHTS {path} holds a backbone alone; to evaluate give a detector, "
+            f"weights {path} hold a backbone alone; to evaluate give a detector, "
             "such as the model_final.pth of a training"
+        )
+    # One more stands for none of them.
+    held = len(found[_CLASSIFIER]) - 1
+    if held != classes:
+        raise UserError(
+            f"weights {path} tell {held} classes apart, the data have {classes}; give the "
+            "data that this detector was trained on, or another detector"
         )
 
 
@@ -61,7 +79,7 @@ def _tensors(path: Path, layout: str) -> dict[str, Tensor]:
     )
     if not named:
         raise UserError(
-            f"MODEL.WEIGHTS {path} does not have detectron2's names; write it so with "
+            f"weights {path} do not have detectron2's names; write it so with "
             f"--gin_file=gin/detection_export.gin --gin_bindings=\"export.init_from='{path}'\", "
             f"format {_FORMATS[layout]!r}"
         )

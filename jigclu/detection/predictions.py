@@ -1,16 +1,18 @@
 """Pictures of what a detector finds."""
 
+import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.visualizer import Visualizer
-from PIL import Image
-from torch import nn
+from detectron2.structures import Instances
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes
 
 # Boxes drawn on an image: the surest ones.
 _BOXES = 20
@@ -30,19 +32,45 @@ def draw(cfg: CfgNode, model: nn.Module, folder: Path, images: int, step: int) -
       The files, in the order of the data set.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
     paths: list[Path] = []
     with SummaryWriter(cfg.OUTPUT_DIR) as writer, torch.no_grad():
         for (inputs,) in build_detection_test_loader(cfg, cfg.DATASETS.TEST[0], batch_size=1):
             if len(paths) == images:
                 break
             (output,) = model([inputs])
-            instances = output["instances"].to("cpu")
-            surest = instances[instances.scores.argsort(descending=True)[:_BOXES]]
-            canvas = Visualizer(read_image(inputs["file_name"], "RGB"), metadata)
-            # A copy: the canvas is read-only memory.
-            picture = np.array(canvas.draw_instance_predictions(surest).get_image())
+            # A copy: what is read may be read-only memory.
+            image = torch.tensor(read_image(inputs["file_name"], "RGB")).permute(2, 0, 1)
+            picture = drawn(image, output["instances"].to("cpu"), classes)
             paths.append(folder / f"{Path(inputs['file_name']).stem}.png")
-            Image.fromarray(picture).save(paths[-1])
-            writer.add_image(f"predictions/{paths[-1].stem}", picture, step, dataformats="HWC")
+            to_pil_image(picture).save(paths[-1])
+            writer.add_image(f"predictions/{paths[-1].stem}", picture, step)
     return paths
+
+
+def drawn(image: Tensor, instances: Instances, classes: Sequence[str]) -> Tensor:
+    """Returns the image with the surest boxes, a colour for each class, the surest on top.
+
+    Args:
+      image: RGB, uint8 [3, height, width].
+      instances: of the image, on the CPU: their boxes, scores and classes.
+      classes: names.
+    """
+    shown = instances[instances.scores.argsort(descending=True)[:_BOXES].flip(0)]
+    if not len(shown):
+        return image
+    numbers = shown.pred_classes.tolist()
+    scores = shown.scores.tolist()
+    return draw_bounding_boxes(
+        image,
+        shown.pred_boxes.tensor,
+        [f"{classes[number]} {score:.0%}" for number, score in zip(numbers, scores, strict=True)],
+        colors=[_colour(number / len(classes)) for number in numbers],
+        width=2,
+        fill_labels=True,
+    )
+
+
+def _colour(hue: float) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.8, 1.0))
+    return red, green, blue

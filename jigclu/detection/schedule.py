@@ -64,14 +64,19 @@ def rescaled(schedule: Schedule, images_per_batch: int) -> Schedule:
     )
 
 
+def check_range(schedule: Schedule) -> None:
+    """Raises UserError for a schedule without images or iterations."""
+    for field in ("images_per_batch", "iterations"):
+        if getattr(schedule, field) < 1:
+            raise UserError(f"{KEYS[field]} is {getattr(schedule, field)}; give at least 1")
+
+
 def check(published: Schedule, effective: Schedule) -> None:
     """Refuses a schedule of which a part alone is rescaled.
 
     Raises:
       UserError: names what does not fit the images per batch.
     """
-    if effective.images_per_batch < 1:
-        raise UserError(f"SOLVER.IMS_PER_BATCH is {effective.images_per_batch}; give at least 1")
     expected = rescaled(published, effective.images_per_batch)
     wrong = [field for field in _RECIPE if not _agree(field, expected, effective)]
     if wrong:

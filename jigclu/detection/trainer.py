@@ -29,8 +29,9 @@ class Trainer(DefaultTrainer):
         return built
 
     def draw(self) -> None:
-        """Draws predictions as the last iteration makes them."""
-        draw_predictions(self.cfg, self.model, self.iter + 1)
+        """Draws predictions as the last iteration makes them; none where training failed."""
+        if self.iter >= self.max_iter:
+            draw_predictions(self.cfg, self.model, self.max_iter)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -41,7 +42,7 @@ class Trainer(DefaultTrainer):
         """
         kind = MetadataCatalog.get(dataset_name).evaluator_type
         if kind == "coco":
-            # detectron2's own faster evaluator needs a compiler of C++ at run time.
+            # COCO's own implementation of AP: detectron2's faster one is not official.
             folder = Path(cfg.OUTPUT_DIR) / "inference"
             return COCOEvaluator(dataset_name, output_dir=str(folder), use_fast_impl=False)
         if kind == "pascal_voc":

@@ -4,13 +4,16 @@ import detectron2_needed  # noqa: F401  # isort: skip
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jigclu.detection import command
 from jigclu.encoder import create_encoder
@@ -123,8 +126,44 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(final["iteration"], 2)
 
         weights = ("MODEL.WEIGHTS", str(self.output / "model_final.pth"))
-        status, _, errors = self.on_coco("--eval-only", pairs=weights)
+        # Without --train-data the head's width follows what is evaluated.
+        data = ("--coco", "mine", str(self.folder), str(self.folder / "boxes.json"))
+        pairs = (*SMALL.split(), *weights, "OUTPUT_DIR", str(self.folder / "evaluation"))
+        status, _, errors = self.run_command(
+            *data, "--test-data", "mine", "--eval-only", *pairs, config="voc-R50-JigClu"
+        )
         self.assertEqual(status, 0, errors)
+        self.assertLen(list((self.folder / "evaluation/predictions").glob("*.png")), 4)
+
+        contents = json.loads((self.folder / "boxes.json").read_text(encoding="utf-8"))
+        contents["categories"].append({"id": 3, "name": "cow"})
+        (self.folder / "boxes.json").write_text(json.dumps(contents), encoding="utf-8")
+        for flags in (("--eval-only",), ("--eval-only", "--resume"), ("--resume", *short)):
+            status, _, errors = self.on_coco(*flags, pairs=(*weights, *longer))
+            self.assertEqual(status, 2)
+            self.assertIn("model_final.pth tell 2 classes apart, the data have 3", errors)
+
+    def test_pictures_are_of_the_last_iteration(self) -> None:
+        short = ("--images-per-batch", "2", "--schedule-as-given")
+        status, _, errors = self.on_coco(*short, pairs=tuple(SHORT.split()))
+        self.assertEqual(status, 0, errors)
+        events = EventAccumulator(str(self.output), size_guidance={"images": 0}).Reload()
+        (picture,) = events.Images("predictions/0")
+        self.assertEqual((picture.step, picture.width, picture.height), (2, 64, 48))
+        log = (self.output / "log.txt").read_text(encoding="utf-8")
+        self.assertIn(f"Predictions on 4 images: {self.output / 'predictions'}", log)
+
+        # Resumed once it is over, nothing is trained, and all is evaluated and drawn again.
+        shutil.rmtree(self.output / "predictions")
+        status, _, errors = self.on_coco(*short, "--resume", pairs=tuple(SHORT.split()))
+        self.assertEqual(status, 0, errors)
+        self.assertLen(list((self.output / "predictions").glob("*.png")), 4)
+
+    def test_training_that_fails_draws_nothing(self) -> None:
+        diverging = (*SHORT.split(), "SOLVER.BASE_LR", "1e30", "SOLVER.MAX_ITER", "20")
+        with self.assertRaises(FloatingPointError):
+            self.on_coco("--images-per-batch", "2", "--schedule-as-given", pairs=diverging)
+        self.assertFalse((self.output / "predictions").exists())
 
     def test_voc_from_exported_weights(self) -> None:
         _write_voc(self.folder / "voc")
@@ -138,7 +177,7 @@ class CommandTest(parameterized.TestCase):
             config="voc-R50-JigClu",
         )
         self.assertEqual(status, 0, errors)
-        self.assertIn("| SOLVER.IMS_PER_BATCH | 16 | 1 |", out)
+        self.assertIn("| SOLVER.IMS_PER_BATCH | 8 | 1 |", out)
         self.assertBetween(self.metrics()[-1]["bbox/AP50"], 0, 100)
 
     def test_published_schedule_rescaled(self) -> None:
@@ -154,9 +193,15 @@ class CommandTest(parameterized.TestCase):
     @parameterized.parameters(
         ("SOLVER.MAX_ITER 100", "SOLVER.MAX_ITER 100 .expected 180000. does not follow"),
         ("SOLVER.IMS_PER_BATCH 4", "SOLVER.BASE_LR 0.01 .expected 0.005."),
-        ("FOO.BAR 1", "FOO.BAR 1: .*FOO.BAR"),
+        ("FOO.BAR 1", "KEY VALUE pairs: Non-existent key: FOO.BAR"),
+        ("OUTPUT_DIR", "KEY VALUE pairs: Override list has odd length"),
+        ("SOLVER.REFERENCE_WORLD_SIZE 4", "SOLVER.REFERENCE_WORLD_SIZE is 4, by which"),
+        ("SOLVER.AMP.ENABLED True", "SOLVER.AMP.ENABLED is True, which needs a GPU"),
+        ("DATASETS.TEST ()", "DATASETS.TRAIN or TEST is empty"),
+        ("DATASETS.TRAIN ()", "DATASETS.TRAIN or TEST is empty"),
+        ("OUTPUT_DIR /dev/null", "OUTPUT_DIR /dev/null cannot be written .File exists"),
         ("MODEL.ROI_HEADS.NUM_CLASSES 7", "NUM_CLASSES is 7, the data have 2 classes"),
-        ("MODEL.WEIGHTS x.pkl", "x.pkl is a pickle"),
+        ("MODEL.WEIGHTS x.pkl", "x.pkl: this is or may be a pickle"),
         ("DATASETS.TEST ('other',)", "data set other is unknown"),
     )
     def test_a_wrong_pair(self, pair: str, message: str) -> None:
@@ -164,10 +209,16 @@ class CommandTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (("--num-gpus", "99"), "--num-gpus is 99; this machine has"),
+        (("--num-gpus", "-1"), "--num-gpus is -1; this machine has"),
+        (("--num-machines", "2"), "several processes need a GPU each"),
+        (("--num-machines", "2", "--num-gpus", "0"), "several processes need a GPU each"),
+        (("--machine-rank", "1"), "--machine-rank is 1 and --num-machines 1"),
+        (("--images-per-batch", "8", "--schedule-as-given", "SOLVER.MAX_ITER", "0"), "is 0; give"),
         (("--resume",), "--resume: .* holds no checkpoint"),
         (("--eval-only",), "--eval-only needs MODEL.WEIGHTS"),
         (("--images-per-batch", "0"), "--images-per-batch is 0"),
         (("--coco", "coco_2017_val", "a", "b"), "coco_2017_val is known already"),
+        (("--coco", "mine", "a", "b"), "data set mine is known already"),
         (("--voc", "v", "a", "b"), "give --class-names"),
     )
     def test_a_wrong_flag(self, flags: tuple[str, ...], message: str) -> None:
@@ -177,22 +228,56 @@ class CommandTest(parameterized.TestCase):
         weights = self.folder / "weights.pth"
         weights.write_bytes(FORMATS["detectron2"].serialise(create_encoder("resnet34", False), 64))
         self.refuse(
-            "holds a ResNet-34 .*, expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
+            "hold a ResNet-34 .*, expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
         )
 
     def test_an_absent_image(self) -> None:
         (self.folder / "2.png").unlink()
         self.refuse("data set mine: 2.png is not in")
 
-    @parameterized.parameters("nothing.yaml", "bad.yaml")
-    def test_a_wrong_configuration(self, name: str) -> None:
-        path = self.folder / name
-        if name == "bad.yaml":
-            path.write_text("MODEL: !!python/object/apply:os.getcwd []", encoding="utf-8")
+    @mock.patch.object(torch.cuda, "is_available", return_value=True)
+    @mock.patch.object(torch.cuda, "device_count", return_value=4)
+    def test_several_machines(self, *mocks: mock.Mock) -> None:
+        del mocks
+        gpu = ("MODEL.DEVICE", "cuda")
+        several = ("--num-machines", "2", "--num-gpus", "4")
+        self.refuse("--num-machines: give each machine the same --dist-url", *several, pairs=gpu)
+        with mock.patch.object(command, "launch") as launch:
+            address = ("--dist-url", "tcp://10.0.0.1:2000", "--machine-rank", "1")
+            status, _, errors = self.on_coco(*several, *address, pairs=gpu)
+        self.assertEqual(status, 0, errors)
+        self.assertEqual(launch.call_args.args[1], 4)
+        expected = {"num_machines": 2, "machine_rank": 1, "dist_url": "tcp://10.0.0.1:2000"}
+        self.assertEqual({key: launch.call_args.kwargs[key] for key in expected}, expected)
+
+    @mock.patch.object(torch.cuda, "is_available", return_value=True)
+    @mock.patch.object(torch.cuda, "device_count", return_value=4)
+    def test_images_are_dealt_out_to_gpus_evenly_in_training_alone(self, *mocks: mock.Mock) -> None:
+        del mocks
+        gpus = ("--num-gpus", "3")
+        self.refuse("8 is not a multiple of the 3 processes", *gpus, pairs=("MODEL.DEVICE", "cuda"))
+        self.refuse(
+            "--eval-only needs MODEL.WEIGHTS", *gpus, "--eval-only", pairs=("MODEL.DEVICE", "cuda")
+        )
+
+    @parameterized.parameters(
+        "MODEL: !!python/object/apply:os.getcwd []",
+        "_BASE_: absent.yaml",
+        "MODEL: [1",
+        "text",
+        "",
+        "SOLVER: 5",
+        "FOO: 1",
+        None,
+    )
+    def test_a_wrong_configuration(self, text: str | None) -> None:
+        path = self.folder / "bad.yaml"
+        if text is not None:
+            path.write_text(text, encoding="utf-8")
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):
             self.assertEqual(command.main(["--config-file", str(path)]), 2)
-        self.assertRegex(errors.getvalue(), "^error: --config-file .*")
+        self.assertRegex(errors.getvalue(), "^error: --config-file .*bad.yaml")
         self.assertLen(errors.getvalue().splitlines(), 1)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from absl.testing import absltest, parameterized
+from PIL import ExifTags, Image
 
 from jigclu.detection import datasets
 from jigclu.errors import UserError
@@ -20,7 +21,7 @@ class CocoTest(parameterized.TestCase):
     def setUp(self) -> None:
         super().setUp()
         self.folder = Path(self.create_tempdir())
-        (self.folder / "a.jpg").touch()
+        Image.new("RGB", (40, 30)).save(self.folder / "a.jpg")
         self.contents: dict[str, Any] = {
             "images": [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}],
             "categories": [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}],
@@ -30,10 +31,12 @@ class CocoTest(parameterized.TestCase):
             ],
         }
 
-    def check(self) -> datasets.Summary:
+    def check(
+        self, expected: dict[int, str] | None = None, is_evaluated: bool = False
+    ) -> datasets.Summary:
         path = self.folder / "boxes.json"
         path.write_text(json.dumps(self.contents), encoding="utf-8")
-        return datasets.check_coco("mine", self.folder, path)
+        return datasets.check_coco("mine", self.folder, path, expected, is_evaluated=is_evaluated)
 
     def test_classes_are_in_the_order_of_their_numbers(self) -> None:
         self.assertEqual(self.check(), datasets.Summary(1, 2, ("cat", "dog")))
@@ -71,24 +74,118 @@ class CocoTest(parameterized.TestCase):
 
     def test_no_images(self) -> None:
         self.contents |= {"images": [], "annotations": []}
-        with self.assertRaisesRegex(UserError, "has 0 images and 2 classes"):
+        with self.assertRaisesRegex(UserError, "has 0 images, 2 classes and 0 boxes"):
             self.check()
+
+    def test_no_boxes(self) -> None:
+        self.contents["annotations"] = []
+        with self.assertRaisesRegex(UserError, "has 1 images, 2 classes and 0 boxes"):
+            self.check()
+
+    @parameterized.parameters(
+        ("images", "id"),
+        ("images", "file_name"),
+        ("images", "width"),
+        ("categories", "name"),
+        ("annotations", "id"),
+        ("annotations", "image_id"),
+        ("annotations", "category_id"),
+        ("annotations", "bbox"),
+    )
+    def test_a_record_that_lacks_a_field(self, key: str, field: str) -> None:
+        record = self.contents[key][-1]
+        wrong = (
+            rf"mine: {field} of {key}\[{len(self.contents[key]) - 1}\] is absent in .*boxes.json"
+        )
+        record[field] = {}
+        with self.assertRaisesRegex(UserError, wrong):
+            self.check()
+        del record[field]
+        with self.assertRaisesRegex(UserError, wrong):
+            self.check()
+
+    @parameterized.parameters("images", "categories", "annotations")
+    def test_what_is_no_record(self, key: str) -> None:
+        self.contents[key].append("a")
+        with self.assertRaisesRegex(UserError, rf"of {key}\[\d\] is absent in"):
+            self.check()
+
+    @parameterized.parameters("area", "iscrowd")
+    def test_evaluation_needs_more_than_training(self, field: str) -> None:
+        for annotation in self.contents["annotations"]:
+            annotation |= {"area": 5.5, "iscrowd": 0}
+        self.check(is_evaluated=True)
+        del self.contents["annotations"][1][field]
+        self.check()
+        with self.assertRaisesRegex(UserError, rf"{field} of annotations\[1\] is absent"):
+            self.check(is_evaluated=True)
+
+    @parameterized.parameters(
+        ({"bbox": [1, 2, 3]}, r"bbox of annotation 2 in .* is not \[left, top, width, height\]"),
+        ({"bbox": [1, 2, 3, "4"]}, "bbox of annotation 2 in "),
+        ({"id": 1}, "annotation 1 is there twice in "),
+        ({"ignore": 1}, "annotation 2 in .* is to be ignored, which detectron2 cannot"),
+    )
+    def test_an_annotation_that_detectron2_does_not_read(
+        self, change: dict[str, Any], message: str
+    ) -> None:
+        self.contents["annotations"][1] |= change
+        with self.assertRaisesRegex(UserError, message):
+            self.check()
+
+    def test_an_image_of_another_size(self) -> None:
+        self.contents["images"][0]["width"] = 50
+        with self.assertRaisesRegex(
+            UserError, r"a.jpg .40x30, annotated as 50x30 pixels. is of another size"
+        ):
+            self.check()
+
+    def test_an_image_is_as_large_as_it_is_upright(self) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        Image.new("RGB", (30, 40)).save(self.folder / "a.jpg", exif=exif)
+        self.check()
+
+    def test_what_is_no_image(self) -> None:
+        (self.folder / "a.jpg").write_bytes(b"nothing")
+        with self.assertRaisesRegex(UserError, "mine: a.jpg in .* is no image"):
+            self.check()
+
+    @parameterized.parameters(
+        [{9: "dog"}],
+        [{9: "dog", 3: "cow"}],
+        [{9: "dog", 4: "cat"}],
+        [{3: "cat", 9: "dog", 5: "cow"}],
+    )
+    def test_categories_that_are_known_beforehand(self, expected: dict[int, str]) -> None:
+        self.check({3: "cat", 9: "dog"})
+        with self.assertRaisesRegex(
+            UserError, rf"categories of .*boxes.json are not the {len(expected)} that this name"
+        ):
+            self.check(expected)
 
     def test_another_layout(self) -> None:
         del self.contents["categories"]
-        with self.assertRaisesRegex(UserError, "lacks categories; expected the layout of COCO"):
+        with self.assertRaisesRegex(
+            UserError, "lacks lists of categories; expected the layout of COCO"
+        ):
             self.check()
 
-    @parameterized.parameters(("{", "is no JSON"), ("[]", "lacks images, annotations, categories"))
+    @parameterized.parameters(
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[]", "lacks lists of images, categories, annotations"),
+        ('{"images": [], "categories": {}, "annotations": []}', "lacks lists of categories"),
+    )
     def test_no_json_of_coco(self, text: str, message: str) -> None:
         path = self.folder / "bad.json"
         path.write_text(text, encoding="utf-8")
         with self.assertRaisesRegex(UserError, message):
-            datasets.check_coco("mine", self.folder, path)
+            datasets.check_coco("mine", self.folder, path, is_evaluated=False)
 
     def test_an_absent_file(self) -> None:
         with self.assertRaisesRegex(UserError, "none.json cannot be read .No such file"):
-            datasets.check_coco("mine", self.folder, self.folder / "none.json")
+            datasets.check_coco("mine", self.folder, self.folder / "none.json", is_evaluated=False)
 
 
 class VocTest(parameterized.TestCase):
@@ -99,7 +196,7 @@ class VocTest(parameterized.TestCase):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "ImageSets/Main/train.txt").write_text("a\nb \n\n", encoding="utf-8")
         for name in ("a", "b"):
-            (self.folder / f"JPEGImages/{name}.jpg").touch()
+            Image.new("RGB", (40, 30)).save(self.folder / f"JPEGImages/{name}.jpg")
             self.annotate(name, 1, 1, 40, 30)
 
     def annotate(self, image: str, *edges: float, name: str = "cat") -> None:
@@ -145,6 +242,21 @@ class VocTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "must name two images or more, one a line"):
             self.check()
 
+    def test_an_image_of_another_size(self) -> None:
+        Image.new("RGB", (40, 31)).save(self.folder / "JPEGImages/b.jpg")
+        with self.assertRaisesRegex(
+            UserError, r"b.jpg .40x31, annotated as 40x30 pixels. is of another size"
+        ):
+            self.check()
+
+    def test_no_boxes(self) -> None:
+        for name in ("a", "b"):
+            path = self.folder / f"Annotations/{name}.xml"
+            text = path.read_text(encoding="utf-8")
+            path.write_text(re.sub("(?s)<object>.*</object>", "", text), encoding="utf-8")
+        with self.assertRaisesRegex(UserError, "has 2 images, 2 classes and 0 boxes"):
+            self.check()
+
     def test_an_unknown_class(self) -> None:
         self.annotate("b", 1, 1, 2, 2, name="cow")
         with self.assertRaisesRegex(UserError, "'cow' in b.xml is none of the classes cat, dog"):
@@ -156,7 +268,12 @@ class VocTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, f"mine: {Path(name).name} is not in "):
             self.check()
 
-    @parameterized.parameters("<annotation>", "<annotation/>", _XML.format("x", 1, 2, 3, name="c"))
+    @parameterized.parameters(
+        "<annotation>",
+        "<annotation/>",
+        "<?xml version='1.0' encoding='none'?><annotation/>",
+        _XML.format("x", 1, 2, 3, name="c"),
+    )
     def test_a_damaged_annotation(self, text: str) -> None:
         (self.folder / "Annotations/b.xml").write_text(text, encoding="utf-8")
         with self.assertRaisesRegex(UserError, r"b.xml is no|'c' in b.xml is none"):
@@ -167,7 +284,7 @@ class VocTest(parameterized.TestCase):
             datasets.check_voc("mine", self.folder, "val", ("cat",), is_evaluated=False)
 
     def test_no_classes(self) -> None:
-        with self.assertRaisesRegex(UserError, "has 2 images and 0 classes"):
+        with self.assertRaisesRegex(UserError, "has 2 images, 0 classes and 2 boxes"):
             datasets.check_voc("mine", self.folder, "train", (), is_evaluated=False)
 
 

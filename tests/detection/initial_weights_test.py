@@ -19,28 +19,30 @@ class WeightsTest(parameterized.TestCase):
     def write(self, layout: str, heads: tuple[str, ...] = ()) -> None:
         tensors = create_encoder("resnet18", False).state_dict()
         model = {to_detectron2(name, layout): value for name, value in tensors.items()}
-        model |= {name: torch.zeros(1) for name in heads}
+        model |= {name: torch.zeros(4) for name in heads}
         torch.save({"model": model}, self.path)
 
-    def check(self, depth: int = 18, layout: str = "fpn", whole: bool = False) -> None:
-        initial_weights.check(str(self.path), depth, layout, whole=whole, unpickle=False)
+    def check(self, depth: int = 18, layout: str = "fpn", classes: int | None = None) -> None:
+        initial_weights.check(str(self.path), depth, layout, classes=classes, unpickle=False)
 
     @parameterized.parameters("fpn", "c4")
     def test_a_backbone(self, layout: str) -> None:
         self.write(layout)
         self.check(layout=layout)
-        with self.assertRaisesRegex(UserError, "holds a backbone alone; to evaluate"):
-            self.check(layout=layout, whole=True)
+        with self.assertRaisesRegex(UserError, "hold a backbone alone; to evaluate"):
+            self.check(layout=layout, classes=3)
 
     def test_a_detector(self) -> None:
-        self.write("fpn", ("proposal_generator.rpn_head.conv.weight",))
+        self.write("fpn", ("roi_heads.box_predictor.cls_score.bias",))
         self.check()
-        self.check(whole=True)
+        self.check(classes=3)
+        with self.assertRaisesRegex(UserError, "tell 3 classes apart, the data have 4"):
+            self.check(classes=4)
 
     def test_another_depth(self) -> None:
         self.write("fpn")
         with self.assertRaisesRegex(
-            UserError, "holds a ResNet-18 of the layout fpn, expected a ResNet-50 of the layout"
+            UserError, "hold a ResNet-18 of the layout fpn, expected a ResNet-50 of the layout"
         ):
             self.check(depth=50)
 
@@ -73,7 +75,7 @@ class WeightsTest(parameterized.TestCase):
     @parameterized.parameters(({"state_dict": {}},), ({"model": {"conv1.weight": 1}},), ({},))
     def test_other_names(self, contents: dict[str, object]) -> None:
         torch.save(contents, self.path)
-        with self.assertRaisesRegex(UserError, "does not have detectron2's names; .*detection_exp"):
+        with self.assertRaisesRegex(UserError, "do not have detectron2's names; .*detection_exp"):
             self.check()
 
     def test_a_damaged_file(self) -> None:
@@ -85,11 +87,31 @@ class WeightsTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "does not exist"):
             self.check()
 
-    @parameterized.parameters("x.pkl", "https://example.org/x.pkl", "detectron2://x.pkl")
+    def test_a_pickle(self) -> None:
+        path = self.path.with_suffix(".pkl")
+        with self.assertRaisesRegex(UserError, "weights .*weights.pkl do not exist"):
+            initial_weights.check(str(path), 50, "fpn", classes=None, unpickle=True)
+        # Nothing looks into it here.
+        path.write_bytes(b"pickle")
+        initial_weights.check(str(path), 50, "fpn", classes=None, unpickle=True)
+        with self.assertRaisesRegex(UserError, "may be a pickle, .*--unpickle-weights"):
+            initial_weights.check(str(path), 50, "fpn", classes=None, unpickle=False)
+
+    @parameterized.parameters(
+        "https://example.org/x.pkl",
+        "detectron2://x.pkl",
+        "https://example.org/x.pkl?y=z.pkl",
+        "https://example.org/x.pkl?y",
+        "catalog://ImageNetPretrained/MSRA/R-50",
+    )
     def test_a_pickle_needs_consent(self, path: str) -> None:
-        with self.assertRaisesRegex(UserError, "is a pickle, .*--unpickle-weights"):
-            initial_weights.check(path, 50, "fpn", whole=False, unpickle=False)
-        initial_weights.check(path, 50, "fpn", whole=False, unpickle=True)
+        with self.assertRaisesRegex(UserError, "may be a pickle, .*--unpickle-weights"):
+            initial_weights.check(path, 50, "fpn", classes=None, unpickle=False)
+        initial_weights.check(path, 50, "fpn", classes=None, unpickle=True)
+
+    def test_an_address_of_what_is_no_pickle(self) -> None:
+        address = "https://example.org/x.pth"
+        initial_weights.check(address, 50, "fpn", classes=None, unpickle=False)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,12 @@ class ScheduleTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, f"--images-per-batch is {images}; "):
             schedule.rescaled(COCO, images)
         with self.assertRaisesRegex(UserError, f"SOLVER.IMS_PER_BATCH is {images}; "):
-            schedule.check(COCO, COCO._replace(images_per_batch=images))
+            schedule.check_range(COCO._replace(images_per_batch=images))
+
+    def test_no_iterations_are_refused(self) -> None:
+        schedule.check_range(COCO)
+        with self.assertRaisesRegex(UserError, "SOLVER.MAX_ITER is 0; give at least 1"):
+            schedule.check_range(COCO._replace(iterations=0))
 
     @parameterized.parameters(
         (
