@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
+from torch.nn import functional
 from torchvision import io as torchvision_io
 from torchvision.transforms.v2 import functional as transforms
 
@@ -50,8 +51,10 @@ def decode_image(data: bytes, reduction: Reduction = at_full_size) -> Tensor:
         with Image.open(file) as image:
             factor = reduction(*_upright_size(image))
             if image.format == "JPEG" and image.mode in ("L", "RGB"):
-                if factor == 1 and (pixels := _torchvision_jpeg(data)) is not None:
-                    return pixels
+                if factor == 1:
+                    pixels = _torchvision_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+                    if pixels is not None:
+                        return pixels
                 image.draft(None, (image.width // factor, image.height // factor))
             return transforms.pil_to_tensor(_as_rgb(ImageOps.exif_transpose(image)))
     except Exception as error:  # PIL's plugins raise all kinds of errors on corrupt bytes.
@@ -60,13 +63,31 @@ def decode_image(data: bytes, reduction: Reduction = at_full_size) -> Tensor:
         raise UnreadableImageError(f"{type(error).__name__}: {reason}") from error
 
 
+def decode_upright_jpeg(data: Tensor, height: int, width: int, reduction: Reduction) -> Tensor:
+    """Decodes a JPEG file of known size without orientation: `decode_image`, a little faster.
+
+    Args:
+      data: uint8 [bytes], the content of the file.
+      height, width: of the image, pixels.
+      reduction: as of `decode_image`.
+
+    Returns:
+      uint8 [3, height, width], RGB.
+
+    Raises:
+      UnreadableImageError: these bytes are not an image.
+    """
+    pixels = _torchvision_jpeg(data) if reduction(height, width) == 1 else None
+    return decode_image(data.numpy().tobytes(), reduction) if pixels is None else pixels
+
+
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """Returns height and width as shown; reads the header alone."""
     quarter_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return image.size if quarter_turned else image.size[::-1]
 
 
-def _torchvision_jpeg(data: bytes) -> Tensor | None:
+def _torchvision_jpeg(data: Tensor) -> Tensor | None:
     """Decodes to the same pixels as PIL in three quarters of the time; None where PIL must do it.
 
     Of corrupt files PIL says what is wrong; torchvision 0.29 announces that it will drop its
@@ -76,11 +97,8 @@ def _torchvision_jpeg(data: bytes) -> Tensor | None:
     if decode is None:
         return None
     with contextlib.suppress(RuntimeError):
-        pixels: Tensor = decode(
-            torch.frombuffer(bytearray(data), dtype=torch.uint8),
-            mode=torchvision_io.ImageReadMode.RGB,
-            apply_exif_orientation=True,
-        )
+        rgb = torchvision_io.ImageReadMode.RGB
+        pixels: Tensor = decode(data, mode=rgb, apply_exif_orientation=True)
         return pixels
     return None
 
@@ -107,5 +125,5 @@ def crop_resize(image: Tensor, box: Box, size: int) -> Tensor:
       uint8 [3, size, size].
     """
     top, left, height, width = box
-    crop = image[:, top : top + height, left : left + width]
-    return transforms.resize(crop, [size, size], antialias=True)
+    crop = image[None, :, top : top + height, left : left + width]
+    return functional.interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]

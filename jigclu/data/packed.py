@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from jigclu import checkpoint
-from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
+from jigclu.data.decode import (
+    Reduction,
+    UnreadableImageError,
+    at_full_size,
+    decode_upright_jpeg,
+)
 from jigclu.data.sources import digest
 from jigclu.errors import UserError
 
@@ -84,7 +89,8 @@ class PackedImages:
         record = self._records[index]
         data = self._map(shard)[record["offset"] : record["offset"] + record["length"]]
         if not self._is_raw:
-            return decode_image(data.tobytes(), reduction)
+            sides = int(record["height"]), int(record["width"])
+            return decode_upright_jpeg(torch.from_numpy(data), *sides, reduction)
         return torch.from_numpy(data).view(3, int(record["height"]), int(record["width"]))
 
     def name(self, index: int) -> str:

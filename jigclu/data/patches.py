@@ -41,22 +41,25 @@ class _Crops:
         """Keeps how to draw them, of height and width, and the side of the patches, pixels."""
         self._draw = draw
         self._size = size
-        self._full: tuple[int, int] | None = None
+        self._full = (0, 0)
+        self._boxes: list[Box] = []
 
     def reduction(self, height: int, width: int) -> int:
         """Returns by how much decoding may shrink: every crop keeps the pixels of its patch."""
-        self._full = (height, width)
+        self._full, self._boxes = (height, width), []
         if min(height, width) < _FACTORS[1] * self._size:
             return 1
-        least = min(min(crop.height, crop.width) for crop in self._draw(height, width))
+        self._boxes = self._draw(height, width)
+        least = min(min(box.height, box.width) for box in self._boxes)
         return max(factor for factor in _FACTORS if factor == 1 or least >= factor * self._size)
 
     def of(self, image: Tensor) -> list[Box]:
         """Returns the crops in the pixels of an image [3, height, width], shrunk or not."""
         height, width = image.shape[1:]
-        full_height, full_width = self._full or (height, width)
-        crops = self._draw(full_height, full_width)
-        return [_scaled(crop, height / full_height, width / full_width) for crop in crops]
+        if not self._boxes:  # Nothing to shrink.
+            return self._draw(height, width)
+        full_height, full_width = self._full
+        return [_scaled(box, height / full_height, width / full_width) for box in self._boxes]
 
 
 def _scaled(box: Box, vertical: float, horizontal: float) -> Box:
