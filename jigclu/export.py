@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint, collectives
+from jigclu import checkpoint
 from jigclu.data.images import ImageDataset
 from jigclu.data.sources import Source
-from jigclu.device import process_group
+from jigclu.device import launched_rank
 from jigclu.encoder import Encoder, create_encoder, encoder_tensors
 from jigclu.errors import UserError
 from jigclu.export_formats import FORMATS
@@ -99,9 +99,8 @@ class ExportTask:
         Raises:
           UserError: a file cannot be written, or what is read back is not what was written.
         """
-        with process_group(torch.device("cpu")):
-            if collectives.rank() == 0:
-                self._run(workdir, config)
+        if launched_rank() == 0:
+            self._run(workdir, config)
         return {}
 
     def _run(self, workdir: Path, config: str) -> None:
