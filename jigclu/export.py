@@ -24,7 +24,7 @@ from jigclu.errors import UserError
 from jigclu.export_formats import FORMATS
 from jigclu.features import check_normalisation, normalised, pooled
 from jigclu.monitor import Monitor
-from jigclu.weights import take
+from jigclu.weights import check_encoder, take
 
 # Most that a feature may differ by: rounding of float32 stays far below, of features up to 10.
 TOLERANCE = 1e-4
@@ -75,8 +75,7 @@ class ExportTask:
     def check(self, workdir: Path, config: str) -> None:
         """Raises UserError for a value out of range, weights that do not fit, absent packages."""
         del workdir, config
-        with torch.device("meta"):
-            take(Path(self.init_from), encoder_tensors(self._encoder()))
+        check_encoder(self.init_from, self.encoder, self.small_stem)
         if not self.formats:
             raise UserError(f"formats is empty; give some of {', '.join(FORMATS)}")
         for name in self.formats:

@@ -91,10 +91,6 @@ class PretrainTask(TrainingTask):
         self._check_map()
         if self.evaluation is not None:
             self.evaluation.check()
-        if self.init_from is not None:
-            with torch.device("meta"):
-                model = self.model()
-                take(Path(self.init_from), model.state_dict())
 
     def _check_micro_batch(self) -> None:
         size, of_device = self.micro_batch_size, self.batch_size // launched_processes()

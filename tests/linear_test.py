@@ -5,6 +5,7 @@ import dataclasses
 import io
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torchvision
@@ -132,6 +133,14 @@ class LinearTest(parameterized.TestCase):
         two = final(self.folder / "two")["parameters"]["fc.weight"]
         torch.testing.assert_close(two[0], together[1])
         self.assertFalse(torch.equal(two[1], together[1]))
+
+    def test_cached_features_leave_nothing_to_compile(self) -> None:
+        cache = FeatureCache(folder=str(self.folder / "cache"), views=0)
+        with mock.patch("shutil.which", lambda name: None):
+            printed = run(changed(cache=cache, compile=True), self.folder / "run")
+            self.assertNotIn("compiling", printed)
+            with self.assertRaisesRegex(UserError, "no C.. compiler"):
+                run(changed(compile=True), self.folder / "run")
 
     @parameterized.parameters(0, 2)
     def test_cached_features_are_those_of_the_images(self, views: int) -> None:
