@@ -88,6 +88,22 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.close(folder)
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a whole file or none, and the folders above it.
+
+    Raises:
+      UserError: it cannot be written (disk full, no permission).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda file: file.write(data))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): free some disk space or take "
+            "another --workdir"
+        ) from error
+
+
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file, hexadecimal, in the memory of a part of it."""
     digest = hashlib.sha256()

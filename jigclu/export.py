@@ -54,13 +54,14 @@ class Written(NamedTuple):
 class ExportTask:
     """Writes the encoder of a file in other formats, with a card, to the workdir.
 
-    init_from: file of weights. encoder, small_stem: of `create_encoder`, as they are.
+    init_from: file of weights; None, while it is still to be made, for `check` alone.
+    encoder, small_stem: of `create_encoder`, as they are.
     formats: of `FORMATS`. source, images: what features are compared on, and how many.
     resize, crop: pixels, of `ImageDataset`. mean, std: of RGB in [0, 1].
     notes: Markdown for the card: of data, recipe and scores what the file does not hold.
     """
 
-    init_from: str
+    init_from: str | None
     encoder: str
     small_stem: bool
     formats: tuple[str, ...]
@@ -71,6 +72,13 @@ class ExportTask:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: str
+
+    @property
+    def origin(self) -> Path:
+        """The file of the weights; raises UserError where none is named."""
+        if self.init_from is None:
+            raise UserError("init_from is None: there is nothing to export; give a file of weights")
+        return Path(self.init_from)
 
     def check(self, workdir: Path, config: str) -> None:
         """Raises UserError for a value out of range, weights that do not fit, absent packages."""
@@ -114,7 +122,7 @@ class ExportTask:
         encoder = self._encoder()
         with Monitor.of_one_step(workdir, is_main=True) as monitor:
             monitor.text("config", 0, f"```\n{config}\n```")
-            monitor.message(take(Path(self.init_from), encoder_tensors(encoder)))
+            monitor.message(take(self.origin, encoder_tensors(encoder)))
             images = self._images()
             expected = self._features(encoder, images)
             files = []
@@ -124,8 +132,8 @@ class ExportTask:
                     f"{files[-1].path}: features of {_told(expected)}, differ by "
                     f"{files[-1].difference:.2g} at most"
                 )
-            card = self._card(files, expected, checkpoint.read(Path(self.init_from), "cpu"))
-            _write_file(workdir / "card.md", card.encode())
+            card = self._card(files, expected, checkpoint.read(self.origin, "cpu"))
+            checkpoint.write_file(workdir / "card.md", card.encode())
             monitor.text("card", 0, card)
 
     def _encoder(self) -> Encoder:
@@ -160,7 +168,7 @@ class ExportTask:
     ) -> Written:
         path = workdir / self._file_name(name)
         data = FORMATS[name].serialise(encoder, self.crop)
-        _write_file(path, data)
+        checkpoint.write_file(path, data)
         features = FORMATS[name].read(path, self.encoder, self.small_stem)
         with torch.no_grad():
             difference = (features(images) - expected).abs().max().item()
@@ -176,7 +184,7 @@ class ExportTask:
 
     def _card(self, files: list[Written], expected: Tensor, contents: Mapping[Any, Any]) -> str:
         """Returns the Markdown text that goes with the files."""
-        origin = Path(self.init_from)
+        origin = self.origin
         sections = [
             f"# {self.encoder}, an image encoder exported by JigClu",
             f"Weights of `{origin.name}` (SHA-256 `{checkpoint.sha256(origin)}`), without heads. "
@@ -216,17 +224,6 @@ def _check_format(name: str, small_stem: bool) -> None:
 
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_whole(path, lambda file: file.write(data))
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): free some disk space or take "
-            "another --workdir"
-        ) from error
 
 
 def _told(features: Tensor) -> str:

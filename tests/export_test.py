@@ -249,6 +249,12 @@ class ExportTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, r"weights\.pth does not exist"):
             self.changed().check(self.workdir, "")
 
+    def test_no_weights_to_export(self) -> None:
+        task = dataclasses.replace(TASK, init_from=None)
+        task.check(self.workdir, "")
+        with self.assertRaisesRegex(UserError, "init_from is None: there is nothing to export"):
+            task.run(self.workdir, "")
+
     def test_detectron2_has_no_small_stem(self) -> None:
         torch.save(_trained_encoder(True), self.origin)
         with self.assertRaisesRegex(UserError, "'detectron2' cannot hold small_stem = True"):
