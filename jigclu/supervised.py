@@ -67,8 +67,8 @@ class SupervisedTask(TrainingTask):
 
     def check_values(self) -> None:
         """Raises UserError for a field out of range, or data that fit not together."""
-        super().check_values()
         check_labelled(self.source, self.val, "source", "val")
+        super().check_values()
         self.training_images()
         self.plain_images(self.val)
         check_normalisation(self.mean, self.std)
