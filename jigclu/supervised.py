@@ -125,6 +125,7 @@ def report(monitor: Monitor, step: int, counts: scores.Counts, classes: list[str
         for name, share, count in zip(classes, found.per_class.tolist(), images, strict=True)
     ]
     table = "\n".join(["| class | top-1 | images |", "|---|---|---|", *rows])
+    table += "\n\nThe picture `confusion` has them in this order: rows true, columns predicted."
     monitor.text("accuracy_per_class", step, table)
     monitor.image("confusion", step, confusion_picture(counts.confusion))
     return found

@@ -202,7 +202,10 @@ class LinearTest(parameterized.TestCase):
         events.Reload()
         self.assertEqual([e.step for e in events.Scalars("top5")], [10])
         self.assertEqual([e.step for e in events.Images("confusion")], [10])
-        self.assertIn("accuracy_per_class/text_summary", events.Tags()["tensors"])
+        (text,) = events.Tensors("accuracy_per_class/text_summary")
+        table = text.tensor_proto.string_val[0].decode()
+        self.assertRegex(table, r"\| \d+\.\d% \| [12] \|\n")
+        self.assertIn("rows true, columns predicted", table)
 
     @parameterized.parameters(
         ({"learning_rates": ()}, "one or more of each"),
