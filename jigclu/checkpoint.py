@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import uuid
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -88,6 +89,22 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.close(folder)
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a whole file or none, and the folders above it.
+
+    Raises:
+      UserError: it cannot be written (disk full, no permission).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda file: file.write(data))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): free some disk space or take "
+            "another --workdir"
+        ) from error
+
+
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file, hexadecimal, in the memory of a part of it."""
     digest = hashlib.sha256()
@@ -158,6 +175,7 @@ def read(path: Path, device: torch.device | str) -> dict[Any, Any]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path, str(device))
+        _check_sums(path)
         contents = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         # torch itself meets the end of a truncated file so.
@@ -174,6 +192,15 @@ def read(path: Path, device: torch.device | str) -> dict[Any, Any]:
     if not isinstance(contents, dict):
         raise UserError(f"checkpoint {path} holds a {type(contents).__name__}, expected a dict")
     return contents
+
+
+def _check_sums(path: Path) -> None:
+    """Raises BadZipFile where a byte is not what was written: torch itself does not look."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(damaged)
 
 
 def _neighbours(path: Path) -> str:

@@ -1,5 +1,7 @@
 """The device of this process, and its place among the processes of torchrun."""
 
+import functools
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -69,19 +71,34 @@ def check_compiler() -> None:
         )
 
 
+# Of every process group a number of its own, the same on all ranks.
+_groups = itertools.count()
+
+
+@functools.cache
+def _store() -> tuple[dist.Store, int, int]:
+    """Returns where the processes of torchrun meet, the rank of this one, and their number."""
+    return next(dist.rendezvous("env://"))
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started for the length of a block; alone does nothing."""
+    """Joins the processes that torchrun started for the length of a block; alone does nothing.
+
+    All of them leave it together: what one wrote before, the others find after it.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launched_processes() == 1:
         yield
         return
-    if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    store, rank, world_size = _store()
+    # Under names of an earlier group its processes would look for each other where they were.
+    store = dist.PrefixStore(f"jigclu/{next(_groups)}", store)
+    backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=bound)
     try:
         yield
+        dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -4,8 +4,11 @@ The name of a file is a hash of all that its content depends on: the encoder's
 weights, the images, how they are cropped and normalised, and the precision.
 """
 
+import contextlib
 import os
+import uuid
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +21,8 @@ from jigclu.data.sources import digest
 from jigclu.encoder import Encoder
 from jigclu.errors import UserError
 from jigclu.features import FeatureSettings, encode
+
+_Value = TypeVar("_Value")
 
 # Changes whenever the same images would give other features or another layout.
 _FORMAT = 1
@@ -66,7 +71,7 @@ class FeatureCache:
         name = digest(*depends, str(settings.precision), torch.__version__)[:32]
         path = os.path.join(self.folder, f"features_{name}.npy")
         try:
-            if not os.path.exists(path):
+            if not _agreed(os.path.exists(path)):
                 self._compute(path, encoder, images, settings)
             return np.load(path, mmap_mode="r")
         except OSError as error:
@@ -81,24 +86,46 @@ class FeatureCache:
         images: ImageDataset | EpochView,
         settings: FeatureSettings,
     ) -> None:
-        temporary = f"{path}.partial"
-        shape = (len(images), encoder.channels)
-        if collectives.rank() == 0:
-            os.makedirs(self.folder, exist_ok=True)
-            np.lib.format.open_memmap(temporary, "w+", np.float16, shape).flush()
-        _wait_for_all()
-        file = np.lib.format.open_memmap(temporary, "r+")
-        for features, batch in encode(encoder, images, settings):
-            if not features.isfinite().all() or features.abs().max() > torch.finfo(torch.half).max:
-                raise UserError(
-                    "the encoder's features are not finite in float16: no cache of them"
-                )
-            file[batch.image_index.numpy()] = features.half().cpu().numpy()
-        file.flush()
-        _wait_for_all()
-        if collectives.rank() == 0:
-            os.replace(temporary, path)
-        _wait_for_all()
+        # Another run may be making the same file: each fills its own, the last one stays.
+        temporary = _agreed(f"{path}.{uuid.uuid4().hex}.partial")
+        try:
+            if collectives.rank() == 0:
+                os.makedirs(self.folder, exist_ok=True)
+                _allocate(temporary, (len(images), encoder.channels))
+            _wait_for_all()
+            file = np.lib.format.open_memmap(temporary, "r+")
+            for features, batch in encode(encoder, images, settings):
+                if features.abs().max() > torch.finfo(torch.half).max:
+                    raise UserError(
+                        "the encoder's features are too large for float16: no cache of them"
+                    )
+                file[batch.image_index.numpy()] = features.half().cpu().numpy()
+            file.flush()
+            _wait_for_all()
+            if collectives.rank() == 0:
+                os.replace(temporary, path)
+            _wait_for_all()
+        finally:
+            if collectives.rank() == 0:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+
+def _allocate(path: str, shape: tuple[int, int]) -> None:
+    """Makes a file of features, none of them known yet, on a disk that has room for them."""
+    np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
+    # A disk that is full ends a process that writes to it through memory, without a word.
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+
+
+def _agreed(value: _Value) -> _Value:
+    """Returns the value of the first rank, on every rank."""
+    values = [value]
+    if collectives.world_size() > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def _wait_for_all() -> None:

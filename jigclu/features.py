@@ -80,6 +80,9 @@ def encode(
 
     Yields:
       float32 [batch, channels] on the device, and the batch of images, on the CPU.
+
+    Raises:
+      UserError: a feature is not a finite number: of such, no score would say anything.
     """
     device = next(encoder.parameters()).device
     was_training = encoder.training
@@ -87,7 +90,13 @@ def encode(
     share = Subset(images, own_share(len(images)))
     try:
         for batch in image_loader(share, settings.batch_size, settings.workers):
-            yield encode_batch(encoder, batch.image.to(device, non_blocking=True), settings), batch
+            features = encode_batch(encoder, batch.image.to(device, non_blocking=True), settings)
+            if not features.isfinite().all():
+                raise UserError(
+                    "the encoder's features are not finite numbers: its training diverged, its "
+                    "weights are damaged, or float16 is too narrow for them"
+                )
+            yield features, batch
     finally:
         encoder.train(was_training)
 

@@ -49,7 +49,7 @@ class FinetuneTask(SupervisedTask):
         return functools.partial(scaled, optimizer=self.optimizer, factors=factors)
 
     def check_values(self) -> None:
-        """Raises UserError for a field out of range, or weights that do not fit."""
+        """Raises UserError for a field out of range."""
         super().check_values()
         check_learning_rate(self.learning_rate)
         if self.head_learning_rate is not None and not 0 < self.head_learning_rate < float("inf"):
@@ -58,10 +58,6 @@ class FinetuneTask(SupervisedTask):
                 "for that of the encoder"
             )
         check_loss_scaling(self.loss_scaling)
-        with torch.device("meta"):
-            model = self.model()
-            if self.init_from is not None:
-                take(Path(self.init_from), encoder_tensors(model.encoder))
 
     def plan_details(self) -> list[str]:
         """Returns the images to score on, and what is trained."""

@@ -11,7 +11,7 @@ from jigclu.encoder import Encoder, create_encoder, encoder_tensors
 from jigclu.knn import KnnEvaluation
 from jigclu.monitor import Monitor
 from jigclu.steps import PRECISIONS, check_precision
-from jigclu.weights import take
+from jigclu.weights import check_encoder, take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,7 @@ class KnnTask:
         check_precision(self.precision)
         local_device(self.device)
         self.evaluation.check()
-        with torch.device("meta"):
-            self._load(create_encoder(self.encoder, self.small_stem))
+        check_encoder(self.init_from, self.encoder, self.small_stem)
 
     def plan(self) -> str:
         """Returns what a run would do, several lines."""

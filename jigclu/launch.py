@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from jigclu import config
+from jigclu import checkpoint, config
 from jigclu.device import launched_rank
 from jigclu.errors import UserError
 
@@ -45,22 +45,12 @@ def _run() -> None:
             print(f"{configuration.resolved}\n\n{task.plan()}\nworkdir: {workdir}")
         return
     if is_main:
-        _write(workdir / "config.gin", configuration.given)
-        _write(workdir / "operative_config.gin", configuration.operative)
+        checkpoint.write_file(workdir / "config.gin", configuration.given.encode())
+        checkpoint.write_file(workdir / "operative_config.gin", configuration.operative.encode())
         for name in configuration.unused:
             logging.warning("%s has no effect: the command line replaced what read it", name)
         logging.info("workdir %s\n%s", workdir, task.plan())
     task.run(workdir, configuration.resolved)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): take another --workdir"
-        ) from error
 
 
 @record

@@ -47,6 +47,11 @@ class LinearTask(SupervisedTask):
         """The learning rate and weight decay of each classifier."""
         return heads.pairs_of(self.learning_rates, self.weight_decays)
 
+    @property
+    def compiles(self) -> bool:
+        """Whether torch.compile has anything to do: nothing where features are cached."""
+        return self.compile and self.cache is None
+
     @cached_property
     def training_source(self) -> Source:
         """What is learned from: all of the source, or with several classifiers a part."""
@@ -60,15 +65,11 @@ class LinearTask(SupervisedTask):
         return HeldOut(self.source, self.held_out, self.seed, "held_out")
 
     def check_values(self) -> None:
-        """Raises UserError for a field out of range, or weights that do not fit."""
+        """Raises UserError for a field out of range."""
         super().check_values()
         check_optimizer(self.momentum, 0.0)
         if self.cache is not None:
             self.cache.check()
-        with torch.device("meta"):
-            encoder = self.new_encoder()
-            if self.init_from is not None:
-                take(Path(self.init_from), encoder_tensors(encoder))
 
     def plan_details(self) -> list[str]:
         """Returns the images to score on, and what is trained."""
@@ -100,7 +101,11 @@ class LinearRun(TrainingRun):
         begun = heads.initial_heads(len(task.pairs), self.classes, self.encoder.channels)
         self.heads = Heads(*(value.to(device) for value in begun))
         self.momenta = Heads(*map(torch.zeros_like, self.heads))
-        self.encode = torch.compile(encode_batch, dynamic=False) if task.compile else encode_batch
+        self.encode = (
+            torch.compile(encode_batch, fullgraph=True, dynamic=False)
+            if task.compiles
+            else encode_batch
+        )
         self._files: dict[tuple[int, int | None], NDArray[np.float16]] = {}
         super().__init__(task, workdir, config, device, self._state())
 

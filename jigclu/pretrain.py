@@ -104,10 +104,6 @@ class PretrainTask(TrainingTask):
         self._check_map(schedules.patch_size_at(0, self.patch_size, self.smaller_patches))
         if self.evaluation is not None:
             self.evaluation.check()
-        if self.init_from is not None:
-            with torch.device("meta"):
-                model = self.model()
-                take(Path(self.init_from), model.state_dict())
 
     def _check_micro_batch(self) -> None:
         size, of_device = self.micro_batch_size, self.batch_size // launched_processes()

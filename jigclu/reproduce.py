@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from jigclu import checkpoint
 from jigclu.device import launched_rank
 from jigclu.errors import UserError
+from jigclu.export import ExportTask
 from jigclu.knn_task import KnnTask
 from jigclu.monitor import Monitor
 from jigclu.training import TrainingTask
@@ -73,7 +74,7 @@ class ReproduceTask:
             task, config = self._stage(index, workdir)
             if with_weights and checkpoint.latest(workdir / names[0]) is None:
                 # Weights that are still to be made cannot be looked into; all else can.
-                if not isinstance(task, (TrainingTask, KnnTask)):
+                if not isinstance(task, (TrainingTask, KnnTask, ExportTask)):
                     continue
                 task = dataclasses.replace(task, init_from=None)
             try:
@@ -91,34 +92,50 @@ class ReproduceTask:
         """Runs what is not done yet, then writes and prints the table."""
         is_main = launched_rank() == 0
         rows: list[Row] = []
-        for index, (name, _, _) in enumerate(self.stages):
-            scores = self._run_stage(index, workdir, is_main)
-            rows += [
-                Row(name, key, value, self._figure(name, key)) for key, value in scores.items()
-            ]
+        with Monitor.of_one_step(workdir, is_main) as monitor:
+            monitor.text("config", 0, f"```\n{config}\n```")
+            for index, (name, _, _) in enumerate(self.stages):
+                scores = self._run_stage(index, workdir, monitor)
+                rows += [
+                    Row(name, key, value, self._figure(name, key)) for key, value in scores.items()
+                ]
+            monitor.text("results", 0, table(rows))
+            monitor.message(table(rows))
         if is_main:
-            with Monitor.of_one_step(workdir, is_main) as monitor:
-                monitor.text("config", 0, f"```\n{config}\n```")
-                monitor.text("results", 0, table(rows))
-                monitor.message(table(rows))
-            (workdir / "results.md").write_text(f"# Results\n\n{table(rows)}\n", encoding="utf-8")
+            text = f"# Results\n\n{table(rows)}\n"
+            checkpoint.write_file(workdir / "results.md", text.encode())
         return {f"{row.stage}/{row.score}": row.ours for row in rows}
 
-    def _run_stage(self, index: int, workdir: Path, is_main: bool) -> dict[str, float]:
+    def _run_stage(self, index: int, workdir: Path, monitor: Monitor) -> dict[str, float]:
         """Returns the scores of a stage, which is run unless the same one was run before."""
         name = self.stages[index][0]
         task, config = self._stage(index, workdir)
-        done = workdir / name / "done.json"
-        if done.exists():
-            result = json.loads(done.read_text(encoding="utf-8"))
-            if result["config"] == config:
-                return dict(result["scores"])
-        task.check(workdir / name, config)
-        scores = task.run(workdir / name, config)
-        if is_main:
-            result = {"config": config, "scores": scores}
-            done.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        folder = workdir / name
+        stage: dict[str, Any] = {"config": config, "weights": self._weights(index, workdir)}
+        path = folder / "stage.json"
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**stage}
+        scores: dict[str, float] | None = earlier.pop("scores", None)
+        if scores is not None and earlier == stage:
+            monitor.message(f"stage {name}: done before")
+            return scores
+        if earlier["weights"] != stage["weights"] and checkpoint.latest(folder) is not None:
+            raise UserError(
+                f"{folder} is of a run that began with other weights than those of stage "
+                f"{self.stages[0][0]} now: remove it to do the stage again, or take another "
+                "--workdir"
+            )
+        monitor.message(f"stage {name}")
+        task.check(folder, config)
+        _note(path, stage)
+        scores = task.run(folder, config)
+        _note(path, stage | {"scores": scores})
         return scores
+
+    def _weights(self, index: int, workdir: Path) -> str | None:
+        """Returns the SHA-256 of the weights that a stage begins with, if the first made them."""
+        found = checkpoint.latest(workdir / self.stages[0][0])
+        needed = index > 0 and PRETRAINED in str(self.stages[index][2])
+        return checkpoint.sha256(found) if needed and found is not None else None
 
     def _stage(self, index: int, workdir: Path) -> tuple[Task, str]:
         name, file, bindings = self.stages[index]
@@ -131,6 +148,11 @@ class ReproduceTask:
 
     def _figure(self, stage: str, score: str) -> float | None:
         return next((v for name, key, v in self.published if (name, key) == (stage, score)), None)
+
+
+def _note(path: Path, contents: Mapping[str, Any]) -> None:
+    if launched_rank() == 0:
+        checkpoint.write_file(path, json.dumps(contents, indent=1).encode())
 
 
 def table(rows: Sequence[Row]) -> str:

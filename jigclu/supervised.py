@@ -68,8 +68,8 @@ class SupervisedTask(TrainingTask):
 
     def check_values(self) -> None:
         """Raises UserError for a field out of range, or data that fit not together."""
-        super().check_values()
         check_labelled(self.source, self.val, "source", "val")
+        super().check_values()
         self.training_images()
         self.plain_images(self.val)
         check_normalisation(self.mean, self.std)
@@ -120,6 +120,7 @@ def report(monitor: Monitor, step: int, counts: scores.Counts, classes: list[str
         for name, share, count in zip(classes, found.per_class.tolist(), images, strict=True)
     ]
     table = "\n".join(["| class | top-1 | images |", "|---|---|---|", *rows])
+    table += "\n\nThe picture `confusion` has them in this order: rows true, columns predicted."
     monitor.text("accuracy_per_class", step, table)
     monitor.image("confusion", step, confusion_picture(counts.confusion))
     return found

@@ -18,6 +18,7 @@ from jigclu.errors import UserError
 from jigclu.monitor import Monitor
 from jigclu.state import TrainState
 from jigclu.steps import check_precision
+from jigclu.weights import check_encoder
 
 Batch = TypeVar("Batch")
 
@@ -58,6 +59,11 @@ class TrainingTask(ABC):
     def training_source(self) -> Source:
         """What is learned from: the source, or a part of it."""
         return self.source
+
+    @property
+    def compiles(self) -> bool:
+        """Whether torch.compile has anything to do."""
+        return self.compile
 
     @property
     def steps_per_epoch(self) -> int:
@@ -112,7 +118,7 @@ class TrainingTask(ABC):
             )
         self.check_values()
         local_device(self.device)
-        if self.compile:
+        if self.compiles:
             check_compiler()
         if self.resume_from is not None:
             checkpoint.require(Path(self.resume_from))
@@ -125,7 +131,10 @@ class TrainingTask(ABC):
             )
 
     def check_values(self) -> None:
-        """Raises UserError for a field out of range; subclasses check theirs, too."""
+        """Raises UserError for a field out of range, or weights that do not fit.
+
+        Subclasses check their own fields, too.
+        """
         schedules.check_schedule(self.epochs, self.warmup_epochs)
         check_precision(self.precision)
         if self.stop_after_steps is not None and self.stop_after_steps < 1:
@@ -139,6 +148,7 @@ class TrainingTask(ABC):
         )
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
+        check_encoder(self.init_from, self.encoder, self.small_stem)
         # Builds nothing: asks for what the sampler refuses, before the ranks have met.
         GlobalBatchSampler(
             length=len(self.training_source),
@@ -272,7 +282,7 @@ class TrainingRun(ABC):
             self.monitor.text("config", self.state.step, f"```\n{self._config}\n```")
             if self.state.step == 0 and self.scores_untrained:
                 self._score()
-            if task.compile and self.state.step < task.total_steps:
+            if task.compiles and self.state.step < task.total_steps:
                 self.monitor.message("compiling the first step: this takes a minute or more")
             for inputs, wait in self.inputs():
                 metrics = self.take_step(inputs)

@@ -149,6 +149,22 @@ def _held_encoder(found: Mapping[str, Tensor]) -> str:
     return "give a file that holds the whole of it"
 
 
+def check_encoder(init_from: str | None, encoder: str, small_stem: bool) -> None:
+    """Makes sure that there is such an encoder, and that a file holds it.
+
+    Args:
+      init_from: file of weights; None: nothing to look into.
+      encoder, small_stem: of `create_encoder`.
+
+    Raises:
+      UserError: an unknown encoder, no weights, or not all of the encoder.
+    """
+    with torch.device("meta"):
+        tensors = encoder_tensors(create_encoder(encoder, small_stem))
+    if init_from is not None:
+        fit(read_weights(Path(init_from)), tensors, Path(init_from))
+
+
 def take(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Copies the weights of a file into tensors of our names.
 

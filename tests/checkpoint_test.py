@@ -141,6 +141,14 @@ class SaveAndLoadTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, r"step_00000001\.pt cannot be read"):
             checkpoint.load(path, "cpu")
 
+    def test_a_byte_that_changed_on_the_disk(self) -> None:
+        path = self._save(1)
+        data = bytearray(path.read_bytes())
+        data[data.index(torch.arange(3.0).numpy().tobytes())] ^= 1
+        path.write_bytes(data)
+        with self.assertRaisesRegex(UserError, r"step_00000001\.pt cannot be read: it is damaged"):
+            checkpoint.load(path, "cpu")
+
     def test_file_that_would_run_code(self) -> None:
         path = self.workdir / "evil.pt"
         torch.save({"step": re.compile("x")}, path)

@@ -1,14 +1,38 @@
 """Which device a process takes, and what torchrun says of it."""
 
 import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 from absl.testing import absltest
 
-from jigclu import device
+from jigclu import config, device
 from jigclu.errors import UserError
+
+# What every stage of a longer command does, three times.
+STAGES = """
+import sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from jigclu.device import launched_rank, process_group
+
+for stage in range(3):
+    with process_group(torch.device("cpu")):
+        values = torch.ones(1) * (1 + dist.get_rank())
+        dist.all_reduce(values)
+        assert values == 3, values
+        file = Path(sys.argv[1]) / str(stage)
+        if launched_rank() == 0:
+            time.sleep(0.5)
+            file.touch()
+    assert file.exists(), "left before the first rank had written"
+"""
 
 
 def gpus(count: int) -> mock._patch_dict | mock._patch:
@@ -58,6 +82,26 @@ class DeviceTest(absltest.TestCase):
     def test_alone_there_is_no_process_group(self) -> None:
         with device.process_group(torch.device("cpu")):
             self.assertFalse(dist.is_initialized())
+
+    def test_the_same_processes_join_again_and_leave_together(self) -> None:
+        folder = Path(self.create_tempdir().full_path)
+        (folder / "stages.py").write_text(STAGES)
+        done = subprocess.run(
+            (
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *("--nproc-per-node=2", folder / "stages.py", folder),
+            ),
+            env=os.environ
+            | {
+                "PYTHONPATH": str(config.ROOT),
+                "OMP_NUM_THREADS": "1",
+                "GLOO_SOCKET_IFNAME": socket.if_nameindex()[0][1],
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_compiler(self) -> None:
         with (

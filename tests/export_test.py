@@ -21,7 +21,7 @@ from jigclu import checkpoint, weights
 from jigclu.data.procedural import ProceduralImages
 from jigclu.encoder import create_encoder, encoder_tensors
 from jigclu.errors import UserError
-from jigclu.export import ExportTask
+from jigclu.export import ExportTask, tolerance
 from jigclu.export_formats import FORMATS
 
 TASK = ExportTask(
@@ -81,7 +81,9 @@ class ExportTest(parameterized.TestCase):
         card = (self.workdir / "card.md").read_text()
         for name in names:
             path = self.workdir / name
-            self.assertRegex(printed, rf"{path}: features of 4 images differ by [\d.e-]+ at most")
+            self.assertRegex(
+                printed, rf"{path}: features of 4 images, up to [\d.]+, differ by [\d.e-]+ at most"
+            )
             self.assertIn(hashlib.sha256(path.read_bytes()).hexdigest(), card)
         for text in ("Measured with **care**.", "onnxruntime ", "(0.5, 0.4, 0.3)", "None in the"):
             self.assertIn(text, card)
@@ -160,6 +162,31 @@ class ExportTest(parameterized.TestCase):
         self.assertNotIn("\n", str(raised.exception))
         self.assertEqual(self.files(), {"resnet18.torchvision.pth", "resnet18.safetensors"})
 
+    def test_large_features_may_differ_by_their_rounding(self) -> None:
+        """As a few steps of training leave them: two libraries cannot agree to 1e-4."""
+        tensors = _trained_encoder(False)
+        tensors["layer4.1.bn2.weight"] *= 1e5
+        torch.save(tensors, self.origin)
+        printed = self.run_task(formats=("torchvision", "onnx"))
+        self.assertRegex(printed, r"onnx: features of 4 images, up to .*e\+0[45], differ by 0\.0")
+
+        def spoilt(encoder: Any, side: int) -> bytes:
+            tensors = dict(encoder.state_dict())
+            tensors["layer4.1.bn2.weight"] = tensors["layer4.1.bn2.weight"] * 1.0001
+            return safetensors.torch.save(tensors)
+
+        wrong = FORMATS["safetensors"]._replace(serialise=spoilt)
+        with (
+            mock.patch.dict(FORMATS, safetensors=wrong),
+            contextlib.redirect_stderr(io.StringIO()),
+            self.assertRaisesRegex(UserError, r"they differ by .*, at most 0\.\d+ was expected"),
+        ):
+            self.changed(formats=("safetensors",)).run(self.workdir, "")
+
+    @parameterized.parameters((0.5, 1e-4), (26.0, 1e-4), (1000.0, 32 * 2**-23 * 1000))
+    def test_tolerance(self, largest: float, expected: float) -> None:
+        self.assertAlmostEqual(tolerance(torch.tensor([[0.1, -largest]])), expected)
+
     def test_weights_that_diverged(self) -> None:
         tensors = _trained_encoder(False)
         tensors["bn1.weight"][0] = torch.nan
@@ -222,6 +249,12 @@ class ExportTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, r"weights\.pth does not exist"):
             self.changed().check(self.workdir, "")
 
+    def test_no_weights_to_export(self) -> None:
+        task = dataclasses.replace(TASK, init_from=None)
+        task.check(self.workdir, "")
+        with self.assertRaisesRegex(UserError, "init_from is None: there is nothing to export"):
+            task.run(self.workdir, "")
+
     def test_detectron2_has_no_small_stem(self) -> None:
         torch.save(_trained_encoder(True), self.origin)
         with self.assertRaisesRegex(UserError, "'detectron2' cannot hold small_stem = True"):
@@ -242,7 +275,8 @@ class ExportTest(parameterized.TestCase):
         self.assertEqual(
             plan,
             "writes: resnet18.onnx, resnet18.timm.pth, card.md\n"
-            "compares: features of 4 images of 32x32 pixels, at most 0.0001 apart",
+            "compares: features of 4 images of 32x32 pixels, at most 0.0001 apart, "
+            "or the rounding of float32 where they are large",
         )
 
     def test_images_are_of_all_over_the_source(self) -> None:

@@ -87,6 +87,12 @@ class EncodeTest(absltest.TestCase):
         for name, value in encoder.state_dict().items():
             self.assertTrue(torch.equal(value, before[name]), name)
 
+    def test_what_is_not_finite_scores_nothing(self) -> None:
+        encoder = small_encoder()
+        encoder.get_parameter("layer4.0.bn2.bias").data[0] = torch.nan
+        with self.assertRaisesRegex(UserError, "not finite numbers: its training diverged"):
+            next(features.encode(encoder, seven_images(), SETTINGS))
+
     def test_has_no_gradient_but_lets_its_reader_have_one(self) -> None:
         for piece, _ in features.encode(small_encoder(), seven_images(), SETTINGS):
             self.assertFalse(piece.requires_grad)

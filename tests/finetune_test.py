@@ -36,6 +36,8 @@ TASK = FinetuneTask(
     checkpoint_every=2,
 )
 
+ONE_CLASS = ImageArray("x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["a"], [0, 0])
+
 
 def changed(**changes: Any) -> FinetuneTask:
     return dataclasses.replace(TASK, **changes)
@@ -146,10 +148,9 @@ class FinetuneTest(parameterized.TestCase):
         ({"std": (0.0, 1.0, 1.0)}, "and std .0.0, 1.0, 1.0."),
         ({"crop": 40}, "crop is 40"),
         ({"encoder": "resnet19"}, "resnet19"),
-        (
-            {"val": ImageArray("x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["a"], [0, 0])},
-            "source has 10 classes and val 1",
-        ),
+        ({"val": ONE_CLASS}, "source has 10 classes and val 1"),
+        # What matters more comes first: there are fewer images than a batch, too.
+        ({"source": ONE_CLASS, "val": ONE_CLASS}, "source has images of one class, a"),
         ({"init_from": "none.pth"}, "none.pth does not exist"),
     )
     def test_refuses(self, changes: dict[str, Any], message: str) -> None:

@@ -69,7 +69,7 @@ class FakeCifar:
 
 
 class GinFilesTest(parameterized.TestCase):
-    def load(self, file: str, *bindings: str) -> config.Configuration:
+    def load(self, file: str, *bindings: str, more: tuple[str, ...] = ()) -> config.Configuration:
         """Loads a file on a tiny tree of images instead of the data that it names."""
         root = Path(self.create_tempdir().full_path)
         for folder in ("train/a", "val/a", "train/b", "val/b"):
@@ -91,7 +91,7 @@ class GinFilesTest(parameterized.TestCase):
             mock.patch.object(torchvision.datasets, "CIFAR10", FakeCifar),
             mock.patch.object(torchvision.datasets, "CIFAR100", FakeCifar),
         ):
-            return config.load([file], [*bindings, *replaced])
+            return config.load([file, *more], [*bindings, *replaced])
 
     def test_all_files_are_reached(self) -> None:
         reached = {include for file in RUN_FILES for include in includes_of(file)}
@@ -201,6 +201,18 @@ class GinFilesTest(parameterized.TestCase):
         factors = [task.decay(epoch, 100) for epoch in (29, 30, 60, 90)]
         self.assertSequenceAlmostEqual(factors, [1.0, 0.1, 0.01, 0.001])
         self.assertLen(task.source, 1)
+
+    def test_knn_while_training_as_the_file_itself_says(self) -> None:
+        told = (FOLDER / "pretrain_r50.gin").read_text().split("# kNN accuracy every 10 epochs")[1]
+        told = " ".join(line.strip("# ") for line in told.split("\n\n")[0].splitlines())
+        (file,) = re.findall(r"--gin_file=(\S+)", told)
+        texts = re.findall(r"(?<=\s)[\w./]+=[^\s]+(?=\s|$)", told)
+        task = self.load("gin/pretrain_r50.gin", *texts, more=(file,)).task
+        assert isinstance(task, PretrainTask) and task.evaluation is not None
+        self.assertEqual(task.evaluate_every, 10)
+        self.assertIn("/train/a/0.png", task.evaluation.bank.name(0))
+        self.assertIn("/val/a/0.png", task.evaluation.queries.name(0))
+        self.assertEqual((task.evaluation.resize, task.evaluation.crop), (256, 224))
 
     def test_cifar_is_read_by_its_splits(self) -> None:
         task = self.load("gin/pretrain_r18_cifar10.gin").task

@@ -5,6 +5,7 @@ import dataclasses
 import io
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torchvision
@@ -133,6 +134,14 @@ class LinearTest(parameterized.TestCase):
         torch.testing.assert_close(two[0], together[1])
         self.assertFalse(torch.equal(two[1], together[1]))
 
+    def test_cached_features_leave_nothing_to_compile(self) -> None:
+        cache = FeatureCache(folder=str(self.folder / "cache"), views=0)
+        with mock.patch("shutil.which", lambda name: None):
+            printed = run(changed(cache=cache, compile=True), self.folder / "run")
+            self.assertNotIn("compiling", printed)
+            with self.assertRaisesRegex(UserError, "no C.. compiler"):
+                run(changed(compile=True), self.folder / "run")
+
     @parameterized.parameters(0, 2)
     def test_cached_features_are_those_of_the_images(self, views: int) -> None:
         """Two epochs of two views are what two epochs of images are."""
@@ -193,7 +202,10 @@ class LinearTest(parameterized.TestCase):
         events.Reload()
         self.assertEqual([e.step for e in events.Scalars("top5")], [10])
         self.assertEqual([e.step for e in events.Images("confusion")], [10])
-        self.assertIn("accuracy_per_class/text_summary", events.Tags()["tensors"])
+        (text,) = events.Tensors("accuracy_per_class/text_summary")
+        table = text.tensor_proto.string_val[0].decode()
+        self.assertRegex(table, r"\| \d+\.\d% \| [12] \|\n")
+        self.assertIn("rows true, columns predicted", table)
 
     @parameterized.parameters(
         ({"learning_rates": ()}, "one or more of each"),

@@ -5,7 +5,9 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
+import samples
 import torch
 from absl.testing import absltest
 
@@ -116,11 +118,37 @@ class ReproduceTest(absltest.TestCase):
 
     def test_what_is_done_is_skipped_and_what_changed_is_not(self) -> None:
         first = self.run_task(self.task())
+        self.assertIn("stage two\n", first)
         self.calls.clear()
-        self.assertEqual(self.run_task(self.task()), first)
+        again = self.run_task(self.task())
+        self.assertIn("stage two: done before\n", again)
+        self.assertEqual(again.replace(": done before", ""), first)
         self.assertNotIn("run", " ".join(self.calls))
         self.run_task(self.task("y=1"))
         self.assertEqual([call for call in self.calls if "run" in call], ["run b.gin"])
+
+    def test_what_other_weights_scored_is_not_taken_for_theirs(self) -> None:
+        self.run_task(self.task())
+        weights = self.folder / "one" / "checkpoints" / "step_00000007.pt"
+        weights.write_bytes(b"of another seed, and the same name")
+        self.calls.clear()
+        self.run_task(self.task())
+        self.assertEqual([call for call in self.calls if "run" in call], ["run b.gin"])
+
+        # A stage that would go on from a checkpoint would go on with the older weights.
+        (self.folder / "two" / "checkpoints").mkdir()
+        (self.folder / "two" / "checkpoints" / "step_00000001.pt").touch()
+        weights.write_bytes(b"of a third seed")
+        with self.assertRaisesRegex(UserError, "two is of a run that began with other weights"):
+            self.run_task(self.task())
+
+    def test_an_interrupted_stage_goes_on(self) -> None:
+        with (
+            mock.patch.object(Stub, "run", side_effect=KeyboardInterrupt),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            self.run_task(self.task())
+        self.assertIn("stage one\n", self.run_task(self.task()))
 
     def test_table(self) -> None:
         printed = self.run_task(self.task())
@@ -153,6 +181,19 @@ class ReproduceTest(absltest.TestCase):
             task.check(self.folder / "run", "")
         self.assertFalse((self.folder / "run").exists())
 
+    def test_an_export_is_checked_before_there_are_weights(self) -> None:
+        samples.write_image_tree(self.folder / "images")
+        images = f"UnlabelledImages.root='{self.folder}/images'"
+        bindings = ("export.init_from='{pretrained}'", images, "export.formats=('onxx',)")
+        (self.folder / "train.gin").write_text(TRAIN)
+        stages = (
+            ("first", f"{self.folder}/train.gin", ()),
+            ("export", "gin/export.gin", bindings),
+        )
+        task = config.load(["gin/reproduce_tiny.gin"], [f"reproduce.stages={stages}"]).task
+        with self.assertRaisesRegex(UserError, "stage export: format 'onxx' is unknown"):
+            task.check(self.folder / "run", "")
+
     def test_real_stages(self) -> None:
         for name, text in (("train", TRAIN), ("knn", KNN), ("all", STAGES)):
             (self.folder / f"{name}.gin").write_text(text.format(folder=self.folder))
@@ -160,7 +201,7 @@ class ReproduceTest(absltest.TestCase):
         assert isinstance(task, ReproduceTask)
         printed = self.run_task(task)
         trained, knn, random = (
-            json.loads((self.folder / stage / "done.json").read_text())["scores"]["knn_accuracy"]
+            json.loads((self.folder / stage / "stage.json").read_text())["scores"]["knn_accuracy"]
             for stage in ("first", "knn", "untrained")
         )
         # bfloat16 while training, float32 in the stage of its own: of ten images one may differ.

@@ -154,6 +154,16 @@ class WeightsTest(parameterized.TestCase):
             with self.assertRaisesRegex(UserError, f"missing: .*{absent}.*the whole of it"):
                 self._load({"state_dict": {f"encoder.{key}": v for key, v in kept.items()}})
 
+    def test_an_encoder_is_looked_for_before_anything_runs(self) -> None:
+        torch.save(_RESNET, self.path)
+        weights.check_encoder(str(self.path), "resnet18", False)
+        weights.check_encoder(None, "resnet50", True)
+        for init_from in (None, str(self.path)):
+            with self.assertRaisesRegex(UserError, "resnet19.*did you mean"):
+                weights.check_encoder(init_from, "resnet19", False)
+        with self.assertRaisesRegex(UserError, "encoder = 'resnet18' and small_stem = False"):
+            weights.check_encoder(str(self.path), "resnet50", False)
+
     def test_take_fills_the_tensors_themselves(self) -> None:
         torch.save(_RESNET, self.path)
         model = _our_model()

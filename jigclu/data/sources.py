@@ -105,9 +105,17 @@ class ImageFiles:
         """As `Source`."""
         parts: list[object] = [self._files.shape, self._files.tobytes(), self.classes, self.labels]
         if deep:
-            stats = (os.stat(self.name(index)) for index in range(len(self)))
-            parts += [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+            parts += [_stat(self.name(index)) for index in range(len(self))]
         return digest(*parts)
+
+
+def _stat(path: str) -> tuple[int, int] | None:
+    """Returns size and time of change; None for a file that is gone, which reading will tell."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 class ImageFolder(ImageFiles):

@@ -76,7 +76,10 @@ class ListedSubset(SubsetSource):
           UserError: the list is missing, empty or cannot be downloaded, names an image
             that the source has not or has twice, or one image twice.
         """
-        lines = read_list(_downloaded(path, download_to) if _is_address(path) else path)
+        if _is_address(path):
+            # From here on the copy is named: whoever has a wrong one must know where it lies.
+            path = _downloaded(path, download_to)
+        lines = read_list(path)
         twice = [line for line, count in Counter(lines).items() if count > 1]
         if twice:
             raise UserError(f"{path} names {twice[0]} twice: every image may be there once")

@@ -133,6 +133,14 @@ class FingerprintTest(FilesTestCase):
         self.assertEqual(self.fingerprint(False), before[0])
         self.assertNotEqual(self.fingerprint(True), before[1])
 
+    def test_deep_leaves_a_file_that_is_gone_to_who_reads_it(self) -> None:
+        self.add("data/cat/a.png", "data/dog/b.png")
+        before = self.fingerprint(True)
+        gone = os.path.join(self.root, "data/dog/b.png")
+        os.remove(gone)
+        os.symlink("nowhere", gone)
+        self.assertNotEqual(self.fingerprint(True), before)
+
     def test_of_images_in_memory(self) -> None:
         images = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
         first = sources.ImageArray("a", images, ["x"], [0, 0])

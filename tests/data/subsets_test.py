@@ -95,6 +95,14 @@ class ListedSubsetTest(parameterized.TestCase):
         opened.assert_called_once()
         self.assertEqual(os.listdir(folder), ["1percent.txt"])
 
+    def test_what_is_wrong_with_a_downloaded_list_names_the_copy(self) -> None:
+        answer = mock.mock_open(read_data=b"<html>sign in\n")
+        with (
+            mock.patch("urllib.request.urlopen", answer),
+            self.assertRaisesRegex(UserError, f"1 of the 1 images of {self.root}/lists/a.txt"),
+        ):
+            subsets.ListedSubset(self.whole, "https://example.org/a.txt", f"{self.root}/lists")
+
     @parameterized.parameters(
         OSError("no route"), http.client.IncompleteRead(b"n02_1.JPEG", 90), ValueError("bad port")
     )

@@ -1,0 +1,86 @@
+"""Features on disk: all of them or none, whoever else makes the same and however full the disk."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from absl.testing import absltest
+from numpy.typing import NDArray
+from samples import MemorySource, noise, small_encoder
+
+from jigclu import feature_cache, features
+from jigclu.data.images import ImageDataset
+from jigclu.encoder import Encoder
+from jigclu.errors import UserError
+from jigclu.feature_cache import FeatureCache
+from jigclu.features import FeatureSettings
+
+IMAGES = ImageDataset(source=MemorySource([*noise(7, 3, 32, 32)]), resize=32, crop=32)
+SETTINGS = FeatureSettings((0.5, 0.4, 0.3), (0.25, 0.2, 0.1), 3, 0, torch.float32)
+
+
+class FeatureCacheTest(absltest.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path) / "cache"
+        self.cache = FeatureCache(folder=str(self.folder), views=0)
+
+    def features(self, encoder: Encoder | None = None) -> NDArray[np.float16]:
+        return self.cache.features(encoder or small_encoder(), IMAGES, "noise", SETTINGS)
+
+    def test_are_those_of_the_encoder_and_made_once(self) -> None:
+        pieces = [piece for piece, _ in features.encode(small_encoder(), IMAGES, SETTINGS)]
+        expected = torch.cat(pieces).half().numpy()
+        np.testing.assert_array_equal(self.features(), expected)
+        self.assertLen(list(self.folder.iterdir()), 1)
+        with mock.patch.object(feature_cache, "encode", side_effect=AssertionError):
+            np.testing.assert_array_equal(self.features(), expected)
+
+    def test_another_run_that_makes_the_same_at_once(self) -> None:
+        """The other one begins after a batch of this one, and ends before it."""
+        others: list[NDArray[np.float16]] = []
+
+        def encode(*arguments: Any) -> Iterator[Any]:
+            for number, batch in enumerate(features.encode(*arguments)):
+                yield batch
+                if number == 0 and not others:
+                    others.append(np.zeros(0, np.float16))
+                    others[0] = np.array(self.features())
+
+        with mock.patch.object(feature_cache, "encode", encode):
+            own = self.features()
+        np.testing.assert_array_equal(own, others[0])
+        self.assertTrue((own != 0).any(1).all())
+        self.assertLen(list(self.folder.iterdir()), 1)
+
+    def test_a_full_disk_is_told_before_it_is_written_to(self) -> None:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with (
+            mock.patch.object(os, "posix_fallocate", side_effect=full),
+            self.assertRaisesRegex(UserError, "No space left on device.*another cache folder"),
+        ):
+            self.features()
+        self.assertEmpty(list(self.folder.iterdir()))
+
+    def test_interrupted_leaves_nothing(self) -> None:
+        with (
+            mock.patch.object(feature_cache, "encode", side_effect=KeyboardInterrupt),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            self.features()
+        self.assertEmpty(list(self.folder.iterdir()))
+
+    def test_features_beyond_float16(self) -> None:
+        encoder = small_encoder()
+        encoder.get_parameter("layer4.0.bn2.bias").data[0] = 1e6
+        with self.assertRaisesRegex(UserError, "too large for float16"):
+            self.features(encoder)
+
+
+if __name__ == "__main__":
+    absltest.main()
