@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from jigclu.errors import UserError
 from jigclu.jigsaw import mix_seed
+from jigclu.placement import per_channel, placed
 
 # The numbers of the four colour operations: columns of `factors`, entries of `order`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -131,9 +132,7 @@ def select_rows(
     parameters: AugmentationParameters, rows: Tensor, device: torch.device | str
 ) -> AugmentationParameters:
     """Returns the given rows (int64 [selected], on the CPU), on `device`."""
-    return AugmentationParameters._make(
-        values[rows].to(device, non_blocking=True) for values in parameters
-    )
+    return AugmentationParameters._make(placed(values[rows], device) for values in parameters)
 
 
 def augment(
@@ -155,10 +154,7 @@ def augment(
     images = _jitter(flipped.float() / 255, parameters.factors, parameters.order)
     images = torch.where(_per_patch(parameters.grayscale), _grey(images), images)
     images = _blur(images, parameters.sigma, settings.blur_sigma_max)
-    mean, std = (
-        torch.tensor(tuple(values), device=images.device).view(3, 1, 1)
-        for values in (settings.mean, settings.std)
-    )
+    mean, std = (per_channel(values, images.device) for values in (settings.mean, settings.std))
     return (images - mean) / std
 
 

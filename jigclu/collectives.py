@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from jigclu.placement import placed
+
 try:
     from torch.distributed._functional_collectives import all_gather_single_autograd as _all_gather
 except ImportError:  # The name in older versions; newer ones warn at it.
@@ -65,9 +67,9 @@ def exchange_patches(patches: Tensor, permutation: Tensor) -> Tensor:
     source, local = image // batch, (image % batch) * pieces + patch
     flat = patches.flatten(0, 1)
     if ranks == 1:
-        return flat[local[0].to(flat.device)]
+        return flat[placed(local[0], flat.device)]
     # Sent in the order of destinations and, within one, of its slots.
-    sent = flat[local[source == own].to(flat.device)]
+    sent = flat[placed(local[source == own], flat.device)]
     received = torch.empty_like(flat)
     dist.all_to_all_single(
         received,
@@ -77,4 +79,4 @@ def exchange_patches(patches: Tensor, permutation: Tensor) -> Tensor:
     )
     # Received in the order of sources and, within one, of our slots: undo that sort.
     arrival = source[own].argsort(stable=True)
-    return received[arrival.argsort().to(received.device)]
+    return received[placed(arrival.argsort(), received.device)]

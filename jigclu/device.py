@@ -4,12 +4,14 @@ import functools
 import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
+from jigclu import compile_cache
 from jigclu.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -62,13 +64,23 @@ def launched_rank() -> int:
 
 
 def check_compiler() -> None:
-    """Raises UserError unless there is the C++ compiler that torch.compile calls."""
+    """Raises UserError unless there is the C++ compiler that torch.compile calls, and a cache."""
     names = [os.environ.get("CXX", "g++"), "g++", "clang++", "c++"]
     if not any(map(shutil.which, names)):
         raise UserError(
             "compile is True, but there is no C++ compiler (g++, clang++ or $CXX): "
             "install one, or bind train.compile = False"
         )
+    folder = os.environ.get(compile_cache.VARIABLE)
+    try:
+        if folder is not None:
+            os.makedirs(folder, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"{folder}, where compiled code is kept, cannot be written ({error.strerror}): "
+            f"set ${compile_cache.VARIABLE} to another folder, or bind train.compile = False"
+        ) from error
 
 
 # Of every process group a number of its own, the same on all ranks.

@@ -12,6 +12,7 @@ from jigclu.data.images import EpochView, ImageDataset
 from jigclu.data.loader import LabelledBatch, image_loader
 from jigclu.encoder import Encoder
 from jigclu.errors import UserError
+from jigclu.placement import per_channel
 
 
 class FeatureSettings(NamedTuple):
@@ -50,7 +51,7 @@ def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None
 
 def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Maps bytes to zero mean and unit deviation: uint8 to float32 [batch, 3, height, width]."""
-    centre, spread = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (mean, std))
+    centre, spread = (per_channel(values, images.device) for values in (mean, std))
     return (images.float() / 255 - centre) / spread
 
 

@@ -5,6 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
 from absl import app, flags, logging
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -62,6 +63,14 @@ def main(arguments: list[str]) -> None:
         _run()
     except UserError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ", 1)[0]
+        print(
+            f"error: {reason}: lower train.batch_size, or bind train.micro_batch_size to a part "
+            "of it; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -4,17 +4,20 @@ import functools
 import io
 import json
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from jigclu import checkpoint
 from jigclu.data.decode import UnreadableImageError
+from jigclu.data.loader import worker_context
 from jigclu.data.packed import FORMATS, INDEX, RECORD, index_of, shard_files
 from jigclu.data.sources import Source, digest
 from jigclu.device import launched_rank
@@ -28,7 +31,17 @@ class _Shard(NamedTuple):
     images: int
     bytes: int
     sha256: str
+    records_sha256: str
     unreadable: list[str]
+
+    def is_whole(self, images: Path, records: Path) -> bool:
+        """Returns whether its files are there, with the checksums that they were written with."""
+        return (
+            images.exists()
+            and records.exists()
+            and checkpoint.sha256(images) == self.sha256
+            and checkpoint.sha256(records) == self.records_sha256
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +121,18 @@ class PackTask:
     def _shards(self, workdir: Path, monitor: Monitor) -> list[_Shard]:
         write = functools.partial(_write_shard, self, workdir)
         shards = []
-        with ProcessPoolExecutor(self.workers) as pool:
-            for shard in pool.map(write, range(self._count())):
-                shards.append(shard)
-                monitor.message(f"{len(shards)} of {self._count()} shards")
+        try:
+            with ProcessPoolExecutor(
+                self.workers, worker_context(), torch.set_num_threads, (1,)
+            ) as pool:
+                for shard in pool.map(write, range(self._count())):
+                    shards.append(shard)
+                    monitor.message(f"{len(shards)} of {self._count()} shards")
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a process that packs was killed after {len(shards)} shards, by lack of memory "
+                "perhaps: give fewer workers or images_per_shard; finished shards stay"
+            ) from error
         return shards
 
     def _finish(self, workdir: Path, shards: list[_Shard], monitor: Monitor) -> None:
@@ -126,7 +147,12 @@ class PackTask:
         if not images:
             raise UserError(f"none of the {len(unreadable)} images can be read: check the source")
         entries = [
-            {"images": shard.images, "bytes": shard.bytes, "sha256": shard.sha256}
+            {
+                "images": shard.images,
+                "bytes": shard.bytes,
+                "sha256": shard.sha256,
+                "records_sha256": shard.records_sha256,
+            }
             for shard in shards
         ]
         _write_json(workdir / INDEX, index_of(self.format, list(self.source.classes), entries))
@@ -139,7 +165,9 @@ def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
     images, records = shard_files(workdir, number)
     summary = images.with_suffix(".json")
     if summary.exists():
-        return _Shard(**json.loads(summary.read_text(encoding="utf-8")))
+        shard = _Shard(**json.loads(summary.read_text(encoding="utf-8")))
+        if shard.is_whole(images, records):
+            return shard
     rows: list[tuple[int, ...]] = []
     unreadable: list[str] = []
     data = io.BytesIO()
@@ -156,7 +184,8 @@ def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
         rows.append((offset, data.tell() - offset, *image.shape[1:], label, index))
     checkpoint.write_whole(images, lambda file: file.write(data.getbuffer()))
     checkpoint.write_whole(records, lambda file: np.save(file, np.array(rows, RECORD)))
-    shard = _Shard(len(rows), data.tell(), checkpoint.sha256(images), unreadable)
+    checksums = checkpoint.sha256(images), checkpoint.sha256(records)
+    shard = _Shard(len(rows), data.tell(), *checksums, unreadable)
     _write_json(summary, shard._asdict())
     return shard
 

@@ -7,6 +7,7 @@ from torchvision.utils import make_grid
 from jigclu.augment import AugmentationSettings, augment
 from jigclu.jigsaw import stitch_montages
 from jigclu.objective import StepInputs
+from jigclu.placement import per_channel
 
 _MONTAGES = 8
 _COLUMNS = 4
@@ -28,10 +29,7 @@ def montage_picture(inputs: StepInputs, settings: AugmentationSettings, grid: in
     count = min(_MONTAGES * grid**2, len(inputs.slots))
     rows = type(inputs.augmentation)._make(values[:count] for values in inputs.augmentation)
     montages = stitch_montages(augment(inputs.slots[:count], rows, settings), grid)
-    mean, std = (
-        torch.tensor(tuple(values), device=montages.device).view(3, 1, 1)
-        for values in (settings.mean, settings.std)
-    )
+    mean, std = (per_channel(values, montages.device) for values in (settings.mean, settings.std))
     pixels = (montages * std + mean).clamp(0, 1)
     return (make_grid(pixels, nrow=_COLUMNS, pad_value=1.0) * 255).round().to(torch.uint8)
 

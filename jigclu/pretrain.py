@@ -19,6 +19,7 @@ from jigclu.knn import KnnEvaluation
 from jigclu.model import JigClu
 from jigclu.objective import JigsawForward, Objective, StepInputs, check_objective
 from jigclu.pictures import montage_picture
+from jigclu.placement import placed
 from jigclu.steps import PRECISIONS, TrainingStep
 from jigclu.training import TrainingRun, TrainingTask, check_least, timed
 from jigclu.update import LossScaling, Optimizer, check_learning_rate, check_loss_scaling
@@ -101,6 +102,13 @@ class PretrainTask(TrainingTask):
         check_least(self, {"embedding_channels": 1, "picture_every": 0})
         self._check_micro_batch()
         schedules.check_patch_sizes(self.patch_size, self.smaller_patches, self.epochs)
+        # torch keeps so many compilations of a function, and refuses one more.
+        limit = torch._dynamo.config.recompile_limit
+        if self.compile and len(self.smaller_patches) >= limit:
+            raise UserError(
+                f"smaller_patches has {len(self.smaller_patches)} sizes, and each compiles once; "
+                f"give at most {limit - 1}, or bind compile = False"
+            )
         self._check_map(schedules.patch_size_at(0, self.patch_size, self.smaller_patches))
         if self.evaluation is not None:
             self.evaluation.check()
@@ -185,7 +193,7 @@ class PretrainRun(TrainingRun):
         return StepInputs(
             slots=collectives.exchange_patches(batch.patches, permutation),
             augmentation=augment.select_rows(drawn, rows, self.device),
-            permutation=permutation.to(self.device, non_blocking=True),
+            permutation=placed(permutation, self.device),
         )
 
     def take_step(self, inputs: StepInputs) -> dict[str, Tensor]:

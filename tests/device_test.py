@@ -115,6 +115,14 @@ class DeviceTest(absltest.TestCase):
         ):
             device.check_compiler()
 
+    def test_compile_cache_that_cannot_be_written(self) -> None:
+        file = self.create_tempfile().full_path
+        with (
+            mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=f"{file}/compiled"),
+            self.assertRaisesRegex(UserError, "cannot be written .Not a directory.: set"),
+        ):
+            device.check_compiler()
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -16,6 +16,7 @@ LAYERS = {
     "jigclu.compile_cache": 0.1,
     "jigclu.state": 0.2,
     "jigclu.jigsaw": 1.0,
+    "jigclu.placement": 1.0,
     "jigclu.detectron2_names": 1.0,
     "jigclu.crops": 1.1,
     "jigclu.augment": 1.1,
@@ -64,8 +65,8 @@ LAYERS = {
     "jigclu.export": 4.1,
     "jigclu.pack": 4.0,
     "jigclu.benchmark": 4.0,
-    "jigclu.benchmark.tables": 2.0,
     "jigclu.benchmark.timing": 2.0,
+    "jigclu.benchmark.tables": 2.1,
     "jigclu.benchmark.published": 2.3,
     "jigclu.benchmark.stepping": 4.2,
     "jigclu.benchmark.pieces": 4.3,
@@ -95,6 +96,7 @@ NEVER_SYNCHRONISED = {
     "jigclu.losses",
     "jigclu.augment",
     "jigclu.update",
+    "jigclu.placement",
 }
 
 

@@ -1,5 +1,6 @@
 """Tests of jigclu.pack: what is packed is what is read."""
 
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -129,6 +130,28 @@ class PackTest(parameterized.TestCase):
         source = ImageFolder(str(self.tree), "train")
         for index in range(7):
             self.assertTrue(torch.equal(images.read(index), source.read(index)))
+
+    @parameterized.parameters("bin", "npy")
+    def test_packing_again_mends_a_damaged_shard(self, suffix: str) -> None:
+        images = self.pack()
+        expected = [images.read(index).clone() for index in range(7)]
+        path = self.workdir / f"shard_00001.{suffix}"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        (self.workdir / "shard_00002.npy").unlink()
+        images = self.pack()
+        for index in range(7):
+            self.assertTrue(torch.equal(images.read(index), expected[index]))
+
+    def test_a_process_that_is_killed(self) -> None:
+        with (
+            mock.patch.object(pack, "ProcessPoolExecutor") as pool,
+            self.assertRaisesRegex(UserError, "killed after 0 shards.*finished shards stay"),
+        ):
+            pool.return_value.__enter__.return_value.map.side_effect = BrokenProcessPool()
+            pool.return_value.__exit__.return_value = None
+            self.task().run(self.workdir, "")
 
     @parameterized.parameters({"shorter_side": 20}, {"format": "jpeg"}, {"images_per_shard": 2})
     def test_another_pack_in_the_workdir(self, **settings: Any) -> None:

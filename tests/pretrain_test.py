@@ -202,6 +202,14 @@ class PretrainTest(parameterized.TestCase):
         ({"patch_size": 0}, "patch_size is 0"),
         ({"smaller_patches": ((1, 16),)}, r"smaller_patches is \(\(1, 16\),\); .* patch_size = 16"),
         ({"smaller_patches": ((2, 8),)}, r"smaller_patches is .* within \(0, 2\)"),
+        (
+            {
+                "smaller_patches": tuple((n, n + 7) for n in range(1, 9)),
+                "epochs": 20,
+                "compile": True,
+            },
+            "smaller_patches has 8 sizes, and each compiles once; give at most 7",
+        ),
         ({"micro_batch_size": 3}, "micro_batch_size is 3; it must divide the 4 images of a device"),
         ({"micro_batch_size": 8}, "micro_batch_size is 8"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),

@@ -74,6 +74,32 @@ class LearningRateTest(parameterized.TestCase):
             self.assertEqual(rate(step, 4, epochs=10, warmup_epochs=2), rate(step, 4, epochs=10))
 
 
+class PatchSizeTest(parameterized.TestCase):
+    def test_sizes_by_hand(self) -> None:
+        smaller = ((2, 64), (5, 96))
+        sizes = [schedules.patch_size_at(epoch, 112, smaller) for epoch in range(7)]
+        self.assertEqual(sizes, [64, 64, 96, 96, 96, 112, 112])
+        self.assertEqual(schedules.patch_size_at(0, 112, ()), 112)
+
+    @parameterized.parameters((), ((1, 64),), ((1, 64), (9, 111)))
+    def test_accepts(self, *smaller: tuple[int, int]) -> None:
+        schedules.check_patch_sizes(112, smaller, 10)
+
+    @parameterized.parameters(
+        ((0, 64),),
+        ((10, 64),),
+        ((3, 0),),
+        ((3, 112),),
+        ((3, 64), (3, 96)),
+        ((5, 64), (3, 96)),
+        ((3, 96), (5, 64)),
+        ((3, 64), (5, 64)),
+    )
+    def test_refuses(self, *smaller: tuple[int, int]) -> None:
+        with self.assertRaisesRegex(UserError, r"smaller_patches is .*\(0, 10\).* = 112"):
+            schedules.check_patch_sizes(112, smaller, 10)
+
+
 class CheckScheduleTest(parameterized.TestCase):
     @parameterized.parameters((200, 0), (1, 0.5))
     def test_accepts(self, epochs: int, warmup_epochs: float) -> None:

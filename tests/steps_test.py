@@ -11,7 +11,7 @@ from samples import AUGMENTATION, BATCH, inputs_of, small_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jigclu import augment, steps, update
+from jigclu import augment, collectives, jigsaw, placement, steps, update
 from jigclu.batch_norm import BatchNorm
 from jigclu.errors import UserError
 from jigclu.model import JigClu, Outputs
@@ -280,6 +280,28 @@ class StepsTest(parameterized.TestCase):
                 step.model.get_parameter("fc_loc.weight"), state.parameters["fc_loc.weight"]
             )
         )
+
+    @absltest.skipUnless(torch.cuda.is_available(), "no GPU: nothing to wait for")
+    def test_nothing_waits_for_the_device(self) -> None:
+        device = torch.device("cuda")
+        forward = JigsawForward(small_model(), OBJECTIVE, "bfloat16", True, None)
+        step = steps.TrainingStep(forward, SGD, SCALING, False, device)
+        state = step.initial_state()
+        patches = torch.zeros(BATCH, 4, 3, 32, 32, dtype=torch.uint8, device=device)
+        for number in range(3):
+            # The first step sets up libraries.
+            torch.cuda.set_sync_debug_mode("error" if number else "default")
+            try:
+                permutation = jigsaw.global_permutation(0, number, BATCH * 4)
+                drawn = augment.draw_augmentation(AUGMENTATION, 0, number, BATCH * 4)
+                inputs = StepInputs(
+                    collectives.exchange_patches(patches, permutation),
+                    augment.select_rows(drawn, permutation, device),
+                    placement.placed(permutation, device),
+                )
+                state, _ = step(state, inputs, 0.03)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
 
     def test_refuses_unknown_precision(self) -> None:
         with self.assertRaisesRegex(UserError, "precision is 'fp16'.*float16"):

@@ -3,7 +3,7 @@
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from jigclu.benchmark.timing import interleaved, synchronize
 from jigclu.data.sampler import steps_per_epoch
 from jigclu.pretrain import PretrainTask
 
-_WARM = 3  # Steps that do not count: the first compiles, and workers start.
+_WARM = 3  # Steps that do not count, beside those whose batches are read meanwhile.
 
 
 def measure_end_to_end(
@@ -29,7 +29,9 @@ def measure_end_to_end(
       repetitions: of the step on noise.
       device: on which to compute.
     """
-    total = _WARM + steps
+    # The first step compiles, and the workers fill their queues: what is in them was free.
+    warm = _WARM + task.workers * task.prefetch
+    total = warm + steps
     task = dataclasses.replace(
         task,
         epochs=-(-total // steps_per_epoch(len(task.source), task.batch_size)),
@@ -40,38 +42,49 @@ def measure_end_to_end(
     )
     with tempfile.TemporaryDirectory() as folder:
         run = task.begin(Path(folder), "", device)
-        seconds, waited = _timed(run.inputs(), run.take_step, device)
-        reading, _ = _timed(task.begin(Path(folder), "", device).inputs(), lambda _: None, device)
-    stepping = interleaved({"step": jigsaw_step(task, device)}, repetitions, device)["step"]
+        seconds, waited = _timed(run.inputs(), run.take_step, warm, device)
+        run = task.begin(Path(folder), "", device)
+        reading, _ = _timed(run.inputs(), lambda _: None, warm, device)
+    timed = interleaved({"step": jigsaw_step(task, device)}, repetitions, device)
+    stepping = timed["step"].median
     images = task.batch_size * steps
     return Table(
         title="End to end",
-        columns=("what", "images/s", "share of time waiting for data, %"),
+        columns=("what", "images/s", "host waits for data, %", "beyond the steps alone, %"),
         rows=[
-            ("files to parameters", images / seconds, 100 * waited / seconds),
-            ("steps alone, on noise", task.batch_size / stepping, None),
-            ("reading alone", images / reading, None),
+            (
+                "files to parameters",
+                images / seconds,
+                100 * waited / seconds,
+                100 * max(0.0, 1 - steps * stepping / seconds),
+            ),
+            ("steps alone, on noise", task.batch_size / stepping, None, None),
+            ("reading alone", images / reading, None, None),
         ],
         note=(
             f"{task.encoder}, {task.batch_size} images, {task.precision}, "
             f"{'compiled' if task.compile else 'eager'}; {task.workers} processes read; "
-            f"{steps} steps after {_WARM} that do not count."
+            f"{steps} steps after {warm} that do not count, once. With a GPU the host may wait for "
+            "data while that still computes: the last column is what reading costs."
         ),
         panels=(("images/s",),),
     )
 
 
 def _timed(
-    inputs: Iterator[tuple[Any, float]], take: Any, device: torch.device
+    inputs: Iterator[tuple[Any, float]],
+    take: Callable[[Any], object],
+    warm: int,
+    device: torch.device,
 ) -> tuple[float, float]:
     """Returns the seconds of all steps but the warm ones, and those waited for inputs."""
     began, waited = 0.0, 0.0
     for number, (batch, wait) in enumerate(inputs):
-        if number == _WARM:
+        if number == warm:
             synchronize(device)
             # The clock starts when the batch is there: its wait belongs to the step before.
             began = time.perf_counter()
-        elif number > _WARM:
+        elif number > warm:
             waited += wait
         take(batch)
     synchronize(device)

@@ -1,5 +1,6 @@
 """How the clustering loss grows with the batch, and what ranks exchange with their number."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -9,15 +10,20 @@ from torch.nn import functional
 from jigclu import losses
 from jigclu.benchmark import published
 from jigclu.benchmark.tables import Table
-from jigclu.benchmark.timing import free_memory, interleaved, peak_memory
+from jigclu.benchmark.timing import Action, Seconds, free_memory, interleaved, peak_memory
 from jigclu.pretrain import PretrainTask
 
-# Matrices of all pairs that the published loss holds at once, about.
-_MATRICES = 8
+Loss = Callable[[Tensor], Tensor]
+
+_MATRICES = 8  # Of logits, that a loss and its gradient hold at once, about.
 
 
 def measure_loss(
-    task: PretrainTask, patches: tuple[int, ...], longest: float, device: torch.device
+    task: PretrainTask,
+    patches: tuple[int, ...],
+    longest: float,
+    repetitions: int,
+    device: torch.device,
 ) -> Table:
     """Measures value and gradient of the clustering loss, beside the published one's.
 
@@ -25,66 +31,75 @@ def measure_loss(
       task: of the grid, the channels and the temperatures.
       patches: growing numbers of patches of the global batch, multiples of grid**2.
       longest: seconds; what would take longer, judged by the one before, is left out.
+      repetitions: >= 1; one where half of `longest` is expected.
       device: on which to compute.
     """
-
-    def ours(embeddings: Tensor) -> Tensor:
-        return losses.clustering_loss(
-            embeddings, 0, len(embeddings), task.temperature, task.base_temperature
-        )
-
-    def theirs(embeddings: Tensor) -> Tensor:
-        flat = embeddings.flatten(0, 1)
-        image = torch.arange(len(flat), device=device) // task.grid**2
-        return published.clustering_loss(flat, image, task.temperature, task.base_temperature)
-
+    losses_of = {"ours": _ours(task), "published": _theirs(task)}
+    expected = dict.fromkeys(losses_of, 0.0)
     rows = []
-    columns = [(_Measured(ours, longest, 0), "ours"), (_Measured(theirs, longest, _MATRICES), "")]
-    for count in patches:
+    for before, count in zip((patches[0], *patches), patches, strict=False):
         shape = (count // task.grid**2, task.grid**2, task.embedding_channels)
         embeddings = functional.normalize(torch.randn(shape, device=device), dim=2)
-        cells = [measured(embeddings, device) for measured, _ in columns]
-        rows.append((float(count), *cells[0], *cells[1]))
+        embeddings.requires_grad_()
+        growth = (count / before) ** 2
+        expected = {name: seconds * growth for name, seconds in expected.items()}
+        actions: dict[str, Action] = {
+            name: functools.partial(_gradient, loss, embeddings)
+            for name, loss in losses_of.items()
+            if expected[name] <= longest and _held(name, count) <= free_memory(device)
+        }
+        often = repetitions if max(expected.values()) <= longest / 2 else 1
+        seconds = interleaved(actions, often, device)
+        memory = {name: peak_memory(action, device) for name, action in actions.items()}
+        expected |= {name: timed.median for name, timed in seconds.items()}
+        rows.append(
+            (float(count), *_cells("ours", seconds, memory), *_cells("published", seconds, memory))
+        )
     return Table(
         title="Clustering loss",
         columns=("patches", "s", "MB", "s, published", "MB, published"),
         rows=rows,
         note=(
             f"Value and gradient, float32, {task.embedding_channels} channels, eager. Left out: "
-            f"what would take longer than {longest:g} s, and matrices that do not fit."
+            f"what would take longer than {longest:g} s, and what would not fit into memory."
         ),
         panels=(("s", "s, published"), ("MB", "MB, published")),
     )
 
 
-class _Measured:
-    """Seconds and MB of a loss and its gradient, while they are expected to be few enough."""
+def _cells(
+    name: str, seconds: dict[str, Seconds], memory: dict[str, int | None]
+) -> tuple[float | None, float | None]:
+    held = memory.get(name)
+    return (
+        seconds[name].median if name in seconds else None,
+        None if held is None else held / 1e6,
+    )
 
-    def __init__(self, loss: Callable[[Tensor], Tensor], longest: float, matrices: int) -> None:
-        self._loss = loss
-        self._longest = longest
-        self._matrices = matrices
-        self._last: tuple[int, float] | None = None
 
-    def __call__(
-        self, embeddings: Tensor, device: torch.device
-    ) -> tuple[float | None, float | None]:
-        count = embeddings.shape[0] * embeddings.shape[1]
-        if self._last is not None:
-            before, seconds = self._last
-            if seconds * (count / before) ** 2 > self._longest:
-                return None, None
-        if 4 * count**2 * self._matrices > free_memory(device):
-            return None, None
-        embeddings = embeddings.clone().requires_grad_()
+def _held(name: str, count: int) -> int:
+    """Returns the bytes that a loss needs, about: matrices of float32 over anchors and patches."""
+    anchors = count if name == "published" else min(count, losses.ANCHORS_AT_ONCE)
+    return 4 * _MATRICES * anchors * count
 
-        def act() -> None:
-            self._loss(embeddings).backward()
 
-        memory = peak_memory(act, device)
-        taken = interleaved({"loss": act}, 1, device)["loss"]
-        self._last = count, taken
-        return taken, None if memory is None else memory / 1e6
+def _gradient(loss: Loss, embeddings: Tensor) -> None:
+    torch.autograd.grad(loss(embeddings), embeddings)
+
+
+def _ours(task: PretrainTask) -> Loss:
+    return lambda embeddings: losses.clustering_loss(
+        embeddings, 0, len(embeddings), task.temperature, task.base_temperature
+    )
+
+
+def _theirs(task: PretrainTask) -> Loss:
+    def loss(embeddings: Tensor) -> Tensor:
+        flat = embeddings.flatten(0, 1)
+        image = torch.arange(len(flat), device=flat.device) // task.grid**2
+        return published.clustering_loss(flat, image, task.temperature, task.base_temperature)
+
+    return loss
 
 
 def bytes_received(task: PretrainTask, ranks: int) -> dict[str, float]:
@@ -115,8 +130,8 @@ def bytes_received(task: PretrainTask, ranks: int) -> dict[str, float]:
     }
 
 
-def published_images_received(task: PretrainTask, ranks: int) -> float:
-    """Returns the bytes of images that a rank gets in the published code: all, in float32."""
+def published_patches_received(task: PretrainTask, ranks: int) -> float:
+    """Returns the bytes of patches that a rank gets in the published code: all, in float32."""
     slots = task.batch_size * task.grid**2
     return 4.0 * slots * 3 * task.patch_size**2 * (ranks - 1) / ranks
 
@@ -126,16 +141,20 @@ def exchanged(task: PretrainTask, ranks: tuple[int, ...]) -> Table:
     rows = []
     for count in ranks:
         received = {kind: value / 1e6 for kind, value in bytes_received(task, count).items()}
-        theirs = published_images_received(task, count) / 1e6
-        rows.append((float(count), *received.values(), sum(received.values()), theirs))
+        theirs = published_patches_received(task, count) / 1e6
+        total = sum(received.values())
+        rows.append(
+            (float(count), *received.values(), total, theirs, total - received["patches"] + theirs)
+        )
     kinds = tuple(f"{kind}, MB" for kind in bytes_received(task, 1))
     return Table(
         title="Bytes that a rank receives in a step",
-        columns=("ranks", *kinds, "all, MB", "published: images, MB"),
+        columns=("ranks", *kinds, "all, MB", "published: patches, MB", "published: all, MB"),
         rows=rows,
         note=(
-            f"Computed, not measured: {task.batch_size} images of all ranks together. The "
-            "published code sends every patch to every rank, in float32."
+            f"Computed, not measured: {task.batch_size} images of all ranks together, without "
+            "micro_batch_size. The published code sends every patch to every rank, in float32; "
+            "the rest is taken to be alike."
         ),
-        panels=(("patches, MB", "published: images, MB"),),
+        panels=(("patches, MB", "published: patches, MB"),),
     )

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from jigclu import collectives, losses
 from jigclu.augment import augment
-from jigclu.benchmark.stepping import COMPILED_AT_ONCE, random_inputs
+from jigclu.benchmark.stepping import Variant, random_inputs
 from jigclu.benchmark.tables import Table
-from jigclu.benchmark.timing import Action, interleaved
+from jigclu.benchmark.timing import Action, interleaved, peak_memory
 from jigclu.jigsaw import global_permutation, stitch_montages
 from jigclu.objective import JigsawForward
 from jigclu.pretrain import PretrainTask
@@ -26,35 +26,51 @@ class _Piece(NamedTuple):
     with_gradient: bool
 
 
-def measure_pieces(task: PretrainTask, repetitions: int, device: torch.device) -> Table:
-    """Measures the pieces of a step in the task's precision and memory format.
+def measure_pieces(
+    task: PretrainTask, variants: list[Variant], repetitions: int, device: torch.device
+) -> Table:
+    """Measures the pieces of a step; the network in every precision and memory format.
 
     Args:
       task: whose step it is, on noise.
+      variants: kinds of arithmetic; each piece is measured eager and compiled in any case.
       repetitions: >= 1.
       device: on which to compute.
     """
-    pieces = _pieces(task, device)
+    pieces = _pieces(task, variants, device)
+    eager = {name: _action(piece) for name, piece in pieces.items()}
+    compiled = {
+        name: _action(
+            piece._replace(function=torch.compile(piece.function, dynamic=False, fullgraph=True))
+        )
+        for name, piece in pieces.items()
+    }
     actions: dict[str, Action] = {}
-    for name, piece in pieces.items():
-        actions[f"{name}, eager"] = _action(piece)
-        compiled = torch.compile(piece.function, dynamic=False, fullgraph=True)
-        actions[f"{name}, compiled"] = _action(piece._replace(function=compiled))
-    with torch._dynamo.config.patch(recompile_limit=COMPILED_AT_ONCE):
-        seconds = interleaved(actions, repetitions, device)
+    for name in pieces:
+        actions |= {f"{name}, eager": eager[name], f"{name}, compiled": compiled[name]}
+    memory = {}
+    for name, action in actions.items():
+        action()
+        found = peak_memory(action, device)
+        memory[name] = None if found is None else found / 1e6
+    seconds = interleaved(actions, repetitions, device)
     rows = []
     for name in pieces:
-        eager, compiled_seconds = seconds[f"{name}, eager"], seconds[f"{name}, compiled"]
-        rows.append((name, 1e3 * eager, 1e3 * compiled_seconds, eager / compiled_seconds))
-    layout = "channels last" if task.channels_last else "contiguous"
+        both = f"{name}, eager", f"{name}, compiled"
+        slow, fast = (seconds[key].median for key in both)
+        rate = task.batch_size / fast
+        rows.append((name, 1e3 * slow, 1e3 * fast, slow / fast, rate, *(memory[k] for k in both)))
     return Table(
         title="Pieces of a step",
-        columns=("piece", "eager, ms", "compiled, ms", "eager / compiled"),
+        columns=(
+            *("piece", "eager, ms", "compiled, ms", "eager / compiled"),
+            *("images/s, compiled", "memory eager, MB", "memory compiled, MB"),
+        ),
         rows=rows,
         note=(
-            f"{task.encoder}, {task.batch_size} images, {task.precision}, {layout}. "
-            "The network and the clustering loss with their gradients. Whole steps compile "
-            "all of them but the shuffle, and fuse them."
+            f"{task.encoder}, {task.batch_size} images. The network and the clustering loss with "
+            "their gradients; the update without the norm of the gradients and the copy to where "
+            "parameters are. A compiled step fuses all of them but the shuffle and the update."
         ),
         panels=(("eager, ms",), ("compiled, ms",)),
     )
@@ -69,23 +85,22 @@ def _action(piece: _Piece) -> Action:
     return act
 
 
-def _pieces(task: PretrainTask, device: torch.device) -> dict[str, _Piece]:
+def _pieces(task: PretrainTask, variants: list[Variant], device: torch.device) -> dict[str, _Piece]:
     inputs = random_inputs(task, device)
-    model = task.model().to(device)
-    forward = JigsawForward(model, task.objective(), task.precision, task.channels_last, None)
     count = len(inputs.permutation)
     permutation = global_permutation(task.seed, 0, count)
     embeddings = functional.normalize(
         torch.randn(task.batch_size, task.grid**2, task.embedding_channels, device=device), dim=2
     ).requires_grad_()
-    parameters = [parameter.detach() for parameter in model.parameters()]
+    parameters = [value.detach() for value in task.model().to(device).parameters()]
     momenta = [torch.zeros_like(parameter) for parameter in parameters]
     rate, finite = torch.zeros((), device=device), torch.tensor(True, device=device)
 
-    def network(montages: Tensor) -> Tensor:
-        outputs = forward.apply_model(montages)
-        return outputs.embeddings.sum() + outputs.location_logits.float().sum()
-
+    montages = stitch_montages(inputs.slots.float() / 255, task.grid)
+    networks = {
+        f"network, {variant.arithmetic}": _Piece(_network(task, variant, device), (montages,), True)
+        for variant in variants
+    }
     return {
         "shuffle patches": _Piece(
             collectives.exchange_patches,
@@ -94,7 +109,7 @@ def _pieces(task: PretrainTask, device: torch.device) -> dict[str, _Piece]:
         ),
         "augment": _Piece(augment, (inputs.slots, inputs.augmentation, task.augmentation), False),
         "stitch montages": _Piece(stitch_montages, (inputs.slots.float(), task.grid), False),
-        "network": _Piece(network, (stitch_montages(inputs.slots.float() / 255, task.grid),), True),
+        **networks,
         "clustering loss": _Piece(
             losses.clustering_loss,
             (embeddings, 0, task.batch_size, task.temperature, task.base_temperature),
@@ -106,3 +121,16 @@ def _pieces(task: PretrainTask, device: torch.device) -> dict[str, _Piece]:
             False,
         ),
     }
+
+
+def _network(
+    task: PretrainTask, variant: Variant, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    model = task.model().to(device)
+    forward = JigsawForward(model, task.objective(), variant.precision, variant.channels_last, None)
+
+    def network(montages: Tensor) -> Tensor:
+        outputs = forward.apply_model(montages)
+        return outputs.embeddings.sum() + outputs.location_logits.float().sum()
+
+    return network

@@ -103,7 +103,7 @@ class PublishedStep:
         resnet = torchvision.models.get_model(encoder, weights=None)
         self._model = JigClu(Encoder(resnet), grid, embedding_channels).to(device)
         self._optimizer = torch.optim.SGD(
-            self._model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4, foreach=False
+            self._model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4
         )
         self._temperatures = (temperature, base_temperature)
 
@@ -120,7 +120,7 @@ class PublishedStep:
         loss = clustering_loss(outputs.embeddings, permutation % batch_size, *self._temperatures)
         location = jigsaw.patch_of(permutation, batch_size)
         loss = loss + functional.cross_entropy(outputs.location_logits, location)
-        self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
+        self._optimizer.zero_grad()
         return loss.detach()

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import torch
 
+from jigclu.augment import AugmentationSettings, augment, draw_augmentation
 from jigclu.benchmark.published import PublishedPatches
-from jigclu.benchmark.tables import Table
+from jigclu.benchmark.tables import Table, spread
 from jigclu.benchmark.timing import interleaved
+from jigclu.data.decode import UnreadableImageError
 from jigclu.data.packed import FORMATS, PackedImages
+from jigclu.data.patches import PatchSample
 from jigclu.data.sources import ImageFiles, Source
 from jigclu.errors import UserError
 from jigclu.pack import PackTask
@@ -27,12 +30,21 @@ def check_reading(task: PretrainTask, images: int) -> None:
         raise UserError(
             f"images is {images}; it must lie in [1, {len(task.source)}], the images of the source"
         )
-    name = task.source.name(0)
-    if not Path(name).is_file():
-        raise UserError(
-            f"the source gives {name}, not a file: the part 'reading' needs a folder of images, "
-            "such as ImageFolder or UnlabelledImages"
-        )
+    for index in _chosen(task, images):
+        name = task.source.name(index)
+        if not Path(name).is_file():
+            raise UserError(
+                f"the source gives {name}, not a file: the part 'reading' needs a folder of "
+                "images, such as ImageFolder or UnlabelledImages"
+            )
+        try:
+            task.source.read(index)
+        except UnreadableImageError as error:
+            raise UserError(f"{name} is unreadable ({error}): remove it to measure") from error
+
+
+def _chosen(task: PretrainTask, images: int) -> list[int]:
+    return [index * len(task.source) // images for index in range(images)]
 
 
 def measure_reading(task: PretrainTask, images: int, repetitions: int) -> Table:
@@ -46,23 +58,15 @@ def measure_reading(task: PretrainTask, images: int, repetitions: int) -> Table:
     Raises:
       UserError: no temporary folder can be written.
     """
-    spread = range(0, len(task.source), len(task.source) // images)[:images]
-    source = ImageFiles("", [task.source.name(index) for index in spread], [], None)
-    published = PublishedPatches(
-        task.grid,
-        task.cross_ratio,
-        task.patch_size,
-        task.crop_scale,
-        task.crop_ratio,
-        task.augmentation,
-    )
+    names = [task.source.name(index) for index in _chosen(task, images)]
+    source = ImageFiles("", names, [], None)
     with _packs(source) as packs, _one_thread():
         readers: dict[str, Callable[[int], object]] = {
-            "published: PIL and torchvision's transforms, augmented": lambda index: published.read(
-                source.name(index)
-            ),
-            "files, decoding alone": source.read,
+            "published, PIL": _published(task, source, task.augmentation),
+            "published, PIL, colours left alone": _published(task, source, _unchanged(task)),
+            "files, decoding alone, at full size": source.read,
             "files": _patches_of(task, source),
+            "files, augmented on the same core": _augmented(task, source),
             **{f"packed, {name}": _patches_of(task, pack) for name, pack in packs.items()},
         }
         seconds = interleaved(
@@ -71,23 +75,51 @@ def measure_reading(task: PretrainTask, images: int, repetitions: int) -> Table:
             torch.device("cpu"),
             time.process_time,
         )
-    rates = {name: images / taken for name, taken in seconds.items()}
-    slowest, files = rates[next(iter(rates))], rates["files"]
+    rates = {name: images / taken.median for name, taken in seconds.items()}
+    published, files = rates["published, PIL"], rates["files"]
     return Table(
         title="Reading images, one core",
-        columns=("pipeline", "images/s", "against published", "against files"),
-        rows=[(name, rate, rate / slowest, rate / files) for name, rate in rates.items()],
+        columns=("pipeline", "images/s", "least to most", "against published", "against files"),
+        rows=[
+            (name, rate, spread(seconds[name], images), rate / published, rate / files)
+            for name, rate in rates.items()
+        ],
         note=(
             f"{images} images to {task.grid**2} patches of {task.patch_size} pixels; seconds of "
-            "the processor. The published pipeline augments colours, too, which here the "
-            "training device does: see the pieces of a step. Packs have a shorter side of "
-            f"{_SHORTER_SIDE} pixels."
+            "the processor. The published pipeline changes colours, too; here the training "
+            "device does, in large batches: one core would by itself as the row says. Packs have a "
+            f"shorter side of {_SHORTER_SIDE} pixels."
         ),
         panels=(("images/s",),),
     )
 
 
-def _patches_of(task: PretrainTask, source: Source) -> Callable[[int], object]:
+def _published(
+    task: PretrainTask, source: Source, settings: AugmentationSettings
+) -> Callable[[int], object]:
+    patches = PublishedPatches(
+        task.grid, task.cross_ratio, task.patch_size, task.crop_scale, task.crop_ratio, settings
+    )
+    return lambda index: patches.read(source.name(index))
+
+
+def _unchanged(task: PretrainTask) -> AugmentationSettings:
+    return task.augmentation._replace(
+        jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0
+    )
+
+
+def _augmented(task: PretrainTask, source: Source) -> Callable[[int], object]:
+    read, settings = _patches_of(task, source), task.augmentation
+
+    def read_and_augment(index: int) -> object:
+        drawn = draw_augmentation(settings, task.seed, index, task.grid**2)
+        return augment(read(index).patches, drawn, settings)
+
+    return read_and_augment
+
+
+def _patches_of(task: PretrainTask, source: Source) -> Callable[[int], PatchSample]:
     dataset = dataclasses.replace(task, source=source, smaller_patches=()).dataset()
     return lambda index: dataset[0, index]
 

@@ -42,7 +42,8 @@ def measure_start(task: PretrainTask, device: torch.device) -> Table:
         title="Time to the first step",
         columns=("start", "s", "against an empty cache"),
         rows=[(name, taken, taken / cold) for name, taken in seconds.items()],
-        note="From the start of the process, imports included, to the end of its first step.",
+        note="From the start of the process, imports included, to the end of its first step, "
+        "on noise: nothing is read.",
         panels=(("s",),),
     )
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jigclu import augment, jigsaw
 from jigclu.benchmark.published import PublishedStep
-from jigclu.benchmark.tables import Table
+from jigclu.benchmark.tables import Table, spread
 from jigclu.benchmark.timing import Action, interleaved, matmul_rate, peak_memory
 from jigclu.classifier import ClassificationInputs, Classifier, ClassifierForward
 from jigclu.encoder import create_encoder
@@ -20,8 +20,6 @@ from jigclu.pretrain import PretrainTask
 from jigclu.steps import PRECISIONS, TrainingStep
 
 _CLASSES = 1000  # Of the supervised step, as in ImageNet.
-# Every kind of arithmetic compiles the same functions once more.
-COMPILED_AT_ONCE = 128
 
 
 class Variant(NamedTuple):
@@ -31,9 +29,13 @@ class Variant(NamedTuple):
     precision: str
     channels_last: bool
 
+    @property
+    def arithmetic(self) -> str:
+        """Precision and memory format, as tables name them."""
+        return f"{self.precision}, {'channels last' if self.channels_last else 'contiguous'}"
+
     def __str__(self) -> str:
-        layout = "channels last" if self.channels_last else "contiguous"
-        return f"{'compiled' if self.compile else 'eager'}, {self.precision}, {layout}"
+        return f"{'compiled' if self.compile else 'eager'}, {self.arithmetic}"
 
 
 def random_inputs(task: PretrainTask, device: torch.device) -> StepInputs:
@@ -142,19 +144,18 @@ def measure_steps(
         of_variant = dataclasses.replace(task, **variant._asdict())
         actions[f"JigClu, {variant}"] = jigsaw_step(of_variant, device)
         actions[f"supervised, {variant}"] = supervised_step(of_variant, device)
-    with torch._dynamo.config.patch(recompile_limit=COMPILED_AT_ONCE):
-        memory = {}
-        for name, action in actions.items():
-            action()
-            memory[name] = peak_memory(action, device)
-        seconds = interleaved(actions, repetitions, device)
+    memory = {}
+    for name, action in actions.items():
+        action()
+        memory[name] = peak_memory(action, device)
+    seconds = interleaved(actions, repetitions, device)
     operations = dict(zip(("JigClu", "supervised"), network_operations(task), strict=True))
     precisions = {variant.precision for variant in variants}
     peak = {
         name: matmul_rate(device, PRECISIONS[name], repetitions)
         for name in precisions | {"float32"}
     }
-    slowest = seconds[next(iter(seconds))]
+    first = seconds[next(iter(seconds))].median
     rows = []
     for name, taken in seconds.items():
         kind, *arithmetic = name.split(", ")
@@ -165,11 +166,12 @@ def measure_steps(
         rows.append(
             (
                 name,
-                task.batch_size / taken,
-                slowest / taken,
-                taken / twin if kind == "JigClu" and twin else None,
+                task.batch_size / taken.median,
+                spread(taken, task.batch_size),
+                first / taken.median,
+                taken.median / twin.median if kind == "JigClu" and twin else None,
                 None if held is None else held / 1e6,
-                100 * counted / taken / peak[precision],
+                100 * counted / taken.median / peak[precision],
             )
         )
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in sorted(peak.items()))
@@ -178,6 +180,7 @@ def measure_steps(
         columns=(
             "step",
             "images/s",
+            "least to most",
             "against the first",
             "time of the supervised one's",
             "memory, MB",

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jigclu.benchmark.timing import Seconds
+
 
 class Table(NamedTuple):
     """Measurements of one kind.
@@ -23,6 +25,11 @@ class Table(NamedTuple):
     rows: Sequence[tuple[Any, ...]]
     note: str
     panels: tuple[tuple[str, ...], ...]
+
+
+def spread(seconds: Seconds, images: int) -> str:
+    """Returns the least and the most images a second of an action on so many."""
+    return f"{_spelled(images / seconds.most)} to {_spelled(images / seconds.least)}"
 
 
 def markdown(table: Table) -> str:

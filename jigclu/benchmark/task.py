@@ -2,11 +2,14 @@
 
 import dataclasses
 import importlib.util
+import math
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import PIL
 import torch
 import torchvision
 
@@ -23,6 +26,8 @@ from jigclu.monitor import Monitor
 from jigclu.pretrain import PretrainTask
 from jigclu.steps import check_precision
 from jigclu.training import check_least
+
+_COMPILED = 128  # Every kind of arithmetic compiles the same functions once more.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,14 @@ class BenchmarkTask:
         self._check_arithmetic()
         self._check_numbers("patches", self.task.grid**2)
         self._check_numbers("ranks", 1)
+        uneven = [count for count in self.ranks if self.task.batch_size % count]
+        if uneven and "growth" in self.parts:
+            raise UserError(
+                f"ranks has {uneven[0]}, which cannot share batch_size = {self.task.batch_size} "
+                "evenly: give divisors of it"
+            )
+        if not 0 < self.longest < math.inf:
+            raise UserError(f"longest is {self.longest}; it must be seconds above 0, and finite")
         if "reading" in self.parts:
             check_reading(self.task, self.images)
 
@@ -104,10 +117,14 @@ class BenchmarkTask:
         """
         environment = environment_of(local_device(self.task.device))
         tables: list[Table] = []
-        with Monitor.of_one_step(workdir, is_main=True) as monitor:
+        with (
+            Monitor.of_one_step(workdir, is_main=True) as monitor,
+            torch._dynamo.config.patch(recompile_limit=_COMPILED),
+        ):
             monitor.text("config", 0, f"```\n{config}\n```")
             for part in self.parts:
                 monitor.message(f"measuring: {part}")
+                torch.cuda.empty_cache()  # Else it counts as taken; does nothing without a GPU.
                 found = self._known()[part]()
                 tables += found
                 for table in found:
@@ -123,15 +140,16 @@ class BenchmarkTask:
         task = dataclasses.replace(self.task, smaller_patches=(), init_from=None, resume_from=None)
         device = local_device(task.device)
         variants = variants_of(self.compile, self.precisions, self.channels_last)
+        arithmetics = variants_of((True,), self.precisions, self.channels_last)
         return {
             "reading": lambda: [measure_reading(task, self.images, self.repetitions)],
             "step": lambda: [
                 measure_steps(task, variants, self.repetitions, device),
-                measure_pieces(task, self.repetitions, device),
+                measure_pieces(task, arithmetics, self.repetitions, device),
             ],
             "end_to_end": lambda: [measure_end_to_end(task, self.steps, self.repetitions, device)],
             "growth": lambda: [
-                measure_loss(task, self.patches, self.longest, device),
+                measure_loss(task, self.patches, self.longest, self.repetitions, device),
                 exchanged(task, self.ranks),
             ],
             "start": lambda: [measure_start(task, device)],
@@ -143,12 +161,22 @@ def environment_of(device: torch.device) -> dict[str, str]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processor": _processor(),
+        "processors": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "cuda": str(torch.version.cuda) if device.type == "cuda" else "not used",
+        "pillow": PIL.__version__,
+        **(_cuda() if device.type == "cuda" else {}),
+    }
+
+
+def _cuda() -> dict[str, str]:
+    return {
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "convolutions of float32 in TF32": str(torch.backends.cudnn.allow_tf32),
     }
 
 

@@ -7,11 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 Action = Callable[[], object]
 
+_CALLS_AT_ONCE = 10
 _MATRIX = {"cpu": 2048, "cuda": 8192}  # Side of the matrices of `matmul_rate`.
 
 
@@ -21,16 +23,25 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class Seconds(NamedTuple):
+    """What one call of an action took, over all repetitions."""
+
+    median: float
+    least: float
+    most: float
+
+
 def interleaved(
     actions: Mapping[str, Action],
     repetitions: int,
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Returns the median seconds of each action, by name.
+) -> dict[str, Seconds]:
+    """Times each action; returns the seconds of a call, by name.
 
     The actions take turns, so that a machine that slows down slows all of them alike.
-    A first round, in which caches fill, does not count.
+    A first round, in which caches fill, does not count. A GPU is given several calls at
+    once, for a run does not wait for it after each either.
 
     Args:
       actions: by name.
@@ -38,15 +49,20 @@ def interleaved(
       device: on which they compute.
       clock: seconds; `time.process_time` for those of the processor.
     """
+    calls = _CALLS_AT_ONCE if device.type == "cuda" else 1
     times: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repetitions + 1):
         for name, action in actions.items():
             synchronize(device)
             began = clock()
-            action()
+            for _ in range(calls):
+                action()
             synchronize(device)
-            times[name].append(clock() - began)
-    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+            times[name].append((clock() - began) / calls)
+    return {
+        name: Seconds(statistics.median(taken[1:]), min(taken[1:]), max(taken[1:]))
+        for name, taken in times.items()
+    }
 
 
 def peak_memory(action: Action, device: torch.device) -> int | None:
@@ -90,9 +106,16 @@ def free_memory(device: torch.device) -> int:
 def matmul_rate(device: torch.device, precision: torch.dtype, repetitions: int) -> float:
     """Returns the floating-point operations a second of a large square matrix product.
 
-    What a device can reach in practice: the arithmetic of encoders is mostly such products.
+    What a device can reach in practice, at its best: the arithmetic of encoders is mostly such
+    products. In TF32 where convolutions of float32 are.
     """
     side = _MATRIX[device.type]
     left, right = (torch.randn(side, side, device=device, dtype=precision) for _ in range(2))
-    seconds = interleaved({"product": lambda: left @ right}, repetitions, device)["product"]
-    return 2 * side**3 / seconds
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        timed = interleaved({"product": lambda: left @ right}, repetitions, device)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return 2 * side**3 / timed["product"].least

@@ -83,7 +83,7 @@ def decode_upright_jpeg(data: Tensor, height: int, width: int, reduction: Reduct
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """Returns height and width as shown; reads the header alone."""
-    quarter_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    quarter_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return image.size if quarter_turned else image.size[::-1]
 
 

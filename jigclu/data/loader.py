@@ -88,7 +88,7 @@ def _training_loader(
         prefetch_factor=prefetch if workers else None,
         persistent_workers=workers > 0,
         worker_init_fn=_end_with_parent,
-        multiprocessing_context=_context() if workers else None,
+        multiprocessing_context=worker_context() if workers else None,
     )
 
 
@@ -106,7 +106,7 @@ def image_loader(
         collate_fn=collate_images,
         num_workers=workers,
         worker_init_fn=_end_with_parent,
-        multiprocessing_context=_context() if workers else None,
+        multiprocessing_context=worker_context() if workers else None,
     )
 
 
@@ -141,7 +141,8 @@ def _end_with_parent(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _context() -> BaseContext:
+def worker_context() -> BaseContext:
+    """Returns how processes that read images are started."""
     # A plain fork copies the locks of the threads of CUDA, NCCL and OpenMP, held or
     # not. The fork server has none of them, and imports torch once for all workers.
     context = multiprocessing.get_context("forkserver")

@@ -120,9 +120,10 @@ def index_of(format: str, classes: list[str], shards: list[dict[str, Any]]) -> d
     Args:
       format: of `FORMATS`.
       classes: of the source.
-      shards: of each its images, bytes and SHA-256.
+      shards: of each its images and bytes, and the SHA-256 of those and of its records.
     """
-    fingerprint = digest("pack", format, classes, [shard["sha256"] for shard in shards])
+    checksums = [(shard["sha256"], shard["records_sha256"]) for shard in shards]
+    fingerprint = digest("pack", format, classes, checksums)
     return {"format": format, "classes": classes, "fingerprint": fingerprint, "shards": shards}
 
 
@@ -137,6 +138,8 @@ def _read_index(root: Path) -> dict[str, Any]:
         contents = json.loads(path.read_text(encoding="utf-8"))
         if contents["format"] not in FORMATS or not contents["shards"]:
             raise ValueError(f"format {contents['format']!r}, {len(contents['shards'])} shards")
+        for shard in contents["shards"]:
+            _ = [shard[name] for name in ("images", "bytes", "sha256", "records_sha256")]
         return dict(contents)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): pack the images again") from error
@@ -155,8 +158,12 @@ def _open_shard(root: Path, number: int, shard: dict[str, Any], verify: bool) ->
             f"{images} has {size:,} bytes of {len(rows):,} images, expected {shard['bytes']:,} of "
             f"{shard['images']:,}: copy it again, or pack the images again"
         )
-    if verify and checkpoint.sha256(images) != shard["sha256"]:
-        raise UserError(
-            f"{images} is damaged, its SHA-256 is another: copy it again, or pack the images again"
-        )
+    # Records are few bytes, and labels among them.
+    checksums = {records: "records_sha256"} | ({images: "sha256"} if verify else {})
+    for path, name in checksums.items():
+        if checkpoint.sha256(path) != shard[name]:
+            raise UserError(
+                f"{path} is damaged, its SHA-256 is another: copy it again, or pack the images "
+                "again"
+            )
     return rows

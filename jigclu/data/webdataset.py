@@ -1,9 +1,10 @@
 """Images in tar shards, as data sets are published in WebDataset's layout; read in any order.
 
 A sample is the files of one name: 000012.jpg and 000012.cls, its class number in digits.
-Where each lies is looked up once a shard, and kept in the user's cache folder.
+Where each lies is looked up once a shard, and kept in a folder.
 """
 
+import fnmatch
 import os
 import re
 import tarfile
@@ -26,24 +27,29 @@ _SUFFIX = re.compile(r"[^./]+(\.[^/]*)$")
 class WebDatasetImages:
     """A source of the images in all tar shards of a folder, in the order of their names."""
 
-    def __init__(self, root: str, index_folder: str) -> None:
+    def __init__(self, root: str, pattern: str, index_folder: str) -> None:
         """Looks up where images lie; the first time every shard is read through.
 
         Args:
-          root: folder of the shards, *.tar, not compressed.
+          root: folder of the shards, not compressed.
+          pattern: of their names: splits are published side by side, such as
+            'imagenet1k-train-*.tar' and 'imagenet1k-validation-*.tar'.
           index_folder: where what was looked up is kept.
 
         Raises:
           UserError: no shards, one that is damaged or holds no images, or classes of
             a part of the images alone.
         """
-        self._shards = sorted(Path(root).expanduser().glob("*.tar"))
+        folder = Path(root).expanduser()
+        names = os.listdir(folder) if folder.is_dir() else []
+        self._shards = [folder / name for name in sorted(fnmatch.filter(names, pattern))]
         if not self._shards:
             raise UserError(
-                f"{root} holds no *.tar: expected the shards of a data set in WebDataset's layout"
+                f"{root} holds no {pattern}: expected the shards of a data set in WebDataset's "
+                "layout, such as *.tar"
             )
-        folder = Path(index_folder).expanduser()
-        records = [_records(shard, folder) for shard in self._shards]
+        kept = Path(index_folder).expanduser()
+        records = [_records(shard, kept) for shard in self._shards]
         self._records = np.concatenate(records)
         self._first = np.cumsum([0, *map(len, records)])
         labelled = self._records["label"] >= 0
@@ -119,6 +125,10 @@ def _looked_up(shard: Path) -> Any:
                     continue
                 key = member.name.removesuffix(suffix[1])
                 if suffix[1].lower().endswith(EXTENSIONS):
+                    if key in images:
+                        raise UserError(
+                            f"{shard}: {member.name} is a second image of one name; expected one"
+                        )
                     images[key] = (member.offset_data, member.size)
                 elif suffix[1] == ".cls":
                     file = tar.extractfile(member)

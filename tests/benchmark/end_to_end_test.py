@@ -28,7 +28,7 @@ class EndToEndTest(absltest.TestCase):
             now[0] += 3.0
 
         with mock.patch.object(time, "perf_counter", lambda: now[0]):
-            seconds, waited = end_to_end._timed(inputs(), take, CPU)
+            seconds, waited = end_to_end._timed(inputs(), take, 3, CPU)
         # Steps 3 and 4, and what step 4 waited.
         self.assertEqual((seconds, waited), (8.0, 2.0))
 
@@ -38,9 +38,10 @@ class EndToEndTest(absltest.TestCase):
             [row[0] for row in table.rows],
             ["files to parameters", "steps alone, on noise", "reading alone"],
         )
-        for _, rate, _ in table.rows:
+        for _, rate, _, _ in table.rows:
             self.assertGreater(rate, 0)
         self.assertBetween(table.rows[0][2], 0, 100)
+        self.assertBetween(table.rows[0][3], 0, 100)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from ranks import run_on_ranks
 from samples import inputs_of, small_model
 from tasks import PRETRAINING
 
-from jigclu import collectives, jigsaw
+from jigclu import collectives, jigsaw, losses
 from jigclu.benchmark import growth
+from jigclu.benchmark.timing import Seconds
 from jigclu.objective import JigsawForward
 from jigclu.pretrain import PretrainTask
 
@@ -58,16 +59,27 @@ def patches_received(steps: int) -> float:
 
 class GrowthTest(absltest.TestCase):
     def test_losses_are_measured_until_they_take_too_long(self) -> None:
-        with mock.patch.object(growth, "interleaved", side_effect=[{"loss": 1.0}, {"loss": 3.0}]):
-            table = growth.measure_loss(TASK, (16, 64, 256), 15.0, CPU)
-        # 4 times the patches take 16 times as long: 16 s are too many, and 48.
+        taken = {"ours": [1.0, 2.0], "published": [3.0]}
+        asked = []
+
+        def timed(actions: dict[str, Any], repetitions: int, _: torch.device) -> dict[str, Any]:
+            asked.append((list(actions), repetitions))
+            return {name: Seconds(taken[name].pop(0), 0.0, 9.0) for name in actions}
+
+        with mock.patch.object(growth, "interleaved", timed):
+            table = growth.measure_loss(TASK, (16, 64, 256), 31.0, 5, CPU)
+        # 4 times the patches take 16 times as long: 16 s may be, 48 and 32 are too many.
         self.assertEqual([row[0] for row in table.rows], [16, 64, 256])
-        self.assertEqual([row[1] for row in table.rows], [1.0, None, None])
+        self.assertEqual([row[1] for row in table.rows], [1.0, 2.0, None])
         self.assertEqual([row[3] for row in table.rows], [3.0, None, None])
+        self.assertEqual(asked, [(["ours", "published"], 5), (["ours"], 1), ([], 1)])
 
     def test_matrices_that_do_not_fit_are_left_out(self) -> None:
-        with mock.patch.object(growth, "free_memory", return_value=4 * 8 * 32**2):
-            table = growth.measure_loss(TASK, (16, 32, 64), 60.0, CPU)
+        with (
+            mock.patch.object(growth, "free_memory", return_value=4 * 8 * 32**2),
+            mock.patch.object(losses, "ANCHORS_AT_ONCE", 16),
+        ):
+            table = growth.measure_loss(TASK, (16, 32, 64), 60.0, 1, CPU)
         self.assertEqual([row[3] is None for row in table.rows], [False, False, True])
         self.assertNotIn(None, [row[1] for row in table.rows])
 
@@ -92,9 +104,11 @@ class GrowthTest(absltest.TestCase):
         gradients = growth.bytes_received(TASK, 4)["gradients"]
         self.assertEqual(gradients, 2 * 4 * 11_499_204 * 3 / 4)
         # 16 patches of 768 values in float32, three quarters of them from others.
-        self.assertEqual(growth.published_images_received(TASK, 4), 4 * 16 * 768 * 3 / 4)
+        self.assertEqual(growth.published_patches_received(TASK, 4), 4 * 16 * 768 * 3 / 4)
         table = growth.exchanged(TASK, (1, 4))
         self.assertAlmostEqual(table.rows[1][5], sum(table.rows[1][1:5]))
+        # Theirs are the same but for the patches.
+        self.assertAlmostEqual(table.rows[1][7], table.rows[1][6] + sum(table.rows[1][2:5]))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ from absl.testing import absltest
 from tasks import PRETRAINING
 
 from jigclu.benchmark import pieces
+from jigclu.benchmark.stepping import Variant
 from jigclu.pretrain import PretrainTask
 
 CPU = torch.device("cpu")
 TASK = PretrainTask(**PRETRAINING)
+VARIANTS = [Variant(True, "float32", True), Variant(True, "bfloat16", False)]
 
 
 class PiecesTest(absltest.TestCase):
@@ -22,24 +24,26 @@ class PiecesTest(absltest.TestCase):
             return function
 
         with mock.patch.object(torch, "compile", compile):
-            table = pieces.measure_pieces(TASK, 1, CPU)
+            table = pieces.measure_pieces(TASK, VARIANTS, 1, CPU)
         self.assertEqual(
             [row[0] for row in table.rows],
             [
-                *("shuffle patches", "augment", "stitch montages", "network"),
+                *("shuffle patches", "augment", "stitch montages"),
+                *("network, float32, channels last", "network, bfloat16, contiguous"),
                 *("clustering loss", "update"),
             ],
         )
-        self.assertLen(compiled, 6)
-        for _, eager, compiled_time, ratio in table.rows:
+        self.assertLen(compiled, 7)
+        for _, eager, compiled_time, ratio, rate, *_ in table.rows:
             self.assertAlmostEqual(ratio, eager / compiled_time)
+            self.assertAlmostEqual(rate, 1e3 * TASK.batch_size / compiled_time)
 
     def test_what_learns_is_measured_with_its_gradient(self) -> None:
-        found = pieces._pieces(TASK, CPU)
+        found = pieces._pieces(TASK, VARIANTS, CPU)
         embeddings = found["clustering loss"].arguments[0]
         pieces._action(found["clustering loss"])()
         self.assertGreater(embeddings.grad.abs().sum(), 0)
-        self.assertTrue(found["network"].with_gradient)
+        self.assertTrue(found["network, bfloat16, contiguous"].with_gradient)
         self.assertFalse(found["augment"].with_gradient)
 
 

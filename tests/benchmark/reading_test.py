@@ -26,10 +26,19 @@ class ReadingTest(absltest.TestCase):
         table = reading.measure_reading(self.task, 6, 1)
         names = [row[0] for row in table.rows]
         self.assertEqual(
-            names[1:], ["files, decoding alone", "files", "packed, jpeg", "packed, raw"]
+            names,
+            [
+                "published, PIL",
+                "published, PIL, colours left alone",
+                "files, decoding alone, at full size",
+                "files",
+                "files, augmented on the same core",
+                "packed, jpeg",
+                "packed, raw",
+            ],
         )
         rates = {row[0]: row[1] for row in table.rows}
-        for name, rate, against_published, against_files in table.rows:
+        for name, rate, _, against_published, against_files in table.rows:
             self.assertGreater(rate, 0)
             self.assertAlmostEqual(against_published, rate / rates[names[0]])
             self.assertAlmostEqual(against_files, rate / rates["files"], msg=name)
@@ -38,6 +47,10 @@ class ReadingTest(absltest.TestCase):
         reading.check_reading(self.task, 7)
         with self.assertRaisesRegex(UserError, r"images is 8; it must lie in \[1, 7\]"):
             reading.check_reading(self.task, 8)
+        Path(self.task.source.name(6)).write_bytes(b"no image")
+        reading.check_reading(self.task, 6)
+        with self.assertRaisesRegex(UserError, r"5\.png is unreadable .*: remove it to measure"):
+            reading.check_reading(self.task, 7)
         with self.assertRaisesRegex(UserError, "not a file.*needs a folder of images"):
             reading.check_reading(GENERATED, 7)
 

@@ -35,7 +35,7 @@ class StartTest(absltest.TestCase):
         self.assertEqual(os.environ.get("TORCHINDUCTOR_CACHE_DIR"), before)
 
     def test_a_process_takes_its_first_step(self) -> None:
-        self.assertGreater(start._to_first_step(TASK, CPU), 0.5)
+        self.assertGreater(start._to_first_step(TASK, CPU), 0)
 
     def test_a_process_that_ends_early_is_told_of(self) -> None:
         # An unknown device: the process raises before its step.

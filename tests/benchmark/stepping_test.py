@@ -77,11 +77,11 @@ class SteppingTest(absltest.TestCase):
         ours, theirs = (
             rows[f"{kind}, eager, float32, channels last"] for kind in ("JigClu", "supervised")
         )
-        self.assertAlmostEqual(ours[3], theirs[1] / ours[1])
-        self.assertAlmostEqual(ours[2], ours[1] / rows["published"][1])
-        self.assertIsNone(theirs[3])
+        self.assertAlmostEqual(ours[4], theirs[1] / ours[1])
+        self.assertAlmostEqual(ours[3], ours[1] / rows["published"][1])
+        self.assertIsNone(theirs[4])
         operations = stepping.network_operations(task)[0]
-        self.assertAlmostEqual(ours[5], 100 * operations * ours[1] / 4 / 1e12)
+        self.assertAlmostEqual(ours[6], 100 * operations * ours[1] / 4 / 1e12)
 
     def test_a_small_stem_was_not_published(self) -> None:
         with mock.patch.object(stepping, "matmul_rate", return_value=1e12):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import PIL
 import torch
 from absl.testing import absltest, parameterized
 from samples import write_image_tree
@@ -85,6 +86,8 @@ class TaskTest(parameterized.TestCase):
         ({"patches": (64, 16)}, r"patches is \(64, 16\); it must be growing"),
         ({"patches": (18,)}, r"patches is \(18,\); it must be multiples of grid\*\*2 = 4"),
         ({"ranks": (0, 1)}, r"ranks is \(0, 1\)"),
+        ({"ranks": (1, 8)}, "ranks has 8, which cannot share batch_size = 4 evenly"),
+        ({"longest": 0.0}, "longest is 0.0"),
         ({"parts": ("reading",)}, "needs a folder of images"),
         ({"task": dataclasses.replace(BENCHMARK.task, temperature=0.0)}, "temperature is 0"),
     )
@@ -109,6 +112,7 @@ class TaskTest(parameterized.TestCase):
         environment = environment_of(torch.device("cpu"))
         self.assertEqual(environment["device"], "cpu")
         self.assertEqual(environment["torch"], torch.__version__)
+        self.assertEqual(environment["pillow"], PIL.__version__)
         self.assertNotEmpty(environment["processor"])
 
 

@@ -21,11 +21,21 @@ class TimingTest(absltest.TestCase):
             done.append(name)
             now[0] += next(taken)
 
-        medians = timing.interleaved(
+        timed = timing.interleaved(
             {"a": lambda: act("a"), "b": lambda: act("b")}, 3, CPU, lambda: now[0]
         )
         self.assertEqual("".join(done), "abababab")
-        self.assertEqual(medians, {"a": 2, "b": 5})
+        self.assertEqual(timed, {"a": (2, 1, 9), "b": (5, 4, 7)})
+
+    def test_a_gpu_is_given_several_calls_at_once(self) -> None:
+        now = [0.0]
+
+        def act() -> None:
+            now[0] += 2
+
+        with mock.patch.object(timing, "synchronize"):
+            timed = timing.interleaved({"a": act}, 1, torch.device("cuda"), lambda: now[0])
+        self.assertEqual((now[0], timed["a"].median), (2 * 2 * 10, 2))
 
     def test_peak_memory_is_what_an_action_needs_beyond_what_is_held(self) -> None:
         held = torch.ones(20_000_000)  # 80 MB.
@@ -43,7 +53,9 @@ class TimingTest(absltest.TestCase):
         del held
 
     def test_rate_of_a_product(self) -> None:
-        with mock.patch.object(timing, "interleaved", return_value={"product": 0.5}) as timed:
+        with mock.patch.object(
+            timing, "interleaved", return_value={"product": timing.Seconds(9, 0.5, 10)}
+        ) as timed:
             rate = timing.matmul_rate(CPU, torch.bfloat16, 3)
         self.assertEqual(rate, 2 * 2048**3 / 0.5)
         product = timed.call_args.args[0]["product"]()

@@ -119,6 +119,33 @@ class DecodeImageTest(parameterized.TestCase):
         expected = np.asarray(upright.reduce(factor)).astype(int)
         self.assertLess(np.abs(as_array(image) - expected).mean(), 8)
 
+    @parameterized.parameters(1, 4)
+    def test_upright_jpeg_of_known_size_decodes_alike(self, factor: int) -> None:
+        data = encode(picture(), "JPEG", quality=80)
+        asked = []
+
+        def reduction(*size: int) -> int:
+            asked.append(size)
+            return factor
+
+        image = decode.decode_upright_jpeg(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), 24, 40, reduction
+        )
+        self.assertEqual(asked[0], (24, 40))
+        self.assertTrue(torch.equal(image, decode.decode_image(data, lambda *_: factor)))
+
+    def test_bytes_that_are_no_jpeg_are_told(self) -> None:
+        with self.assertRaisesRegex(decode.UnreadableImageError, "cannot identify"):
+            data = torch.frombuffer(bytearray(b"nothing"), dtype=torch.uint8)
+            decode.decode_upright_jpeg(data, 24, 40, decode.at_full_size)
+
+    @parameterized.parameters(0, 9, 255)
+    def test_orientations_that_mean_nothing_turn_nothing(self, orientation: int) -> None:
+        tags = Image.Exif()
+        tags[ORIENTATION] = orientation
+        image = decode.decode_image(encode(picture(), "JPEG", exif=tags), lambda height, width: 2)
+        self.assertEqual(image.shape, (3, 12, 20))
+
     def test_other_formats_are_not_shrunk(self) -> None:
         image = decode.decode_image(encode(picture(), "PNG"), lambda height, width: 8)
         self.assertEqual(image.shape, (3, 24, 40))

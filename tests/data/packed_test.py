@@ -5,6 +5,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 from samples import write_image_tree
@@ -70,6 +71,9 @@ class PackedImagesTest(parameterized.TestCase):
         contents["shards"][0]["sha256"] = "0" * 64
         other = packed.index_of("raw", contents["classes"], contents["shards"])
         self.assertNotEqual(other["fingerprint"], contents["fingerprint"])
+        contents["shards"][0]["records_sha256"] = "0" * 64
+        third = packed.index_of("raw", contents["classes"], contents["shards"])
+        self.assertNotIn(third["fingerprint"], (other["fingerprint"], contents["fingerprint"]))
 
     def test_name(self) -> None:
         self.assertEqual(self.open().name(4), f"{self.root}/shard_00001.bin image 1")
@@ -91,6 +95,14 @@ class PackedImagesTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "shard_00001.bin is damaged, its SHA-256"):
             self.open(verify=True)
 
+    def test_a_changed_label(self) -> None:
+        path = self.root / "shard_00001.npy"
+        rows = np.load(path)
+        rows["label"][0] = 1 - rows["label"][0]
+        np.save(path, rows)
+        with self.assertRaisesRegex(UserError, "shard_00001.npy is damaged, its SHA-256"):
+            self.open()
+
     @parameterized.parameters("shard_00002.bin", "shard_00002.npy")
     def test_an_absent_file(self, name: str) -> None:
         (self.root / name).unlink()
@@ -108,7 +120,9 @@ class PackedImagesTest(parameterized.TestCase):
         with self.assertRaisesRegex(UnreadableImageError, "shard_00000.bin: No such file"):
             images.read(0)
 
-    @parameterized.parameters("{", "[]", '{"format": "png", "shards": []}')
+    @parameterized.parameters(
+        "{", "[]", '{"format": "raw", "shards": [{"images": 3}]}', '{"format": "png", "shards": []}'
+    )
     def test_a_damaged_index(self, text: str) -> None:
         (self.root / "pack.json").write_text(text, encoding="utf-8")
         with self.assertRaisesRegex(UserError, "pack.json is damaged"):

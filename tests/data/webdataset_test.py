@@ -42,7 +42,7 @@ class WebDatasetImagesTest(parameterized.TestCase):
                     tar.addfile(member, io.BytesIO(data))
 
     def open(self) -> WebDatasetImages:
-        return WebDatasetImages(str(self.root), str(self.folder / "index"))
+        return WebDatasetImages(str(self.root), "*.tar", str(self.folder / "index"))
 
     def test_images_and_labels_in_the_order_of_shards(self) -> None:
         images = self.open()
@@ -52,6 +52,20 @@ class WebDatasetImagesTest(parameterized.TestCase):
         for index in (6, *range(7)):
             self.assertTrue(torch.equal(images.read(index), self.source.read(index)))
         self.assertEqual(images.name(5), f"{self.root}/b.tar image 1")
+
+    def test_splits_side_by_side_are_told_apart_by_a_pattern(self) -> None:
+        index = str(self.folder / "index")
+        self.assertLen(WebDatasetImages(str(self.root), "a*.tar", index), 4)
+        self.assertLen(WebDatasetImages(str(self.root), "b*.tar", index), 3)
+        with self.assertRaisesRegex(UserError, r"holds no c\*\.tar: expected the shards"):
+            WebDatasetImages(str(self.root), "c*.tar", index)
+
+    def test_two_images_of_one_name_are_refused(self) -> None:
+        with tarfile.open(self.root / "c.tar", "w") as tar:
+            for suffix in ("png", "seg.png"):
+                tar.addfile(tarfile.TarInfo(f"0.{suffix}"), io.BytesIO())
+        with self.assertRaisesRegex(UserError, r"c\.tar: 0\.seg\.png is a second image"):
+            self.open()
 
     def test_a_shard_is_read_through_once(self) -> None:
         first = self.open()
@@ -101,7 +115,7 @@ class WebDatasetImagesTest(parameterized.TestCase):
 
     def test_no_shards(self) -> None:
         with self.assertRaisesRegex(UserError, "holds no ..tar"):
-            WebDatasetImages(str(self.folder), str(self.folder / "index"))
+            WebDatasetImages(str(self.folder), "*.tar", str(self.folder / "index"))
 
     def test_an_index_folder_that_cannot_be_written(self) -> None:
         (self.folder / "index").write_text("a file")
