@@ -90,6 +90,18 @@ class LaunchTest(parameterized.TestCase):
         self.assertStartsWith(done.stderr, "error: ")
         return done.stderr
 
+    def test_a_device_without_enough_memory_is_told_in_one_line(self) -> None:
+        program = (
+            "import torch\n"
+            "from unittest import mock\n"
+            "from jigclu import launch\n"
+            "error = torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')\n"
+            "with mock.patch.object(launch, '_run', side_effect=error):\n"
+            "    launch.main(['launch'])\n"
+        )
+        told = self.refused(self.command(program=("-c", program)))
+        self.assertIn("CUDA out of memory: lower train.batch_size, or bind", told)
+
     def test_runs_resumes_and_refuses_another_configuration(self) -> None:
         printed = self.succeeded(self.demo("train.stop_after_steps=2"))
         self.assertIn("devices: 1 x cpu", printed)
