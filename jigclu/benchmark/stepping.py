@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jigclu import augment, jigsaw
 from jigclu.benchmark.published import PublishedStep
 from jigclu.benchmark.tables import Table, spread
-from jigclu.benchmark.timing import Action, interleaved, matmul_rate, peak_memory
+from jigclu.benchmark.timing import Action, Seconds, interleaved, matmul_rate, peak_memory
 from jigclu.classifier import ClassificationInputs, Classifier, ClassifierForward
 from jigclu.encoder import create_encoder
 from jigclu.objective import StepInputs
@@ -137,43 +137,14 @@ def measure_steps(
       repetitions: >= 1.
       device: on which to compute.
     """
-    actions: dict[str, Action] = {}
-    if not task.small_stem:
-        actions["published"] = published_step(task, device)
-    for variant in variants:
-        of_variant = dataclasses.replace(task, **variant._asdict())
-        actions[f"JigClu, {variant}"] = jigsaw_step(of_variant, device)
-        actions[f"supervised, {variant}"] = supervised_step(of_variant, device)
+    actions = _steps(task, variants, device)
     memory = {}
     for name, action in actions.items():
         action()
         memory[name] = peak_memory(action, device)
     seconds = interleaved(actions, repetitions, device)
-    operations = dict(zip(("JigClu", "supervised"), network_operations(task), strict=True))
-    precisions = {variant.precision for variant in variants}
-    peak = {
-        name: matmul_rate(device, PRECISIONS[name], repetitions)
-        for name in precisions | {"float32"}
-    }
-    first = seconds[next(iter(seconds))].median
-    rows = []
-    for name, taken in seconds.items():
-        kind, *arithmetic = name.split(", ")
-        precision = arithmetic[1] if arithmetic else "float32"
-        counted = operations["JigClu" if kind == "published" else kind]
-        twin = seconds.get(", ".join(["supervised", *arithmetic]))
-        held = memory[name]
-        rows.append(
-            (
-                name,
-                task.batch_size / taken.median,
-                spread(taken, task.batch_size),
-                first / taken.median,
-                taken.median / twin.median if kind == "JigClu" and twin else None,
-                None if held is None else held / 1e6,
-                100 * counted / taken.median / peak[precision],
-            )
-        )
+    precisions = {"float32", *(variant.precision for variant in variants)}
+    peak = {name: matmul_rate(device, PRECISIONS[name], repetitions) for name in precisions}
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in sorted(peak.items()))
     return Table(
         title="Training step",
@@ -186,7 +157,7 @@ def measure_steps(
             "memory, MB",
             "% of the product's rate",
         ),
-        rows=rows,
+        rows=_rows(task, seconds, memory, peak),
         note=(
             f"{task.encoder}, {task.batch_size} images (montages) of "
             f"{task.grid * task.patch_size} pixels. Memory is what a step needs beyond parameters "
@@ -196,6 +167,46 @@ def measure_steps(
         ),
         panels=(("images/s",), ("memory, MB",)),
     )
+
+
+def _steps(task: PretrainTask, variants: list[Variant], device: torch.device) -> dict[str, Action]:
+    # A small stem was not published.
+    steps = {} if task.small_stem else {"published": published_step(task, device)}
+    for variant in variants:
+        of_variant = dataclasses.replace(task, **variant._asdict())
+        steps[f"JigClu, {variant}"] = jigsaw_step(of_variant, device)
+        steps[f"supervised, {variant}"] = supervised_step(of_variant, device)
+    return steps
+
+
+def _rows(
+    task: PretrainTask,
+    seconds: Mapping[str, Seconds],
+    memory: Mapping[str, int | None],
+    peak: Mapping[str, float],
+) -> list[tuple[str | float | None, ...]]:
+    """Returns a row a step: of its seconds, its bytes, and its share of the peak of arithmetic."""
+    jigclu, supervised = network_operations(task)
+    first = next(iter(seconds.values())).median
+    rows: list[tuple[str | float | None, ...]] = []
+    for name, taken in seconds.items():
+        kind, *arithmetic = name.split(", ")
+        precision = arithmetic[1] if arithmetic else "float32"
+        operations = supervised if kind == "supervised" else jigclu
+        twin = seconds.get(", ".join(["supervised", *arithmetic]))
+        held = memory[name]
+        rows.append(
+            (
+                name,
+                task.batch_size / taken.median,
+                spread(taken, task.batch_size),
+                first / taken.median,
+                taken.median / twin.median if kind == "JigClu" and twin else None,
+                None if held is None else held / 1e6,
+                100 * operations / taken.median / peak[precision],
+            )
+        )
+    return rows
 
 
 def variants_of(
