@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as transforms
 from jigclu import checkpoint
 from jigclu.data.decode import UnreadableImageError
 from jigclu.data.loader import worker_context
-from jigclu.data.packed import FORMATS, INDEX, RECORD, index_of, shard_files
+from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, index_of, shard_files
 from jigclu.data.sources import Source, digest
 from jigclu.device import launched_rank
 from jigclu.errors import UserError
@@ -146,15 +146,7 @@ class PackTask:
             )
         if not images:
             raise UserError(f"none of the {len(unreadable)} images can be read: check the source")
-        entries = [
-            {
-                "images": shard.images,
-                "bytes": shard.bytes,
-                "sha256": shard.sha256,
-                "records_sha256": shard.records_sha256,
-            }
-            for shard in shards
-        ]
+        entries = [{name: getattr(shard, name) for name in SHARD_FIELDS} for shard in shards]
         _write_json(workdir / INDEX, index_of(self.format, list(self.source.classes), entries))
         total = sum(shard.bytes for shard in shards)
         monitor.message(f"{images:,} images, {total / 1e6:,.1f} MB, in {workdir}")

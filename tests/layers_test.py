@@ -78,7 +78,7 @@ LAYERS = {
     "jigclu.hints": 1.1,
     "jigclu.detection": 2.0,
     "jigclu.detection.schedule": 2.0,
-    "jigclu.detection.datasets": 2.0,
+    "jigclu.detection.datasets": 2.1,
     "jigclu.detection.initial_weights": 2.2,
     "jigclu.detection.extra_norm": 2.0,
     "jigclu.detection.predictions": 2.0,

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from jigclu import losses
 from jigclu.benchmark import published
-from jigclu.benchmark.tables import Table
+from jigclu.benchmark.tables import Table, megabytes
 from jigclu.benchmark.timing import Action, Seconds, free_memory, interleaved, peak_memory
 from jigclu.pretrain import PretrainTask
 
@@ -70,11 +70,7 @@ def measure_loss(
 def _cells(
     name: str, seconds: dict[str, Seconds], memory: dict[str, int | None]
 ) -> tuple[float | None, float | None]:
-    held = memory.get(name)
-    return (
-        seconds[name].median if name in seconds else None,
-        None if held is None else held / 1e6,
-    )
+    return (seconds[name].median if name in seconds else None, megabytes(memory.get(name)))
 
 
 def _held(name: str, count: int) -> int:

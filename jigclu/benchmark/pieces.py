@@ -10,7 +10,7 @@ from torch.nn import functional
 from jigclu import collectives, losses
 from jigclu.augment import augment
 from jigclu.benchmark.stepping import Variant, random_inputs
-from jigclu.benchmark.tables import Table
+from jigclu.benchmark.tables import Table, megabytes
 from jigclu.benchmark.timing import Action, interleaved, peak_memory
 from jigclu.jigsaw import global_permutation, stitch_montages
 from jigclu.objective import JigsawForward
@@ -38,21 +38,15 @@ def measure_pieces(
       device: on which to compute.
     """
     pieces = _pieces(task, variants, device)
-    eager = {name: _action(piece) for name, piece in pieces.items()}
-    compiled = {
-        name: _action(
-            piece._replace(function=torch.compile(piece.function, dynamic=False, fullgraph=True))
-        )
-        for name, piece in pieces.items()
-    }
     actions: dict[str, Action] = {}
-    for name in pieces:
-        actions |= {f"{name}, eager": eager[name], f"{name}, compiled": compiled[name]}
+    for name, piece in pieces.items():
+        compiled = torch.compile(piece.function, dynamic=False, fullgraph=True)
+        actions[f"{name}, eager"] = _action(piece)
+        actions[f"{name}, compiled"] = _action(piece._replace(function=compiled))
     memory = {}
     for name, action in actions.items():
         action()
-        found = peak_memory(action, device)
-        memory[name] = None if found is None else found / 1e6
+        memory[name] = megabytes(peak_memory(action, device))
     seconds = interleaved(actions, repetitions, device)
     rows = []
     for name in pieces:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jigclu import augment, jigsaw
 from jigclu.benchmark.published import PublishedStep
-from jigclu.benchmark.tables import Table, spread
+from jigclu.benchmark.tables import Table, megabytes, spread
 from jigclu.benchmark.timing import Action, Seconds, interleaved, matmul_rate, peak_memory
 from jigclu.classifier import ClassificationInputs, Classifier, ClassifierForward
 from jigclu.encoder import create_encoder
@@ -194,7 +194,6 @@ def _rows(
         precision = arithmetic[1] if arithmetic else "float32"
         operations = supervised if kind == "supervised" else jigclu
         twin = seconds.get(", ".join(["supervised", *arithmetic]))
-        held = memory[name]
         rows.append(
             (
                 name,
@@ -202,7 +201,7 @@ def _rows(
                 spread(taken, task.batch_size),
                 first / taken.median,
                 taken.median / twin.median if kind == "JigClu" and twin else None,
-                None if held is None else held / 1e6,
+                megabytes(memory[name]),
                 100 * operations / taken.median / peak[precision],
             )
         )

@@ -1,5 +1,6 @@
 """What was measured, as tables: for people (Markdown), for programs (JSON), and as a plot."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jigclu import checkpoint
 from jigclu.benchmark.timing import Seconds
 
 
@@ -30,6 +32,11 @@ class Table(NamedTuple):
 def spread(seconds: Seconds, images: int) -> str:
     """Returns the least and the most images a second of an action on so many."""
     return f"{_spelled(images / seconds.most)} to {_spelled(images / seconds.least)}"
+
+
+def megabytes(count: int | None) -> float | None:
+    """Returns bytes in MB; None where they were not measured."""
+    return None if count is None else count / 1e6
 
 
 def markdown(table: Table) -> str:
@@ -55,9 +62,13 @@ def _spelled(cell: str | float | None) -> str:
 
 
 def write_json(path: Path, environment: dict[str, str], tables: Sequence[Table]) -> None:
-    """Writes all there is to know, cells of full precision."""
+    """Writes all there is to know, cells of full precision.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     contents = {"environment": environment, "tables": [table._asdict() for table in tables]}
-    path.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+    checkpoint.write_file(path, f"{json.dumps(contents, indent=1)}\n".encode())
 
 
 def plot(tables: Sequence[Table], path: Path) -> Tensor:
@@ -69,6 +80,9 @@ def plot(tables: Sequence[Table], path: Path) -> Tensor:
 
     Returns:
       The same picture, uint8 [3, height, width].
+
+    Raises:
+      UserError: the file cannot be written.
     """
     # An extra, for this picture alone; `pyplot` would ask for a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -83,7 +97,9 @@ def plot(tables: Sequence[Table], path: Path) -> Tensor:
         axes.set_title(table.title, loc="left", fontsize="medium")
         draw = _draw_lines if _is_numeric(table) else _draw_bars
         draw(axes, table, columns)
-    figure.savefig(path, dpi=100)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100)
+    checkpoint.write_file(path, file.getvalue())
     return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1)
 
 

@@ -13,6 +13,7 @@ import PIL
 import torch
 import torchvision
 
+from jigclu import checkpoint
 from jigclu.benchmark.end_to_end import measure_end_to_end
 from jigclu.benchmark.growth import exchanged, measure_loss
 from jigclu.benchmark.pieces import measure_pieces
@@ -188,13 +189,7 @@ def _processor() -> str:
 
 
 def _write(workdir: Path, environment: dict[str, str], tables: list[Table]) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "benchmark.json", environment, tables)
-        told = "\n".join(f"- {name}: {value}" for name, value in environment.items())
-        text = "\n\n".join(["# Benchmark", told, *map(markdown, tables)])
-        (workdir / "benchmark.md").write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{workdir} cannot be written ({error.strerror}): take another --workdir"
-        ) from error
+    write_json(workdir / "benchmark.json", environment, tables)
+    told = "\n".join(f"- {name}: {value}" for name, value in environment.items())
+    text = "\n\n".join(["# Benchmark", told, *map(markdown, tables)])
+    checkpoint.write_file(workdir / "benchmark.md", f"{text}\n".encode())

@@ -49,7 +49,7 @@ def decode_image(data: bytes, reduction: Reduction = at_full_size) -> Tensor:
     file = io.BytesIO(data)
     try:
         with Image.open(file) as image:
-            factor = reduction(*_upright_size(image))
+            factor = reduction(*upright_size(image))
             if image.format == "JPEG" and image.mode in ("L", "RGB"):
                 if factor == 1:
                     pixels = _torchvision_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
@@ -81,8 +81,8 @@ def decode_upright_jpeg(data: Tensor, height: int, width: int, reduction: Reduct
     return decode_image(data.numpy().tobytes(), reduction) if pixels is None else pixels
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Returns height and width as shown; reads the header alone."""
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Returns height and width, pixels, as shown by EXIF; of a JPEG reads the header alone."""
     quarter_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return image.size if quarter_turned else image.size[::-1]
 

@@ -39,6 +39,8 @@ RECORD = np.dtype(
     ]
 )
 INDEX = "pack.json"
+# What the index tells of every shard.
+SHARD_FIELDS = ("images", "bytes", "sha256", "records_sha256")
 
 
 def shard_files(root: Path, number: int) -> tuple[Path, Path]:
@@ -138,8 +140,11 @@ def _read_index(root: Path) -> dict[str, Any]:
         contents = json.loads(path.read_text(encoding="utf-8"))
         if contents["format"] not in FORMATS or not contents["shards"]:
             raise ValueError(f"format {contents['format']!r}, {len(contents['shards'])} shards")
-        for shard in contents["shards"]:
-            _ = [shard[name] for name in ("images", "bytes", "sha256", "records_sha256")]
+        absent = {
+            name for shard in contents["shards"] for name in SHARD_FIELDS if name not in shard
+        }
+        if absent:
+            raise ValueError(f"shards without {', '.join(sorted(absent))}")
         return dict(contents)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): pack the images again") from error

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from PIL import ExifTags, Image
+from PIL import Image
 
+from jigclu.data.decode import upright_size
 from jigclu.errors import UserError
 
 # Pixels that a box may reach over the edge: of rounding, and of counting from 0 or 1.
@@ -24,8 +25,6 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "annotations": {"id": int, "image_id": (int, str), "category_id": int, "bbox": list},
 }
 _EVALUATED_FIELDS: dict[str, type | tuple[type, ...]] = {"area": _NUMBER, "iscrowd": _NUMBER}
-# Values of EXIF's orientation that lay an image on its side.
-_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 class Summary(NamedTuple):
@@ -272,7 +271,8 @@ def _refuse_images(name: str, folder: Path, sizes: Mapping[str, tuple[float, flo
     unreadable, other = [], []
     for file, annotated in sizes.items():
         try:
-            size = _upright_size(folder / file)
+            with Image.open(folder / file) as image:
+                size = upright_size(image)[::-1]
         except Exception:  # PIL's plugins raise all kinds of errors on corrupt bytes.
             unreadable.append(file)
             continue
@@ -283,13 +283,6 @@ def _refuse_images(name: str, folder: Path, sizes: Mapping[str, tuple[float, flo
             other.append(f"{file} ({told} pixels)")
     _refuse(name, unreadable, f"in {folder} is no image")
     _refuse(name, other, "is of another size")
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Returns width and height as detectron2 turns the image; of a JPEG reads the head alone."""
-    with Image.open(path) as image:
-        is_turned = image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
-        return (image.height, image.width) if is_turned else image.size
 
 
 def _refuse(name: str, found: Sequence[str], reason: str) -> None:
