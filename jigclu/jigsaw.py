@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from jigclu.errors import UserError
 
@@ -111,19 +112,33 @@ def split_montages(montages: Tensor, grid: int) -> Tensor:
     return tiles.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height // grid, width // grid)
 
 
-def split_features(features: Tensor, grid: int) -> Tensor:
-    """Pools a feature map to one vector a slot.
+def check_pooling_map(pooling_map: int | None, grid: int) -> None:
+    """Raises UserError unless grid divides the side to which feature maps are resized."""
+    if pooling_map is not None and (pooling_map < grid or pooling_map % grid):
+        raise UserError(
+            f"pooling_map is {pooling_map}; it must be a multiple of grid = {grid}, or None to "
+            "pool the encoder's feature map as it is"
+        )
 
-    The windows of adaptive pooling overlap where grid does not divide the map:
-    on the published 7x7 map both windows hold row and column 3.
+
+def split_features(features: Tensor, grid: int, pooling_map: int | None) -> Tensor:
+    """Pools a feature map to one vector per slot.
+
+    The published code resizes the map to 8x8 by bilinear interpolation first. Without that,
+    the windows of adaptive pooling overlap where grid does not divide the map: on a 7x7 map
+    both windows of a row contain column 3.
 
     Args:
       features: [montages, channels, height, width].
+      grid: slots per side.
+      pooling_map: side to which the map is resized, a multiple of grid; None: not at all.
 
     Returns:
       [montages * grid**2, channels], slots row-major within a montage.
     """
-    pooled = torch.nn.functional.adaptive_avg_pool2d(features, (grid, grid))
+    if pooling_map is not None:
+        features = functional.interpolate(features, (pooling_map, pooling_map), mode="bilinear")
+    pooled = functional.adaptive_avg_pool2d(features, (grid, grid))
     return pooled.flatten(2).transpose(1, 2).flatten(0, 1)
 
 

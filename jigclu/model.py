@@ -26,9 +26,12 @@ class JigClu(nn.Module):
     Heads bear the names of the published checkpoints: fc_clu.0, fc_clu.2, fc_loc.
     """
 
-    def __init__(self, encoder: Encoder, grid: int, embedding_channels: int) -> None:
+    def __init__(
+        self, encoder: Encoder, grid: int, pooling_map: int | None, embedding_channels: int
+    ) -> None:
         super().__init__()
         self.grid = grid
+        self.pooling_map = pooling_map
         self.encoder = encoder
         self.fc_clu = nn.Sequential(
             nn.Linear(encoder.channels, encoder.channels),
@@ -39,7 +42,7 @@ class JigClu(nn.Module):
 
     def forward(self, montages: Tensor) -> Outputs:
         """Maps float montages [montages, 3, height, width] to one output a slot."""
-        features = split_features(self.encoder(montages), self.grid)
+        features = split_features(self.encoder(montages), self.grid, self.pooling_map)
         # float32: bf16 keeps 8 bits, too few for cosines that a temperature then multiplies.
         embeddings = functional.normalize(self.fc_clu(features).float(), dim=1)
         return Outputs(embeddings, self.fc_loc(features))

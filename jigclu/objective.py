@@ -121,21 +121,40 @@ class JigsawForward(Forward):
     def _compared(
         self, embeddings: Tensor, location_logits: Tensor, permutation: Tensor
     ) -> StepLosses:
-        objective, grid = self.objective, self.grid
-        slots = len(embeddings)
-        embeddings = collectives.gather_with_gradient(embeddings)
-        first, count = collectives.rank() * slots // grid**2, slots // grid**2
-        clustering = losses.clustering_loss(
-            losses.embeddings_by_image(embeddings, permutation, grid),
-            first,
-            count,
-            objective.temperature,
-            objective.base_temperature,
-        )
-        own = permutation[first * grid**2 : (first + count) * grid**2]
-        batch_size = len(permutation) // grid**2
-        location, accuracy = losses.location_loss(
-            location_logits.float(), jigsaw.patch_of(own, batch_size)
-        )
-        loss = objective.clustering_weight * clustering + objective.location_weight * location
-        return StepLosses(loss, clustering, location, accuracy)
+        return jigsaw_losses(embeddings, location_logits, permutation, self.grid, self.objective)
+
+
+def jigsaw_losses(
+    embeddings: Tensor,
+    location_logits: Tensor,
+    permutation: Tensor,
+    grid: int,
+    objective: Objective,
+) -> StepLosses:
+    """Returns the two losses of this rank's slots, and their weighted sum.
+
+    Args:
+      embeddings: float32 [local_batch * grid**2, channels], L2-normalized, of this rank;
+        those of the other ranks are gathered, with their gradient.
+      location_logits: [local_batch * grid**2, grid**2].
+      permutation: int64 [batch * grid**2], of the global batch: slot s shows permutation[s].
+      grid: patches per side.
+      objective: temperatures and weights.
+    """
+    slots = len(embeddings)
+    embeddings = collectives.gather_with_gradient(embeddings)
+    first, count = collectives.rank() * slots // grid**2, slots // grid**2
+    clustering = losses.clustering_loss(
+        losses.embeddings_by_image(embeddings, permutation, grid),
+        first,
+        count,
+        objective.temperature,
+        objective.base_temperature,
+    )
+    own = permutation[first * grid**2 : (first + count) * grid**2]
+    batch_size = len(permutation) // grid**2
+    location, accuracy = losses.location_loss(
+        location_logits.float(), jigsaw.patch_of(own, batch_size)
+    )
+    loss = objective.clustering_weight * clustering + objective.location_weight * location
+    return StepLosses(loss, clustering, location, accuracy)

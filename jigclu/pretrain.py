@@ -31,7 +31,7 @@ class PretrainTask(TrainingTask):
     """Everything that defines a run of pre-training; what a field means stands in gin/base.
 
     Units beside those of `TrainingTask`: patch_size in pixels, smaller_patches in (epoch,
-    pixels), picture_every in steps, micro_batch_size in images.
+    pixels), pooling_map in features, picture_every in steps, micro_batch_size in images.
     """
 
     micro_batch_size: int | None
@@ -43,6 +43,7 @@ class PretrainTask(TrainingTask):
     crop_ratio: tuple[float, float]
     scaled_decoding: bool
     augmentation: augment.AugmentationSettings
+    pooling_map: int | None
     embedding_channels: int
     temperature: float
     base_temperature: float
@@ -68,7 +69,7 @@ class PretrainTask(TrainingTask):
         """Builds the network with initial weights of the seed: the same on every rank."""
         torch.manual_seed(self.seed)
         encoder = create_encoder(self.encoder, self.small_stem)
-        return JigClu(encoder, self.grid, self.embedding_channels)
+        return JigClu(encoder, self.grid, self.pooling_map, self.embedding_channels)
 
     def training_step(self, model: JigClu, device: torch.device) -> TrainingStep:
         """Builds the step that trains a network, and moves that to the device."""
@@ -98,6 +99,7 @@ class PretrainTask(TrainingTask):
         check_loss_scaling(self.loss_scaling)
         augment.check_augmentation(self.augmentation)
         check_objective(self.objective())
+        jigsaw.check_pooling_map(self.pooling_map, self.grid)
         self.dataset()
         check_least(self, {"embedding_channels": 1, "picture_every": 0})
         self._check_micro_batch()

@@ -9,19 +9,31 @@ from jigclu.errors import UserError
 
 
 class Decay(Protocol):
-    """Maps an epoch (fractional) of a run of `epochs` to a factor of the learning rate."""
+    """Maps an epoch (fractional, from warmup_epochs to epochs) to a learning rate factor."""
 
-    def __call__(self, epoch: float, epochs: int) -> float: ...
-
-
-def cosine_decay(epoch: float, epochs: int) -> float:
-    """Falls from 1 to 0 along half a cosine (published)."""
-    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    def __call__(self, epoch: float, epochs: int, warmup_epochs: float) -> float: ...
 
 
-def step_decay(epoch: float, epochs: int, *, milestones: Sequence[float], factor: float) -> float:
-    """Multiplies by `factor` at each of the `milestones` (epochs) reached."""
-    del epochs
+def cosine_decay(epoch: float, epochs: int, warmup_epochs: float) -> float:
+    """Falls from 1 at the end of warm-up to 0 at the end of the run, along half a cosine.
+
+    The published recipe has no warm-up; with one the cosine spans the remaining epochs, as
+    in SimCLR (Chen et al. 2020) and MoCo v3 (Chen et al. 2021).
+    """
+    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def step_decay(
+    epoch: float,
+    epochs: int,
+    warmup_epochs: float,
+    *,
+    milestones: Sequence[float],
+    factor: float,
+) -> float:
+    """Multiplies by `factor` at each of the `milestones` reached, epochs since the start."""
+    del epochs, warmup_epochs
     return factor ** sum(epoch >= milestone for milestone in milestones)
 
 
@@ -37,8 +49,8 @@ def learning_rate_at(
 ) -> float:
     """Returns the learning rate of a step.
 
-    During warm-up it grows linearly, reaching `learning_rate` at the end; decay
-    goes by the epochs since the start of the run.
+    During warm-up it grows linearly; the first step after warm-up has the full
+    `learning_rate`, from which it decays.
 
     Args:
       step: from 0.
@@ -52,7 +64,9 @@ def learning_rate_at(
     epoch = step / steps_per_epoch
     if epoch < warmup_epochs:
         return learning_rate * (step + 1) / (warmup_epochs * steps_per_epoch + 1)
-    return learning_rate * decay(math.floor(epoch) if per_epoch else epoch, epochs)
+    if per_epoch:
+        epoch = max(math.floor(epoch), warmup_epochs)
+    return learning_rate * decay(epoch, epochs, warmup_epochs)
 
 
 def patch_size_at(epoch: int, patch_size: int, smaller: Sequence[tuple[int, int]]) -> int:

@@ -161,6 +161,7 @@ class GinFilesTest(parameterized.TestCase):
             "crop_scale": (0.2, 1.0),
             "encoder": "resnet50",
             "small_stem": False,
+            "pooling_map": 8,
             "embedding_channels": 128,
             "temperature": 0.3,
             "base_temperature": 0.07,
@@ -180,7 +181,7 @@ class GinFilesTest(parameterized.TestCase):
         )
         assert isinstance(task.optimizer, functools.partial)
         self.assertEqual(task.optimizer.keywords, {"momentum": 0.9, "weight_decay": 1e-4})
-        self.assertAlmostEqual(task.decay(50, 200), 0.5 + 0.5 * 0.5**0.5)
+        self.assertAlmostEqual(task.decay(50, 200, 0), 0.5 + 0.5 * 0.5**0.5)
 
     @parameterized.parameters(
         ("gin/semi_r50_1pct.gin", 0.02, None),
@@ -198,7 +199,7 @@ class GinFilesTest(parameterized.TestCase):
         self.assertEqual((task.batch_size, task.epochs, task.evaluate_every), (256, 100, 2))
         assert isinstance(task.optimizer, functools.partial)
         self.assertEqual(task.optimizer.keywords, {"momentum": 0.9, "weight_decay": 0.0})
-        factors = [task.decay(epoch, 100) for epoch in (29, 30, 60, 90)]
+        factors = [task.decay(epoch, 100, 0) for epoch in (29, 30, 60, 90)]
         self.assertSequenceAlmostEqual(factors, [1.0, 0.1, 0.01, 0.001])
         self.assertLen(task.source, 1)
 

@@ -62,8 +62,8 @@ class MontageTest(parameterized.TestCase):
             jigsaw.split_montages(torch.zeros(1, 3, 8, 9), 3)
 
 
-class SplitFeaturesTest(absltest.TestCase):
-    def test_published_map_of_seven_has_overlapping_windows(self) -> None:
+class SplitFeaturesTest(parameterized.TestCase):
+    def test_windows_overlap_on_an_odd_map_without_resizing(self) -> None:
         features = np.random.default_rng(0).normal(size=(2, 5, 7, 7)).astype(np.float32)
         expected = [
             features[image, :, rows, columns].mean(axis=(1, 2))
@@ -71,8 +71,33 @@ class SplitFeaturesTest(absltest.TestCase):
             for rows in (slice(0, 4), slice(3, 7))
             for columns in (slice(0, 4), slice(3, 7))
         ]
-        actual = jigsaw.split_features(torch.from_numpy(features), 2)
+        actual = jigsaw.split_features(torch.from_numpy(features), 2, None)
         np.testing.assert_allclose(actual.numpy(), np.stack(expected), atol=1e-6)
+
+    @parameterized.parameters((2, 8), (4, 8), (3, 9))
+    def test_resizing_changes_nothing_on_a_map_of_that_size(self, grid: int, side: int) -> None:
+        features = torch.randn(2, 5, side, side)
+        torch.testing.assert_close(
+            jigsaw.split_features(features, grid, side), jigsaw.split_features(features, grid, None)
+        )
+
+    def test_resized_map_keeps_slots_in_place(self) -> None:
+        # Each of 3x3 slots is constant on a 6x6 map; resized to 9x9 its middle still is.
+        slots = torch.arange(9.0).view(1, 1, 3, 3)
+        features = slots.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        actual = jigsaw.split_features(features, 3, 9)
+        self.assertEqual(actual.flatten().round().int().tolist(), list(range(9)))
+
+    @parameterized.parameters((None, 3), (8, 2), (6, 3), (2, 2))
+    def test_accepts_multiples_of_the_grid(self, pooling_map: int | None, grid: int) -> None:
+        jigsaw.check_pooling_map(pooling_map, grid)
+
+    @parameterized.parameters((7, 2), (8, 3), (0, 2), (-8, 2), (1, 2))
+    def test_rejects_a_size_that_the_grid_does_not_divide(self, size: int, grid: int) -> None:
+        with self.assertRaisesRegex(
+            UserError, f"pooling_map is {size}; .* multiple of grid = {grid}"
+        ):
+            jigsaw.check_pooling_map(size, grid)
 
 
 class PermutationTest(absltest.TestCase):

@@ -11,7 +11,9 @@ from jigclu.model import JigClu
 
 def small_model(grid: int) -> JigClu:
     torch.manual_seed(0)
-    return JigClu(create_encoder("resnet18", small_stem=True), grid, embedding_channels=16).eval()
+    return JigClu(
+        create_encoder("resnet18", small_stem=True), grid, None, embedding_channels=16
+    ).eval()
 
 
 def with_identity_encoder(grid: int) -> JigClu:
@@ -39,7 +41,7 @@ class JigCluTest(parameterized.TestCase):
 
     def test_heads_bear_the_published_names_and_widths(self) -> None:
         torch.manual_seed(0)
-        model = JigClu(create_encoder("resnet50", small_stem=False), 2, embedding_channels=128)
+        model = JigClu(create_encoder("resnet50", small_stem=False), 2, 8, embedding_channels=128)
         heads = {
             name: tuple(value.shape)
             for name, value in model.named_parameters()

@@ -200,6 +200,7 @@ class PretrainTest(parameterized.TestCase):
         ({"grid": 1}, "grid is 1"),
         ({"cross_ratio": 0.6}, "cross_ratio is 0.6"),
         ({"patch_size": 0}, "patch_size is 0"),
+        ({"pooling_map": 7}, "pooling_map is 7; it must be a multiple of grid = 2"),
         ({"smaller_patches": ((1, 16),)}, r"smaller_patches is \(\(1, 16\),\); .* patch_size = 16"),
         ({"smaller_patches": ((2, 8),)}, r"smaller_patches is .* within \(0, 2\)"),
         (

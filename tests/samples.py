@@ -42,7 +42,7 @@ def small_encoder(norm_layer: type[nn.Module] = BatchNorm) -> Encoder:
 
 def small_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
     """Builds one block a stage: every kind of layer of the real ones."""
-    return JigClu(small_encoder(norm_layer), GRID, embedding_channels=16)
+    return JigClu(small_encoder(norm_layer), GRID, pooling_map=8, embedding_channels=16)
 
 
 def inputs_of(step: int) -> StepInputs:

@@ -69,9 +69,33 @@ class LearningRateTest(parameterized.TestCase):
         for actual, value in zip(rates, expected, strict=True):
             self.assertAlmostEqual(actual, value, places=12)
 
-    def test_decay_after_warm_up_goes_by_the_epochs_of_the_run(self) -> None:
-        for step in (8, 20, 39):
-            self.assertEqual(rate(step, 4, epochs=10, warmup_epochs=2), rate(step, 4, epochs=10))
+    @parameterized.parameters(
+        # 4 steps per epoch, 2 of 10 epochs of warm-up: the cosine spans the other 8.
+        (True, 8, 1.0),
+        (True, 11, 1.0),
+        (True, 24, 0.5),
+        (True, 27, 0.5),
+        (False, 8, 1.0),
+        (False, 24, 0.5),
+        (False, 32, 0.5 - math.sqrt(2) / 4),
+        # A warm-up that ends within an epoch: the rest of that epoch has the full rate.
+        (True, 7, 1.0, 1.5),
+    )
+    def test_cosine_starts_at_the_full_rate_after_warm_up_and_spans_the_rest(
+        self, per_epoch: bool, step: int, factor: float, warmup_epochs: float = 2.0
+    ) -> None:
+        actual = rate(step, 4, epochs=10, warmup_epochs=warmup_epochs, per_epoch=per_epoch)
+        self.assertAlmostEqual(actual, 0.03 * factor, places=12)
+
+    def test_rate_does_not_drop_when_warm_up_ends(self) -> None:
+        rates = [rate(step, 2, epochs=2, warmup_epochs=1) for step in range(4)]
+        for actual, expected in zip(rates, (0.01, 0.02, 0.03, 0.03), strict=True):
+            self.assertAlmostEqual(actual, expected, places=12)
+
+    def test_milestones_count_epochs_from_the_start_of_the_run(self) -> None:
+        for step in (8, 239, 240, 320, 399):
+            settings = {"epochs": 100, "decay": TENTHS}
+            self.assertEqual(rate(step, 4, warmup_epochs=2, **settings), rate(step, 4, **settings))
 
 
 class PatchSizeTest(parameterized.TestCase):

@@ -43,6 +43,7 @@ PRETRAINING: dict[str, Any] = TRAINING | {
     "crop_ratio": (0.75, 4 / 3),
     "scaled_decoding": True,
     "augmentation": AUGMENTATION,
+    "pooling_map": 8,
     "embedding_channels": 128,
     "temperature": 0.3,
     "base_temperature": 0.07,

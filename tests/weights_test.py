@@ -88,7 +88,7 @@ class WeightsTest(parameterized.TestCase):
 
     @parameterized.parameters(True, False)
     def test_published_checkpoint_and_its_heads(self, new_format: bool) -> None:
-        model = JigClu(create_encoder("resnet50", False), 2, 128).state_dict()
+        model = JigClu(create_encoder("resnet50", False), 2, 8, 128).state_dict()
         contents = samples.published_checkpoint("resnet50", 2048)
         torch.save(contents, self.path, _use_new_zipfile_serialization=new_format)
         values, report = self._load_file(model)

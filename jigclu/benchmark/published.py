@@ -20,6 +20,10 @@ from jigclu.encoder import Encoder
 from jigclu.model import JigClu
 
 
+# Fixed in the published code, whatever the map.
+_POOLING_MAP = 8
+
+
 class PublishedPatches:
     """Reads an image file to augmented patches: PIL, and a chain of transforms a patch."""
 
@@ -101,7 +105,7 @@ class PublishedStep:
     ) -> None:
         """Builds the network with random weights; the arguments are those of pre-training."""
         resnet = torchvision.models.get_model(encoder, weights=None)
-        self._model = JigClu(Encoder(resnet), grid, embedding_channels).to(device)
+        self._model = JigClu(Encoder(resnet), grid, _POOLING_MAP, embedding_channels).to(device)
         self._optimizer = torch.optim.SGD(
             self._model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4
         )

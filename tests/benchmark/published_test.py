@@ -66,7 +66,7 @@ class PublishedTest(absltest.TestCase):
 
     def test_step_has_the_loss_of_pre_training(self) -> None:
         step = published.PublishedStep("resnet18", 2, 16, 0.3, 0.07, CPU)
-        model = JigClu(create_encoder("resnet18", False), 2, 16)
+        model = JigClu(create_encoder("resnet18", False), 2, 8, 16)
         model.load_state_dict(step._model.state_dict(), strict=False)
         forward = JigsawForward(
             model, Objective(STILL, 0.3, 0.07, 1.0, 1.0), "float32", False, None
