@@ -155,6 +155,12 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any]:
     return contents
 
 
+def peek(path: Path) -> dict[str, Any]:
+    """Reads the plain values of a checkpoint that `load` accepts; its tensors stay on the disk."""
+    contents: dict[str, Any] = torch.load(path, "cpu", weights_only=True, mmap=True)
+    return contents
+
+
 def require(path: Path) -> None:
     """Raises UserError, which names what lies beside it, unless the file exists."""
     if path.is_dir():

@@ -4,6 +4,8 @@ Without a process group every function is the identity of one rank, so callers
 need no second path.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,6 +17,8 @@ try:
 except ImportError:  # The name in older versions; newer ones warn at it.
     from torch.distributed._functional_collectives import all_gather_tensor_autograd as _all_gather
 
+_Value = TypeVar("_Value")
+
 
 def rank() -> int:
     """Returns the number of this process among all, 0 without a process group."""
@@ -24,6 +28,14 @@ def rank() -> int:
 def world_size() -> int:
     """Returns how many processes take part, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def broadcast(value: _Value) -> _Value:
+    """Returns the value of rank 0, a plain object, on every rank."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def gather_with_gradient(values: Tensor) -> Tensor:

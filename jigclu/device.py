@@ -63,24 +63,29 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def check_compiler() -> None:
-    """Raises UserError unless there is the C++ compiler that torch.compile calls, and a cache."""
+def compiler_problem() -> str | None:
+    """Returns why torch.compile cannot work here: no C++ compiler, or no cache; else None."""
     names = [os.environ.get("CXX", "g++"), "g++", "clang++", "c++"]
     if not any(map(shutil.which, names)):
-        raise UserError(
-            "compile is True, but there is no C++ compiler (g++, clang++ or $CXX): "
-            "install one, or bind train.compile = False"
-        )
+        return "there is no C++ compiler (g++, clang++ or $CXX): install one"
     folder = os.environ.get(compile_cache.VARIABLE)
     try:
         if folder is not None:
             os.makedirs(folder, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(
+        return (
             f"{folder}, where compiled code is kept, cannot be written ({error.strerror}): "
-            f"set ${compile_cache.VARIABLE} to another folder, or bind train.compile = False"
-        ) from error
+            f"set ${compile_cache.VARIABLE} to another folder"
+        )
+    return None
+
+
+def check_compiler() -> None:
+    """Raises UserError unless torch.compile can work here."""
+    problem = compiler_problem()
+    if problem is not None:
+        raise UserError(f"compile is True, but {problem}, or bind compile = 'auto' or False")
 
 
 # Of every process group a number of its own, the same on all ranks.

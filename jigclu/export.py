@@ -89,8 +89,9 @@ class ExportTask:
                 "the images of the source"
             )
 
-    def plan(self) -> str:
+    def plan(self, workdir: Path) -> str:
         """Returns what a run would do, several lines."""
+        del workdir
         files = ", ".join(self._file_name(name) for name in self.formats)
         return (
             f"writes: {files}, card.md\n"

@@ -8,7 +8,6 @@ import contextlib
 import os
 import uuid
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +20,6 @@ from jigclu.data.sources import digest
 from jigclu.encoder import Encoder
 from jigclu.errors import UserError
 from jigclu.features import FeatureSettings, encode
-
-_Value = TypeVar("_Value")
 
 # Changes whenever the same images would give other features or another layout.
 _FORMAT = 1
@@ -71,7 +68,7 @@ class FeatureCache:
         name = digest(*depends, str(settings.precision), torch.__version__)[:32]
         path = os.path.join(self.folder, f"features_{name}.npy")
         try:
-            if not _agreed(os.path.exists(path)):
+            if not collectives.broadcast(os.path.exists(path)):
                 self._compute(path, encoder, images, settings)
             return np.load(path, mmap_mode="r")
         except OSError as error:
@@ -87,7 +84,7 @@ class FeatureCache:
         settings: FeatureSettings,
     ) -> None:
         # Another run may be making the same file: each fills its own, the last one stays.
-        temporary = _agreed(f"{path}.{uuid.uuid4().hex}.partial")
+        temporary = collectives.broadcast(f"{path}.{uuid.uuid4().hex}.partial")
         try:
             if collectives.rank() == 0:
                 os.makedirs(self.folder, exist_ok=True)
@@ -118,14 +115,6 @@ def _allocate(path: str, shape: tuple[int, int]) -> None:
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
-
-
-def _agreed(value: _Value) -> _Value:
-    """Returns the value of the first rank, on every rank."""
-    values = [value]
-    if collectives.world_size() > 1:
-        dist.broadcast_object_list(values, 0)
-    return values[0]
 
 
 def _wait_for_all() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from jigclu.classifier import ClassificationInputs, Classifier, ClassifierForward
@@ -14,7 +13,7 @@ from jigclu.errors import UserError
 from jigclu.features import encode
 from jigclu.steps import TrainingStep
 from jigclu.supervised import SupervisedTask, count_all, report
-from jigclu.training import TrainingRun
+from jigclu.training import RunContext, TrainingRun
 from jigclu.update import (
     LossScaling,
     Optimizer,
@@ -67,27 +66,34 @@ class FinetuneTask(SupervisedTask):
             f"images of {self.train_size}x{self.train_size} pixels",
         ]
 
-    def begin(self, workdir: Path, config: str, device: torch.device) -> "FinetuneRun":
-        """Returns the run of this process, its state that before the first step."""
-        return FinetuneRun(self, workdir, config, device)
+    def begin(self, context: RunContext) -> "FinetuneRun":
+        """Returns the run of this process, in the state before its first step."""
+        return FinetuneRun(self, context)
 
 
 class FinetuneRun(TrainingRun):
     """One process of a run of fine-tuning."""
 
-    def __init__(
-        self, task: FinetuneTask, workdir: Path, config: str, device: torch.device
-    ) -> None:
+    def __init__(self, task: FinetuneTask, context: RunContext) -> None:
         """As `TrainingRun`; builds the network and its step."""
         self.task = task
         self.model = task.model()
+        machine = context.machine
         forward = ClassifierForward(
-            self.model, task.mean, task.std, task.precision, task.channels_last
+            self.model,
+            task.mean,
+            task.std,
+            machine.precision.value,
+            machine.channels_last.value,
         )
         self.step = TrainingStep(
-            forward, task.rates(self.model), task.loss_scaling, task.compile, device
+            forward,
+            task.rates(self.model),
+            task.loss_scaling,
+            machine.compile.value,
+            context.device,
         )
-        super().__init__(task, workdir, config, device, self.step.initial_state())
+        super().__init__(task, context, self.step.initial_state())
 
     def begin_with(self, path: Path) -> str:
         """Takes the encoder of a file; the classifier is new. Returns what to tell of it."""
@@ -95,7 +101,7 @@ class FinetuneRun(TrainingRun):
 
     def inputs(self) -> Iterator[tuple[ClassificationInputs, float]]:
         """Yields the inputs of every step left, and the seconds waited for them."""
-        return self.task.labelled_batches(self.state.step, self.device)
+        return self.task.labelled_batches(self.state.step, self.device, self.context.machine)
 
     def take_step(self, inputs: ClassificationInputs) -> dict[str, Tensor]:
         """Moves the state on by one step; returns its metrics."""
@@ -106,7 +112,11 @@ class FinetuneRun(TrainingRun):
     def score(self) -> dict[str, float]:
         """Returns the accuracy on the images of val, all ranks together."""
         task = self.task
-        batches = encode(self.model.encoder, task.plain_images(task.val), task.feature_settings())
+        batches = encode(
+            self.model.encoder,
+            task.plain_images(task.val),
+            task.feature_settings(self.context.machine),
+        )
         counts = count_all(
             ((features, batch.label) for features, batch in batches),
             self.model.fc,

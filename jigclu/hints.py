@@ -24,6 +24,8 @@ def fits(value: Any, hint: Any) -> bool:
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, option) for option in parameters)
+    if origin is typing.Literal:
+        return value in parameters
     if origin in (tuple, collections.abc.Sequence):
         return _fits_sequence(value, parameters)
     if hint in (int, float):
@@ -74,6 +76,8 @@ def spell(hint: Any) -> str:
     """Returns a hint as people write it: int, tuple[float, float], str or None."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(spell(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
     if hint is type(None):
         return "None"
     if isinstance(hint, type) and typing.get_origin(hint) is None:

@@ -21,6 +21,7 @@ from jigclu.data.subsets import check_labelled
 from jigclu.encoder import Encoder
 from jigclu.errors import UserError
 from jigclu.features import FeatureSettings, encode
+from jigclu.machine import Auto, check_workers, choose_workers
 
 # Queries, and images of the bank, compared at once: bounds the memory of the similarities.
 _QUERIES = 1024
@@ -136,13 +137,14 @@ class KnnEvaluation:
     neighbours: int
     temperature: float
     batch_size: int
-    workers: int
+    workers: int | Auto
 
     def check(self) -> None:
         """Raises UserError for a value out of range, or data that fit not together."""
         check_labelled(self.bank, self.queries, "knn.bank", "knn.queries")
         ImageDataset(source=self.queries, resize=self.resize, crop=self.crop)
-        features.check_settings(self._settings(torch.float32))
+        check_workers(self.workers)
+        features.check_settings(self._settings(torch.device("cpu"), torch.float32))
         if not 1 <= self.neighbours <= len(self.bank):
             raise UserError(
                 f"knn.neighbours is {self.neighbours}; it must lie in [1, {len(self.bank)}], "
@@ -160,7 +162,7 @@ class KnnEvaluation:
           encoder: on the device on which to compute.
           precision: of autocast within the encoder; float32 for none.
         """
-        settings = self._settings(precision)
+        settings = self._settings(next(encoder.parameters()).device, precision)
         queries = self._all_queries(encoder, settings)
         nearest = none_near(len(queries), self.neighbours, queries.device)
         for piece, labels in _pieces(encode(encoder, self._images(self.bank), settings)):
@@ -172,8 +174,9 @@ class KnnEvaluation:
             chance=labels.bincount().max().item() / len(labels),
         )
 
-    def _settings(self, precision: torch.dtype) -> FeatureSettings:
-        return FeatureSettings(self.mean, self.std, self.batch_size, self.workers, precision)
+    def _settings(self, device: torch.device, precision: torch.dtype) -> FeatureSettings:
+        workers = choose_workers(self.workers, device).value
+        return FeatureSettings(self.mean, self.std, self.batch_size, workers, precision)
 
     def _images(self, source: Source) -> ImageDataset:
         return ImageDataset(source=source, resize=self.resize, crop=self.crop)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import torch
 
-from jigclu import collectives
+from jigclu import collectives, machine
 from jigclu.device import launched_processes, local_device, process_group
 from jigclu.encoder import Encoder, create_encoder, encoder_tensors
 from jigclu.knn import KnnEvaluation
 from jigclu.monitor import Monitor
-from jigclu.steps import PRECISIONS, check_precision
 from jigclu.weights import check_encoder, take
 
 
@@ -33,15 +32,18 @@ class KnnTask:
     def check(self, workdir: Path, config: str) -> None:
         """Raises UserError for a value out of range, or weights that do not fit."""
         del workdir, config
-        check_precision(self.precision)
+        machine.check_precision(self.precision)
         local_device(self.device)
         self.evaluation.check()
         check_encoder(self.init_from, self.encoder, self.small_stem)
 
-    def plan(self) -> str:
+    def plan(self, workdir: Path) -> str:
         """Returns what a run would do, several lines."""
+        del workdir
         evaluation = self.evaluation
+        precision = self._precision()
         return (
+            f"precision: {precision.value} ({precision.reason})\n"
             f"devices: {launched_processes()} x {local_device(self.device).type}\n"
             f"data: {len(evaluation.queries):,} images to classify by {len(evaluation.bank):,} "
             f"others, {len(evaluation.bank.classes)} classes"
@@ -55,13 +57,20 @@ class KnnTask:
             encoder = create_encoder(self.encoder, self.small_stem).to(device)
             with Monitor.of_one_step(workdir, collectives.rank() == 0) as monitor:
                 monitor.message(self._load(encoder))
-                score = self.evaluation(encoder, PRECISIONS[self.precision])
+                precision = collectives.broadcast(self._precision())
+                warning = machine.precision_warning(precision, device)
+                if warning is not None:
+                    monitor.message(f"warning: {warning}")
+                score = self.evaluation(encoder, machine.PRECISIONS[precision.value])
                 monitor.text("config", 0, f"```\n{config}\n```")
                 scores = {"knn_accuracy": score.accuracy, "knn_accuracy_chance": score.chance}
                 for name, value in scores.items():
                     monitor.scalar(name, 0, value)
                 monitor.message(f"kNN accuracy {score.accuracy:.2%}, chance {score.chance:.2%}")
         return scores
+
+    def _precision(self) -> machine.Choice:
+        return machine.choose_precision(self.precision, local_device(self.device), started=None)
 
     def _load(self, encoder: Encoder) -> str:
         if self.init_from is None:

@@ -43,14 +43,14 @@ def _run() -> None:
     is_main = launched_rank() == 0
     if _DRY_RUN.value:
         if is_main:
-            print(f"{configuration.resolved}\n\n{task.plan()}\nworkdir: {workdir}")
+            print(f"{configuration.resolved}\n\n{task.plan(workdir)}\nworkdir: {workdir}")
         return
     if is_main:
         checkpoint.write_file(workdir / "config.gin", configuration.given.encode())
         checkpoint.write_file(workdir / "operative_config.gin", configuration.operative.encode())
         for name in configuration.unused:
             logging.warning("%s has no effect: the command line replaced what read it", name)
-        logging.info("workdir %s\n%s", workdir, task.plan())
+        logging.info("workdir %s\n%s", workdir, task.plan(workdir))
     task.run(workdir, configuration.resolved)
 
 

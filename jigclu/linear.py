@@ -22,7 +22,7 @@ from jigclu.features import encode, encode_batch, own_share
 from jigclu.heads import Heads
 from jigclu.state import TrainState
 from jigclu.supervised import SupervisedTask, count_all, report
-from jigclu.training import TrainingRun, timed
+from jigclu.training import RunContext, TrainingRun, timed
 from jigclu.update import check_optimizer
 from jigclu.weights import take
 
@@ -48,9 +48,9 @@ class LinearTask(SupervisedTask):
         return heads.pairs_of(self.learning_rates, self.weight_decays)
 
     @property
-    def compiles(self) -> bool:
-        """Whether torch.compile has anything to do: nothing where features are cached."""
-        return self.compile and self.cache is None
+    def compilable(self) -> bool:
+        """Whether there is anything for torch.compile to do: not if features are cached."""
+        return self.cache is None
 
     @cached_property
     def training_source(self) -> Source:
@@ -79,35 +79,35 @@ class LinearTask(SupervisedTask):
             f"on {self.encoder}, frozen",
         ]
 
-    def begin(self, workdir: Path, config: str, device: torch.device) -> "LinearRun":
-        """Returns the run of this process, its state that before the first step."""
-        return LinearRun(self, workdir, config, device)
+    def begin(self, context: RunContext) -> "LinearRun":
+        """Returns the run of this process, in the state before its first step."""
+        return LinearRun(self, context)
 
 
 class LinearRun(TrainingRun):
     """One process of a linear evaluation."""
 
-    def __init__(self, task: LinearTask, workdir: Path, config: str, device: torch.device) -> None:
+    def __init__(self, task: LinearTask, context: RunContext) -> None:
         """As `TrainingRun`; builds the encoder and the classifiers."""
         self.task = task
-        self.settings = task.feature_settings()
-        self.encoder = task.new_encoder().to(device).eval()
-        if task.channels_last:
+        self.settings = task.feature_settings(context.machine)
+        self.encoder = task.new_encoder().to(context.device).eval()
+        if context.machine.channels_last.value:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
         self.classes = len(task.source.classes)
         rates, decays = zip(*task.pairs, strict=True)
-        self.learning_rates = torch.tensor(rates, device=device)
-        self.weight_decays = torch.tensor(decays, device=device)
+        self.learning_rates = torch.tensor(rates, device=context.device)
+        self.weight_decays = torch.tensor(decays, device=context.device)
         begun = heads.initial_heads(len(task.pairs), self.classes, self.encoder.channels)
-        self.heads = Heads(*(value.to(device) for value in begun))
+        self.heads = Heads(*(value.to(context.device) for value in begun))
         self.momenta = Heads(*map(torch.zeros_like, self.heads))
         self.encode = (
             torch.compile(encode_batch, fullgraph=True, dynamic=False)
-            if task.compiles
+            if context.machine.compile.value
             else encode_batch
         )
         self._files: dict[tuple[int, int | None], NDArray[np.float16]] = {}
-        super().__init__(task, workdir, config, device, self._state())
+        super().__init__(task, context, self._state())
 
     def _state(self) -> TrainState:
         names = ("fc.weight", "fc.bias")
@@ -128,7 +128,7 @@ class LinearRun(TrainingRun):
     def inputs(self) -> Iterator[tuple[ClassificationInputs, float]]:
         """Yields images, or features where they are cached, and labels of every step left."""
         if self.task.cache is None:
-            return self.task.labelled_batches(self.state.step, self.device)
+            return self.task.labelled_batches(self.state.step, self.device, self.context.machine)
         return timed(self._cached_batches(self.task.cache))
 
     def _cached_batches(self, cache: FeatureCache) -> Iterator[ClassificationInputs]:

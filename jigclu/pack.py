@@ -22,6 +22,7 @@ from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, index_of, s
 from jigclu.data.sources import Source, digest
 from jigclu.device import launched_rank
 from jigclu.errors import UserError
+from jigclu.machine import Auto, check_workers, choose_pack_workers
 from jigclu.monitor import Monitor
 
 
@@ -57,7 +58,7 @@ class PackTask:
     shorter_side: int
     quality: int
     images_per_shard: int
-    workers: int
+    workers: int | Auto
 
     def check(self, workdir: Path, config: str) -> None:
         """Raises UserError for a value out of range, or a workdir with another pack."""
@@ -66,7 +67,8 @@ class PackTask:
             raise UserError(f"format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
         if not 1 <= self.quality <= 100:
             raise UserError(f"quality is {self.quality}; it must lie in [1, 100]")
-        for name in ("shorter_side", "images_per_shard", "workers"):
+        check_workers(self.workers, least=1)
+        for name in ("shorter_side", "images_per_shard"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         begun = workdir / "settings.json"
@@ -76,8 +78,9 @@ class PackTask:
                 "or remove that one"
             )
 
-    def plan(self) -> str:
+    def plan(self, workdir: Path) -> str:
         """Returns what a run would do, one line."""
+        del workdir
         return (
             f"packs: {len(self.source):,} images into {self._count()} shards, {self.format}, "
             f"shorter side at most {self.shorter_side} pixels"
@@ -123,7 +126,10 @@ class PackTask:
         shards = []
         try:
             with ProcessPoolExecutor(
-                self.workers, worker_context(), torch.set_num_threads, (1,)
+                choose_pack_workers(self.workers).value,
+                worker_context(),
+                torch.set_num_threads,
+                (1,),
             ) as pool:
                 for shard in pool.map(write, range(self._count())):
                     shards.append(shard)

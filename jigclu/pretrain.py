@@ -16,12 +16,13 @@ from jigclu.device import launched_processes
 from jigclu.encoder import create_encoder
 from jigclu.errors import UserError
 from jigclu.knn import KnnEvaluation
+from jigclu.machine import PRECISIONS, Machine
 from jigclu.model import JigClu
 from jigclu.objective import JigsawForward, Objective, StepInputs, check_objective
 from jigclu.pictures import montage_picture
 from jigclu.placement import placed
-from jigclu.steps import PRECISIONS, TrainingStep
-from jigclu.training import TrainingRun, TrainingTask, check_least, timed
+from jigclu.steps import TrainingStep
+from jigclu.training import RunContext, TrainingRun, TrainingTask, check_least, timed
 from jigclu.update import LossScaling, Optimizer, check_learning_rate, check_loss_scaling
 from jigclu.weights import take
 
@@ -71,12 +72,18 @@ class PretrainTask(TrainingTask):
         encoder = create_encoder(self.encoder, self.small_stem)
         return JigClu(encoder, self.grid, self.pooling_map, self.embedding_channels)
 
-    def training_step(self, model: JigClu, device: torch.device) -> TrainingStep:
+    def training_step(self, model: JigClu, device: torch.device, machine: Machine) -> TrainingStep:
         """Builds the step that trains a network, and moves that to the device."""
         forward = JigsawForward(
-            model, self.objective(), self.precision, self.channels_last, self.micro_batch_size
+            model,
+            self.objective(),
+            machine.precision.value,
+            machine.channels_last.value,
+            self.micro_batch_size,
         )
-        return TrainingStep(forward, self.optimizer, self.loss_scaling, self.compile, device)
+        return TrainingStep(
+            forward, self.optimizer, self.loss_scaling, machine.compile.value, device
+        )
 
     def dataset(self) -> PatchDataset:
         """Returns the images of the source, cut into patches."""
@@ -148,9 +155,9 @@ class PretrainTask(TrainingTask):
             f"and {parameters:.1f} MB of gradients",
         ]
 
-    def begin(self, workdir: Path, config: str, device: torch.device) -> "PretrainRun":
-        """Returns the run of this process, its state that before the first step."""
-        return PretrainRun(self, workdir, config, device)
+    def begin(self, context: RunContext) -> "PretrainRun":
+        """Returns the run of this process, in the state before its first step."""
+        return PretrainRun(self, context)
 
 
 class PretrainRun(TrainingRun):
@@ -158,18 +165,16 @@ class PretrainRun(TrainingRun):
 
     scores_untrained = True
 
-    def __init__(
-        self, task: PretrainTask, workdir: Path, config: str, device: torch.device
-    ) -> None:
+    def __init__(self, task: PretrainTask, context: RunContext) -> None:
         """As `TrainingRun`; builds the network and its step."""
         self.task = task
         model = task.model()
-        self.step = task.training_step(model, device)
+        self.step = task.training_step(model, context.device, context.machine)
         self.encoder = model.encoder
-        self.precision = PRECISIONS[task.precision]
+        self.precision = PRECISIONS[context.machine.precision.value]
         self.unreadable = 0
-        self.chance = torch.tensor(1 / task.grid**2, device=device)
-        super().__init__(task, workdir, config, device, self.step.initial_state())
+        self.chance = torch.tensor(1 / task.grid**2, device=context.device)
+        super().__init__(task, context, self.step.initial_state())
 
     def begin_with(self, path: Path) -> str:
         """Takes the initial weights of a file; returns what to tell of them."""
@@ -177,10 +182,14 @@ class PretrainRun(TrainingRun):
 
     def inputs(self) -> Iterator[tuple[StepInputs, float]]:
         """Yields the inputs of every step left, and the seconds waited for them."""
-        task = self.task
-        sampler = task.sampler(self.state.step)
-        on_gpu = self.device.type == "cuda"
-        loader = patch_loader(task.dataset(), sampler, task.workers, task.prefetch, on_gpu)
+        task, machine = self.task, self.context.machine
+        loader = patch_loader(
+            task.dataset(),
+            task.sampler(self.state.step),
+            machine.workers.value,
+            task.prefetch,
+            machine.pin_memory.value,
+        )
         for batch, wait in transferred(timed(loader), self.device):
             self.unreadable += batch.unreadable
             yield self._step_inputs(batch), wait

@@ -24,7 +24,7 @@ class Task(Protocol):
 
     def check(self, workdir: Path, config: str) -> None: ...
 
-    def plan(self) -> str: ...
+    def plan(self, workdir: Path) -> str: ...
 
     def run(self, workdir: Path, config: str) -> dict[str, float]:
         """Does it, and returns what was scored, by name."""
@@ -82,11 +82,11 @@ class ReproduceTask:
             except UserError as error:
                 raise UserError(f"stage {name}: {error}") from error
 
-    def plan(self) -> str:
+    def plan(self, workdir: Path) -> str:
         """Returns the stages and the plan of the first."""
-        task, _ = self._stage(0, Path())
+        task, _ = self._stage(0, workdir)
         listed = ", ".join(f"{name} ({file})" for name, file, _ in self.stages)
-        return f"stages: {listed}\n{task.plan()}"
+        return f"stages: {listed}\n{task.plan(workdir / self.stages[0][0])}"
 
     def run(self, workdir: Path, config: str) -> dict[str, float]:
         """Runs what is not done yet, then writes and prints the table."""

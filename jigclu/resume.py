@@ -1,5 +1,6 @@
 """How a run becomes a checkpoint and goes on from one."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,39 @@ from jigclu import checkpoint
 from jigclu.errors import UserError
 from jigclu.state import TrainState
 
-# Bindings that may differ when a run goes on: none of them changes what is learned.
+# Bindings that may differ when a run is resumed: they change how it computes, not what.
 _OPERATIONAL = frozenset(
     (
-        *("device", "compile", "channels_last", "workers", "prefetch", "stop_after_steps"),
+        *(
+            "device",
+            "precision",
+            "compile",
+            "channels_last",
+            "workers",
+            "prefetch",
+            "stop_after_steps",
+        ),
         *("log_every", "picture_every", "checkpoint_every", "keep_last", "keep_every"),
         *("evaluation", "evaluate_every", "val_batch_size", "resume_from"),
     )
 )
+# What checkpoints of version 0.1, which did not have these bindings, were trained with.
+_IMPLIED = {"train.pooling_map": "None"}
 _TASKS = ("train", "finetune", "linear")
 
 
-def check_same_run(old: str, new: str, path: Path) -> None:
-    """Raises UserError unless two configurations train alike.
+def check_same_run(contents: Mapping[str, Any], config: str, path: Path) -> None:
+    """Raises UserError unless a checkpoint is of a run that would train alike.
 
     Args:
-      old: of the checkpoint, one binding a line.
-      new: of the run that is to go on.
+      contents: of the checkpoint.
+      config: of the run that is to resume, one binding per line.
       path: of the checkpoint, for the message.
     """
-    before, after = (_learning_bindings(config) for config in (old, new))
+    before, after = (_learning_bindings(text) for text in (contents["config"], config))
+    if contents["versions"]["jigclu"] == "0.1.0":
+        _check_warm_up(before, path)
+        before = {name: value for name, value in _IMPLIED.items() if name in after} | before
     changed = [
         f"{name} was {before.get(name, 'unbound')} and is {after.get(name, 'unbound')}"
         for name in sorted(before.keys() | after.keys())
@@ -44,6 +58,17 @@ def check_same_run(old: str, new: str, path: Path) -> None:
             f"{path} is of a run of another configuration: {changed[0]}{more}; take the old "
             "values to resume, or another workdir (and init_from, to begin with its weights)"
         )
+
+
+def _check_warm_up(bindings: Mapping[str, str], path: Path) -> None:
+    """Raises UserError for a run of version 0.1 whose learning rate would now differ."""
+    for task in _TASKS:
+        if float(bindings.get(f"{task}.warmup_epochs", 0)) > 0:
+            raise UserError(
+                f"{path} was written by version 0.1, whose learning rate after warm-up decayed "
+                "differently: its run cannot resume; bind init_from to this file and choose "
+                "another workdir, to start a new run with its weights"
+            )
 
 
 def check_same_data(old: str, new: str, path: Path) -> None:
@@ -72,9 +97,21 @@ def _changes_learning(name: str) -> bool:
 
 
 def contents(
-    state: TrainState, config: str, data: str, scores: list[tuple[int, dict[str, float]]]
+    state: TrainState,
+    config: str,
+    data: str,
+    scores: list[tuple[int, dict[str, float]]],
+    machine: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns the checkpoint of a state (`checkpoint.KEYS`)."""
+    """Returns the checkpoint of a state (`checkpoint.KEYS`).
+
+    Args:
+      state: after its last step.
+      config: all effective bindings, one per line.
+      data: fingerprint of the training images.
+      scores: steps, and what was scored after them, by name.
+      machine: of `Machine.to_checkpoint`.
+    """
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
@@ -96,11 +133,29 @@ def contents(
         },
         "data": data,
         "scores": scores,
+        "machine": dict(machine),
     }
 
 
-def fill(state: TrainState, contents: Mapping[str, Any], path: Path) -> TrainState:
+def started_precision(contents: Mapping[str, Any]) -> str | None:
+    """Returns the precision in which the run of a checkpoint trains; None: it does not say."""
+    chosen = contents.get("machine", {}).get("precision")
+    if chosen is not None:
+        return str(chosen[0])
+    # Checkpoints of version 0.1 have the binding only, which could not be 'auto'.
+    bound = re.search(r"^\w+\.precision = '(\w+)'$", contents["config"], re.MULTILINE)
+    return bound[1] if bound else None
+
+
+def fill(state: TrainState, contents: Mapping[str, Any], path: Path, precision: str) -> TrainState:
     """Copies a checkpoint into the tensors of a state; returns it at the checkpoint's step.
+
+    Args:
+      state: before the first step.
+      contents: of the checkpoint.
+      path: of the checkpoint, for messages.
+      precision: in which the run continues. The loss scale belongs to a precision: after a
+        change it starts anew.
 
     Raises:
       UserError: the checkpoint is of another architecture.
@@ -115,11 +170,10 @@ def fill(state: TrainState, contents: Mapping[str, Any], path: Path) -> TrainSta
     torch.set_rng_state(contents["rng"]["cpu"].cpu())
     if torch.cuda.is_available() and "cuda" in contents["rng"]:
         torch.cuda.set_rng_state(contents["rng"]["cuda"].cpu())
-    return state._replace(
-        step=contents["step"],
-        loss_scale=optimizer["loss_scale"],
-        good_steps=optimizer["good_steps"],
-    )
+    state = state._replace(step=contents["step"])
+    if started_precision(contents) != precision:
+        return state
+    return state._replace(loss_scale=optimizer["loss_scale"], good_steps=optimizer["good_steps"])
 
 
 def copy(to: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -14,15 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jigclu import collectives
-from jigclu.errors import UserError
+from jigclu.machine import PRECISIONS
 from jigclu.state import TrainState
 from jigclu.update import LossScaling, Optimizer, next_loss_scale, update, update_where
 
-PRECISIONS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 # Statistics are of the global batch already: nothing to broadcast. torch 2.15 renamed the option.
 _NO_BROADCAST: dict[str, Any] = {
     "forward_sync_buffers"
@@ -30,12 +25,6 @@ _NO_BROADCAST: dict[str, Any] = {
     else "broadcast_buffers": False
 }
 _UNSCALED = LossScaling(initial=1.0, growth=1.0, backoff=1.0, interval=1)
-
-
-def check_precision(precision: str) -> None:
-    """Raises UserError unless it is one of `PRECISIONS`."""
-    if precision not in PRECISIONS:
-        raise UserError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
 
 
 class Forward(nn.Module):
@@ -52,12 +41,8 @@ class Forward(nn.Module):
           model: with initial weights, the same on every rank.
           precision: "float32", or of autocast: "bfloat16" or "float16".
           channels_last: memory format of images and weights.
-
-        Raises:
-          UserError: an unknown precision.
         """
         super().__init__()
-        check_precision(precision)
         self.precision = PRECISIONS[precision]
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)

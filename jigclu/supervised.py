@@ -15,9 +15,9 @@ from jigclu.data.subsets import check_labelled
 from jigclu.data.transfer import transferred
 from jigclu.encoder import Encoder, create_encoder
 from jigclu.features import FeatureSettings, check_normalisation
+from jigclu.machine import PRECISIONS, Machine
 from jigclu.monitor import Monitor
 from jigclu.pictures import confusion_picture
-from jigclu.steps import PRECISIONS
 from jigclu.training import TrainingTask, check_least, timed
 
 
@@ -55,10 +55,14 @@ class SupervisedTask(TrainingTask):
         """Returns the images of a source as they are scored."""
         return ImageDataset(source=source, resize=self.resize, crop=self.crop)
 
-    def feature_settings(self) -> FeatureSettings:
+    def feature_settings(self, machine: Machine) -> FeatureSettings:
         """Returns how images that are scored become features."""
         return FeatureSettings(
-            self.mean, self.std, self.val_batch_size, self.workers, PRECISIONS[self.precision]
+            self.mean,
+            self.std,
+            self.val_batch_size,
+            machine.workers.value,
+            PRECISIONS[machine.precision.value],
         )
 
     def new_encoder(self) -> Encoder:
@@ -76,15 +80,15 @@ class SupervisedTask(TrainingTask):
         check_least(self, {"val_batch_size": 1})
 
     def labelled_batches(
-        self, start_step: int, device: torch.device
+        self, start_step: int, device: torch.device, machine: Machine
     ) -> Iterator[tuple[ClassificationInputs, float]]:
         """Yields this rank's images and labels of every step left, and the seconds waited."""
         loader = labelled_loader(
             self.training_images(),
             self.sampler(start_step),
-            self.workers,
+            machine.workers.value,
             self.prefetch,
-            device.type == "cuda",
+            machine.pin_memory.value,
         )
         for batch, wait in transferred(timed(loader), device):
             yield ClassificationInputs(batch.image, batch.label), wait

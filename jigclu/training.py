@@ -5,19 +5,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint, collectives, resume, schedules
+from jigclu import checkpoint, collectives, machine, resume, schedules
 from jigclu.data.sampler import GlobalBatchSampler, steps_per_epoch
 from jigclu.data.sources import Source
 from jigclu.device import check_compiler, launched_processes, local_device, process_group
 from jigclu.errors import UserError
+from jigclu.machine import Auto, Machine
 from jigclu.monitor import Monitor
 from jigclu.state import TrainState
-from jigclu.steps import check_precision
 from jigclu.weights import check_encoder
 
 Batch = TypeVar("Batch")
@@ -43,9 +43,9 @@ class TrainingTask(ABC):
     per_epoch: bool
     device: str
     precision: str
-    compile: bool
-    channels_last: bool
-    workers: int
+    compile: bool | Auto
+    channels_last: bool | Auto
+    workers: int | Auto
     prefetch: int
     init_from: str | None
     resume_from: str | None
@@ -61,9 +61,9 @@ class TrainingTask(ABC):
         return self.source
 
     @property
-    def compiles(self) -> bool:
-        """Whether torch.compile has anything to do."""
-        return self.compile
+    def compilable(self) -> bool:
+        """Whether there is anything for torch.compile to do."""
+        return True
 
     @property
     def steps_per_epoch(self) -> int:
@@ -118,14 +118,14 @@ class TrainingTask(ABC):
             )
         self.check_values()
         local_device(self.device)
-        if self.compiles:
+        if self.compilable and self.compile is True:
             check_compiler()
         if self.resume_from is not None:
             checkpoint.require(Path(self.resume_from))
         found = self.starting_checkpoint(workdir)
         if found is not None:
             contents = checkpoint.load(found, "cpu")
-            resume.check_same_run(contents["config"], config, found)
+            resume.check_same_run(contents, config, found)
             resume.check_same_data(
                 contents["data"], self.training_source.fingerprint(deep=False), found
             )
@@ -136,7 +136,7 @@ class TrainingTask(ABC):
         Subclasses check their own fields, too.
         """
         schedules.check_schedule(self.epochs, self.warmup_epochs)
-        check_precision(self.precision)
+        machine.check_precision(self.precision)
         if self.stop_after_steps is not None and self.stop_after_steps < 1:
             raise UserError(
                 f"stop_after_steps is {self.stop_after_steps}; it must be 1 or more, or None"
@@ -144,8 +144,9 @@ class TrainingTask(ABC):
         check_least(
             self,
             {"log_every": 1, "checkpoint_every": 1, "keep_last": 1, "prefetch": 1, "batch_size": 2}
-            | {"keep_every": 0, "evaluate_every": 0, "workers": 0, "seed": 0},
+            | {"keep_every": 0, "evaluate_every": 0, "seed": 0},
         )
+        machine.check_workers(self.workers)
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
         check_encoder(self.init_from, self.encoder, self.small_stem)
@@ -165,8 +166,32 @@ class TrainingTask(ABC):
         named = None if self.resume_from is None else Path(self.resume_from)
         return checkpoint.latest(workdir) or named
 
-    def plan(self) -> str:
-        """Returns what a run would do, several lines: devices, steps, samples, and its own."""
+    def choose_machine(self, workdir: Path | None) -> Machine:
+        """Chooses what depends on the machine; the same precision on every rank.
+
+        Args:
+          workdir: of the run, which keeps the precision in which it started; None: no run.
+        """
+        device = local_device(self.device)
+        path = None if workdir is None else self.starting_checkpoint(workdir)
+        started = None if path is None else resume.started_precision(checkpoint.peek(path))
+        precision = machine.choose_precision(self.precision, device, started)
+        return machine.choose_machine(
+            device,
+            precision=collectives.broadcast(precision),
+            compile=self.compile,
+            channels_last=self.channels_last,
+            workers=self.workers,
+            steps=self.total_steps,
+            compilable=self.compilable,
+        )
+
+    def plan(self, workdir: Path) -> str:
+        """Returns what a run would do, several lines: devices, steps, samples, and its own.
+
+        Args:
+          workdir: of the run, which may hold a checkpoint to resume.
+        """
         return "\n".join(
             [
                 f"devices: {launched_processes()} x {local_device(self.device).type}",
@@ -175,6 +200,7 @@ class TrainingTask(ABC):
                 f"of {self.epochs} epochs",
                 f"samples: {self.total_steps * self.batch_size:,} images, {self.batch_size} a step",
                 *self.plan_details(),
+                self.choose_machine(workdir).summary(),
             ]
         )
 
@@ -195,13 +221,22 @@ class TrainingTask(ABC):
         """
         device = local_device(self.device)
         with process_group(device):
-            run = self.begin(workdir, config, device)
+            run = self.start(workdir, config, device)
             run.to_the_end()
             return run.scores[-1][1] if run.scores else {}
 
+    def start(self, workdir: Path, config: str, device: torch.device) -> "TrainingRun":
+        """Returns the run of this process, set up for its machine.
+
+        Args: as `check`, and the device of this process.
+        """
+        chosen = self.choose_machine(workdir)
+        chosen.apply()
+        return self.begin(RunContext(workdir, config, device, chosen))
+
     @abstractmethod
-    def begin(self, workdir: Path, config: str, device: torch.device) -> "TrainingRun":
-        """Returns the run of this process, its state that before the first step."""
+    def begin(self, context: "RunContext") -> "TrainingRun":
+        """Returns the run of this process, in the state before its first step."""
 
 
 def check_least(task: object, least: Mapping[str, int]) -> None:
@@ -210,6 +245,21 @@ def check_least(task: object, least: Mapping[str, int]) -> None:
         value = getattr(task, name)
         if value < bound:
             raise UserError(f"{name} is {value}; it must be {bound} or more")
+
+
+class RunContext(NamedTuple):
+    """Where and how a process runs a task.
+
+    workdir: of the run.
+    config: all effective bindings, one per line.
+    device: of this process.
+    machine: the settings chosen for it, and why.
+    """
+
+    workdir: Path
+    config: str
+    device: torch.device
+    machine: Machine
 
 
 class TrainingRun(ABC):
@@ -221,31 +271,26 @@ class TrainingRun(ABC):
     def __init__(
         self,
         task: TrainingTask,
-        workdir: Path,
-        config: str,
-        device: torch.device,
+        context: RunContext,
         state: TrainState,
     ) -> None:
         """Takes up a checkpoint, or initial weights, where there are any.
 
         Args:
           task: that passed its check.
-          workdir: of the run.
-          config: all effective bindings, one a line.
-          device: of this process.
+          context: where and how it runs.
           state: before the first step; its tensors are filled in place.
         """
-        self.workdir = workdir
-        self.device = device
+        self.context = context
+        self.device = context.device
         self.state = state
         # Steps, and what was scored after them, by name.
         self.scores: list[tuple[int, dict[str, float]]] = []
         self._task = task
-        self._config = config
         self._data = task.training_source.fingerprint(deep=False)
         news = self._restore()
         self.monitor = Monitor(
-            workdir=workdir,
+            workdir=context.workdir,
             total_steps=max(task.total_steps, self.state.step),
             start_step=self.state.step,
             images_per_step=task.batch_size,
@@ -254,6 +299,9 @@ class TrainingRun(ABC):
         )
         if news:
             self.monitor.message(news)
+        warning = machine.precision_warning(context.machine.precision, context.device)
+        if warning is not None:
+            self.monitor.message(f"warning: {warning}")
 
     @abstractmethod
     def begin_with(self, path: Path) -> str:
@@ -279,23 +327,26 @@ class TrainingRun(ABC):
         """Takes all steps that are left."""
         task = self._task
         with self.monitor:
-            self.monitor.text("config", self.state.step, f"```\n{self._config}\n```")
+            self.monitor.text("config", self.state.step, f"```\n{self.context.config}\n```")
             if self.state.step == 0 and self.scores_untrained:
                 self._score()
-            if task.compiles and self.state.step < task.total_steps:
+            if self.context.machine.compile.value and self.state.step < task.total_steps:
                 self.monitor.message("compiling the first step: this takes a minute or more")
             for inputs, wait in self.inputs():
                 metrics = self.take_step(inputs)
                 self.monitor.step(self.state.step, metrics, wait)
                 self._after_step()
-            self.monitor.message(f"done: {self.state.step} steps, everything is in {self.workdir}")
+            self.monitor.message(
+                f"done: {self.state.step} steps, everything is in {self.context.workdir}"
+            )
             self.conclude()
 
     def _restore(self) -> str:
-        path = self._task.starting_checkpoint(self.workdir)
+        path = self._task.starting_checkpoint(self.context.workdir)
         if path is not None:
             contents = checkpoint.load(path, self.device)
-            self.state = resume.fill(self.state, contents, path)
+            precision = self.context.machine.precision.value
+            self.state = resume.fill(self.state, contents, path, precision)
             self.scores = [(step, dict(score)) for step, score in contents["scores"]]
             return f"resumed from {path} at step {self.state.step}"
         if self._task.init_from is not None:
@@ -330,8 +381,14 @@ class TrainingRun(ABC):
         task = self._task
         with self.monitor.pause():
             checkpoint.save(
-                self.workdir,
-                resume.contents(self.state, self._config, self._data, self.scores),
+                self.context.workdir,
+                resume.contents(
+                    self.state,
+                    self.context.config,
+                    self._data,
+                    self.scores,
+                    self.context.machine.to_checkpoint(),
+                ),
                 self.state.step,
                 task.keep_last,
                 task.keep_every,

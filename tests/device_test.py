@@ -106,7 +106,7 @@ class DeviceTest(absltest.TestCase):
     def test_compiler(self) -> None:
         with (
             mock.patch("shutil.which", lambda name: None),
-            self.assertRaisesRegex(UserError, r"no C\+\+ compiler.*train.compile = False"),
+            self.assertRaisesRegex(UserError, r"no C\+\+ compiler.*bind compile = 'auto' or False"),
         ):
             device.check_compiler()
         with (

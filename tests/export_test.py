@@ -246,7 +246,7 @@ class ExportTest(parameterized.TestCase):
             self.changed(formats=("torchvision", name)).check(self.workdir, "")
 
     def test_plan(self) -> None:
-        plan = self.changed(formats=("onnx", "timm")).plan()
+        plan = self.changed(formats=("onnx", "timm")).plan(Path("runs/none"))
         self.assertEqual(
             plan,
             "writes: resnet18.onnx, resnet18.timm.pth, card.md\n"

@@ -51,7 +51,7 @@ def score_weights(path: str, workdir: str) -> dict[str, float]:
     """Scores a file's encoder with a head of the seed, untrained."""
     task = changed(init_from=path)
     with contextlib.redirect_stderr(io.StringIO()):
-        training = task.begin(Path(workdir), CONFIG, torch.device("cpu"))
+        training = task.start(Path(workdir), CONFIG, torch.device("cpu"))
         with training.monitor:
             return training.score()
 
@@ -138,7 +138,7 @@ class FinetuneTest(parameterized.TestCase):
 
     def test_only_a_part_of_the_labels(self) -> None:
         task = changed(source=BalancedSubset(TASK.source, 0.5, seed=0), epochs=1)
-        self.assertIn("data: 10 images, 10 classes", task.plan())
+        self.assertIn("data: 10 images, 10 classes", task.plan(Path("runs/none")))
         self.assertEqual(final_step(task, self.folder), 1)
 
     @parameterized.parameters(

@@ -35,7 +35,7 @@ def evaluation(**changes: object) -> knn.KnnEvaluation:
 def score_and_features() -> tuple[float, float, Tensor]:
     """7 queries and 20 images in the bank, shared by the ranks."""
     task, encoder = evaluation(), small_encoder()
-    settings = task._settings(torch.float32)
+    settings = task._settings(torch.device("cpu"), torch.float32)
     return *task(encoder, torch.float32), task._all_queries(encoder, settings)
 
 
@@ -106,7 +106,7 @@ class KnnEvaluationTest(parameterized.TestCase):
 
     def test_features_are_pooled_and_normalised(self) -> None:
         task, encoder = evaluation(), small_encoder().eval()
-        features = task._all_queries(encoder, task._settings(torch.float32))
+        features = task._all_queries(encoder, task._settings(torch.device("cpu"), torch.float32))
         image = (task.queries.read(6).float() / 255 - 0.5) / 0.25
         with torch.no_grad():
             expected = functional.normalize(encoder(image[None]).mean((2, 3)), dim=1)[0]

@@ -33,6 +33,8 @@ LAYERS = {
     "jigclu.weights": 2.2,
     "jigclu.monitor": 2.0,
     "jigclu.device": 2.0,
+    "jigclu.cores": 2.0,
+    "jigclu.machine": 2.1,
     "jigclu.data": 2.0,
     "jigclu.data.decode": 2.0,
     "jigclu.data.sampler": 2.0,

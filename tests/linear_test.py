@@ -51,7 +51,7 @@ def run_on_rank(workdir: str, cache: str | None) -> tuple[Tensor, list[Any]]:
     """Trains; returns the last weights, and all scores but of the first rank nothing."""
     task = changed(cache=cache and FeatureCache(folder=cache, views=1), evaluate_every=1)
     with contextlib.redirect_stderr(io.StringIO()):
-        training = task.begin(Path(workdir), CONFIG, torch.device("cpu"))
+        training = task.start(Path(workdir), CONFIG, torch.device("cpu"))
         training.to_the_end()
     return training.state.parameters["fc.weight"], training.scores
 
@@ -116,7 +116,7 @@ class LinearTest(parameterized.TestCase):
         workdir = self.folder / "run"
         task = changed(**SWEEP)
         printed = run(task, workdir)
-        self.assertIn("data: 30 images", task.plan())
+        self.assertIn("data: 30 images", task.plan(Path("runs/none")))
         score = final(workdir)["scores"][-1][1]
         self.assertEqual(score["best_learning_rate"], 0.1)  # Not 1e-4, nor what diverged.
         self.assertIn("best of 6 on 10 held-out training images", printed)

@@ -4,6 +4,7 @@ import dataclasses
 import io
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
@@ -14,7 +15,7 @@ from tasks import PRETRAINING, final, run_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from jigclu import checkpoint
+from jigclu import checkpoint, machine
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import UnlabelledImages
 from jigclu.errors import UserError
@@ -156,7 +157,7 @@ class PretrainTest(parameterized.TestCase):
         torch.save(published, path)
         task = changed(init_from=str(path), small_stem=False, patch_size=32)
         task.check(self.folder / "run", CONFIG)
-        state = task.begin(self.folder / "run", CONFIG, torch.device("cpu")).state
+        state = task.start(self.folder / "run", CONFIG, torch.device("cpu")).state
         self.assertEqual(state.step, 0)
         for name, value in {**state.parameters, **state.buffers}.items():
             expected = published["state_dict"][f"module.encoder.{name.removeprefix('encoder.')}"]
@@ -181,7 +182,7 @@ class PretrainTest(parameterized.TestCase):
             run(changed(learning_rate=1e30), self.folder)
 
     def test_plan(self) -> None:
-        plan = TASK.plan()
+        plan = TASK.plan(Path("runs/none"))
         self.assertIn("devices: 1 x cpu", plan)
         self.assertIn("data: 14 images, 10 classes", plan)
         self.assertIn("steps: 6, 3 an epoch of 2 epochs", plan)
@@ -189,6 +190,7 @@ class PretrainTest(parameterized.TestCase):
         # 11,168,832 of the encoder with its small stem and 330,372 of the heads, 4 bytes each,
         # and 4800 channels of batch normalisation.
         self.assertIn("state: 92.0 MB a device (parameters 46.0, momentum 46.0", plan)
+        self.assertIn("machine:\n  precision: float32 (bound)\n  compile: False (bound)", plan)
 
     @parameterized.parameters(
         ({"batch_size": 15}, "the data has 14 images, fewer than one global batch of 15"),
@@ -235,6 +237,33 @@ class PretrainTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, message):
             changed(**changes).check(self.folder / "run", CONFIG)
         self.assertFalse((self.folder / "run").exists())
+
+    def test_auto_keeps_the_precision_in_which_a_run_started(self) -> None:
+        run(changed(stop_after_steps=2), self.folder)
+        auto = changed(precision="auto")
+        with mock.patch.multiple(
+            machine,
+            _cpu_supports_bfloat16=lambda: True,
+            precision_slowdown=lambda precision, device: 0.5,
+        ):
+            self.assertEqual(auto.choose_machine(None).precision.value, "bfloat16")
+            kept = auto.choose_machine(self.folder).precision
+        self.assertEqual(kept, machine.Choice("float32", "as this run started"))
+
+    def test_resumes_in_another_precision_that_is_bound(self) -> None:
+        run(changed(stop_after_steps=2, precision="bfloat16"), self.folder)
+        printed = run(changed(stop_after_steps=4), self.folder)
+        self.assertIn("at step 2", printed)
+        kept = final(self.folder)
+        self.assertEqual(
+            kept["machine"]["precision"], ["float32", "bound; this run started in bfloat16"]
+        )
+
+    def test_slow_precision_is_warned_of_once_and_used(self) -> None:
+        with mock.patch.object(machine, "precision_warning", return_value="too slow"):
+            printed = run(changed(stop_after_steps=2), self.folder)
+        self.assertEqual(printed.count("warning: too slow\n"), 1)
+        self.assertEqual(final(self.folder)["step"], 2)
 
     def test_refuses_a_workdir_of_another_configuration(self) -> None:
         run(changed(stop_after_steps=2), self.folder)

@@ -59,7 +59,9 @@ def _our_permutation(published: Tensor) -> Tensor:
 
 def _step(model: JigClu, slots: Tensor, permutation: Tensor) -> StepLosses:
     outputs = model(jigsaw.stitch_montages(slots, _GRID))
-    return jigsaw_losses(*outputs, permutation, _GRID, _OBJECTIVE)
+    return jigsaw_losses(
+        outputs.embeddings, outputs.location_logits, permutation, _GRID, _OBJECTIVE
+    )
 
 
 def _axis_weights(side: int) -> NDArray[np.float64]:

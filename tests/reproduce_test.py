@@ -73,7 +73,7 @@ class Stub:
     def check(self, workdir: Path, config: str) -> None:
         self.calls.append(f"check {self.name}")
 
-    def plan(self) -> str:
+    def plan(self, workdir: Path) -> str:
         return f"plan of {self.name}"
 
     def run(self, workdir: Path, config: str) -> dict[str, float]:

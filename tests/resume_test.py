@@ -13,6 +13,13 @@ from jigclu.state import TrainState
 OLD = "train.seed = 0\ntrain.workers = 8\nknn.neighbours = 20\nImageFolder.root = 'a'"
 
 
+MACHINE = {"precision": ["bfloat16", "a reason"]}
+
+
+def contents_of(config: str, version: str = "0.2.0") -> dict[str, Any]:
+    return {"config": config, "versions": {"jigclu": version}}
+
+
 def state_of(value: float) -> TrainState:
     return TrainState(
         step=int(value),
@@ -30,9 +37,10 @@ class ResumeTest(parameterized.TestCase):
         ("knn.neighbours = 20", "knn.neighbours = 5"),
         ("ImageFolder.root = 'a'", "ImageFolder.root = 'b'"),
         ("train.workers = 8", "train.workers = 8\ntrain.device = 'cpu'"),
+        ("train.workers = 8", "train.workers = 'auto'\ntrain.precision = 'float32'"),
     )
     def test_operation_may_change(self, old: str, new: str) -> None:
-        resume.check_same_run(OLD, OLD.replace(old, new), Path("c.pt"))
+        resume.check_same_run(contents_of(OLD), OLD.replace(old, new), Path("c.pt"))
 
     @parameterized.parameters(
         ("train.seed = 0", "train.seed = 1", "train.seed was 0 and is 1;"),
@@ -43,7 +51,37 @@ class ResumeTest(parameterized.TestCase):
     )
     def test_learning_may_not(self, old: str, new: str, message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
-            resume.check_same_run(OLD, OLD.replace(old, new), Path("c.pt"))
+            resume.check_same_run(contents_of(OLD), OLD.replace(old, new), Path("c.pt"))
+
+    def test_checkpoints_of_version_0_1_pooled_the_map_as_it_was(self) -> None:
+        old, path = contents_of(OLD, "0.1.0"), Path("c.pt")
+        resume.check_same_run(old, f"{OLD}\ntrain.pooling_map = None", path)
+        with self.assertRaisesRegex(UserError, "c.pt .*train.pooling_map was None and is 8;"):
+            resume.check_same_run(old, f"{OLD}\ntrain.pooling_map = 8", path)
+
+    @parameterized.parameters("train", "finetune", "linear")
+    def test_rejects_version_0_1_with_warm_up(self, task: str) -> None:
+        config, path = f"{task}.seed = 0\n{task}.warmup_epochs = 0.5", Path("c.pt")
+        resume.check_same_run(contents_of(config), config, path)
+        with self.assertRaisesRegex(UserError, "c.pt was written by version 0.1.*init_from"):
+            resume.check_same_run(contents_of(config, "0.1.0"), config, path)
+        without = config.replace("0.5", "0")
+        resume.check_same_run(contents_of(without, "0.1.0"), without, path)
+
+    @parameterized.parameters(
+        ({"machine": MACHINE, "config": "train.precision = 'auto'"}, "bfloat16"),
+        ({"config": "train.seed = 0\nlinear.precision = 'float16'\nsgd.momentum = 0"}, "float16"),
+        ({"config": "train.seed = 0"}, None),
+    )
+    def test_says_in_which_precision_a_run_started(
+        self, contents: dict[str, Any], precision: str | None
+    ) -> None:
+        self.assertEqual(resume.started_precision(contents), precision)
+
+    def test_loss_scale_starts_anew_in_another_precision(self) -> None:
+        contents = resume.contents(state_of(5.0), OLD, "ab12", [], MACHINE)
+        state = resume.fill(state_of(0.0), contents, Path("c.pt"), "float16")
+        self.assertEqual((state.step, state.loss_scale, state.good_steps), (5, 3.0, 4))
 
     def test_data_may_not(self) -> None:
         resume.check_same_data("ab12", "ab12", Path("c.pt"))
@@ -53,14 +91,16 @@ class ResumeTest(parameterized.TestCase):
     def test_state_survives_the_file(self) -> None:
         folder = Path(self.create_tempdir().full_path)
         torch.manual_seed(7)
-        contents = resume.contents(state_of(5.0), OLD, "ab12", [(0, {"knn_accuracy": 0.25})])
-        self.assertCountEqual(contents, checkpoint.KEYS)
+        contents = resume.contents(
+            state_of(5.0), OLD, "ab12", [(0, {"knn_accuracy": 0.25})], MACHINE
+        )
+        self.assertCountEqual(contents, (*checkpoint.KEYS, "machine"))
         path = checkpoint.save(folder, contents, 5, keep_last=1, keep_every=0)
         expected = torch.rand(3)
 
         target = state_of(0.0)
         loaded = checkpoint.load(path, "cpu")
-        filled = resume.fill(target, loaded, path)
+        filled = resume.fill(target, loaded, path, "bfloat16")
         for actual, wanted in zip(filled, state_of(5.0), strict=True):
             torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
         # Into the tensors themselves, which the model holds.
@@ -72,11 +112,11 @@ class ResumeTest(parameterized.TestCase):
 
     @parameterized.parameters("parameters", "buffers")
     def test_refuses_another_architecture(self, part: str) -> None:
-        contents: dict[str, Any] = resume.contents(state_of(5.0), OLD, "ab12", [])
+        contents: dict[str, Any] = resume.contents(state_of(5.0), OLD, "ab12", [], MACHINE)
         contents[part] = {"other": torch.zeros(1)}
         target = state_of(0.0)
         with self.assertRaisesRegex(UserError, "c.pt is of another architecture: .*missing"):
-            resume.fill(target, contents, Path("c.pt"))
+            resume.fill(target, contents, Path("c.pt"), "bfloat16")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ def measure_end_to_end(
       repetitions: of the step on noise.
       device: on which to compute.
     """
+    machine = task.choose_machine(None)
     # The first step compiles, and the workers fill their queues: what is in them was free.
-    warm = _WARM + task.workers * task.prefetch
+    warm = _WARM + machine.workers.value * task.prefetch
     total = warm + steps
     task = dataclasses.replace(
         task,
@@ -41,9 +42,9 @@ def measure_end_to_end(
         evaluation=None,
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = task.begin(Path(folder), "", device)
+        run = task.start(Path(folder), "", device)
         seconds, waited = _timed(run.inputs(), run.take_step, warm, device)
-        run = task.begin(Path(folder), "", device)
+        run = task.start(Path(folder), "", device)
         reading, _ = _timed(run.inputs(), lambda _: None, warm, device)
     timed = interleaved({"step": jigsaw_step(task, device)}, repetitions, device)
     stepping = timed["step"].median
@@ -62,10 +63,11 @@ def measure_end_to_end(
             ("reading alone", images / reading, None, None),
         ],
         note=(
-            f"{task.encoder}, {task.batch_size} images, {task.precision}, "
-            f"{'compiled' if task.compile else 'eager'}; {task.workers} processes read; "
-            f"{steps} steps after {warm} that do not count, once. With a GPU the host may wait for "
-            "data while that still computes: the last column is what reading costs."
+            f"{task.encoder}, {task.batch_size} images, {machine.precision.value}, "
+            f"{'compiled' if machine.compile.value else 'eager'}; "
+            f"{machine.workers.value} processes read; "
+            f"{steps} steps after {warm} that do not count, once. With a GPU the host may wait "
+            "for data while that still computes: the last column is what reading costs."
         ),
         panels=(("images/s",),),
     )

@@ -19,7 +19,6 @@ from jigclu.augment import AugmentationSettings
 from jigclu.encoder import Encoder
 from jigclu.model import JigClu
 
-
 # Fixed in the published code, whatever the map.
 _POOLING_MAP = 8
 

@@ -15,9 +15,10 @@ from jigclu.benchmark.tables import Table, megabytes, spread
 from jigclu.benchmark.timing import Action, Seconds, interleaved, matmul_rate, peak_memory
 from jigclu.classifier import ClassificationInputs, Classifier, ClassifierForward
 from jigclu.encoder import create_encoder
+from jigclu.machine import PRECISIONS
 from jigclu.objective import StepInputs
 from jigclu.pretrain import PretrainTask
-from jigclu.steps import PRECISIONS, TrainingStep
+from jigclu.steps import TrainingStep
 
 _CLASSES = 1000  # Of the supervised step, as in ImageNet.
 
@@ -53,20 +54,22 @@ def random_inputs(task: PretrainTask, device: torch.device) -> StepInputs:
 
 def jigsaw_step(task: PretrainTask, device: torch.device) -> Action:
     """Returns a step of pre-training on noise; its learning rate is 0."""
-    return _stepper(task.training_step(task.model(), device), random_inputs(task, device))
+    step = task.training_step(task.model(), device, task.choose_machine(None))
+    return _stepper(step, random_inputs(task, device))
 
 
 def supervised_step(task: PretrainTask, device: torch.device) -> Action:
     """Returns a step of plain classification: the same encoder, as many images as montages."""
     side = task.grid * task.patch_size
+    machine = task.choose_machine(None)
     forward = ClassifierForward(
         _classifier(task),
         tuple(task.augmentation.mean),
         tuple(task.augmentation.std),
-        task.precision,
-        task.channels_last,
+        machine.precision.value,
+        machine.channels_last.value,
     )
-    step = TrainingStep(forward, task.optimizer, task.loss_scaling, task.compile, device)
+    step = TrainingStep(forward, task.optimizer, task.loss_scaling, machine.compile.value, device)
     images = torch.randint(0, 256, (task.batch_size, 3, side, side), dtype=torch.uint8)
     labels = torch.randint(0, _CLASSES, (task.batch_size,))
     return _stepper(step, ClassificationInputs(images.to(device), labels.to(device)))

@@ -23,9 +23,9 @@ from jigclu.benchmark.stepping import measure_steps, variants_of
 from jigclu.benchmark.tables import Table, markdown, plot, write_json
 from jigclu.device import check_compiler, launched_processes, local_device
 from jigclu.errors import UserError
+from jigclu.machine import check_precision
 from jigclu.monitor import Monitor
 from jigclu.pretrain import PretrainTask
-from jigclu.steps import check_precision
 from jigclu.training import check_least
 
 _COMPILED = 128  # Every kind of arithmetic compiles the same functions once more.
@@ -90,7 +90,7 @@ class BenchmarkTask:
                 raise UserError(f"{name} is empty; give one value or more")
         for precision in self.precisions:
             check_precision(precision)
-        if self.task.compile or True in self.compile:
+        if self.task.compile is True or True in self.compile:
             check_compiler()
 
     def _check_numbers(self, name: str, divisor: int) -> None:
@@ -100,8 +100,9 @@ class BenchmarkTask:
         if any(value % divisor for value in values):
             raise UserError(f"{name} is {values}; it must be multiples of grid**2 = {divisor}")
 
-    def plan(self) -> str:
+    def plan(self, workdir: Path) -> str:
         """Returns what a run would do, several lines."""
+        del workdir
         return "\n".join(
             [
                 f"device: {local_device(self.task.device).type}",

@@ -49,7 +49,7 @@ class SteppingTest(absltest.TestCase):
         self.assertAlmostEqual((jigclu - supervised) / heads, 1, delta=0.01)
 
     def test_steps_move_nothing(self) -> None:
-        step = TASK.training_step(TASK.model(), CPU)
+        step = TASK.training_step(TASK.model(), CPU, TASK.choose_machine(None))
         before = [value.clone() for value in step.model.parameters()]
         with mock.patch.object(PretrainTask, "training_step", return_value=step):
             take = stepping.jigsaw_step(TASK, CPU)

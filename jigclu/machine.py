@@ -1,0 +1,258 @@
+"""Settings that depend on the machine: what 'auto' stands for, each choice with its reason."""
+
+import functools
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from torch.nn import functional
+
+from jigclu.cores import available_cores, local_ranks
+from jigclu.device import compiler_problem
+from jigclu.errors import UserError
+
+_Value = TypeVar("_Value")
+Auto = Literal["auto"]
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Reading one image takes about a tenth of a core's time to train on it, where a CPU trains.
+_CORES_PER_WORKER = 8
+# More processes than these only compete for memory and for the disk.
+_MOST_WORKERS = 16
+# Compiling takes a minute or two; in fewer steps it does not earn that back.
+_LEAST_COMPILED_STEPS = 300
+# A slower precision is worth a warning from here on: less than that is the noise of a probe.
+_SLOW = 1.5
+
+
+@dataclass(frozen=True)
+class Choice(Generic[_Value]):
+    """The value of a setting, and why it has that value."""
+
+    value: _Value
+    reason: str
+
+
+class Machine(NamedTuple):
+    """The settings of one process.
+
+    precision: "float32", or of autocast "bfloat16" or "float16".
+    compile: whether torch.compile is used.
+    channels_last: memory format of images and weights.
+    workers: processes that read images.
+    threads: of this process, for tensor operations on the CPU.
+    pin_memory: whether batches are read into page-locked memory.
+    cudnn_benchmark: whether cuDNN times its algorithms at the first step.
+    tf32: whether float32 convolutions on a GPU may round their factors to TF32.
+    """
+
+    precision: Choice[str]
+    compile: Choice[bool]
+    channels_last: Choice[bool]
+    workers: Choice[int]
+    threads: Choice[int]
+    pin_memory: Choice[bool]
+    cudnn_benchmark: Choice[bool]
+    tf32: Choice[bool]
+
+    def summary(self) -> str:
+        """Returns one line per setting: name, value and reason."""
+        return "machine:\n" + "\n".join(
+            f"  {name}: {choice.value} ({choice.reason})" for name, choice in self._asdict().items()
+        )
+
+    def to_checkpoint(self) -> dict[str, list[Any]]:
+        """Returns name to [value, reason], plain values."""
+        return {name: [choice.value, choice.reason] for name, choice in self._asdict().items()}
+
+    def apply(self) -> None:
+        """Sets what torch keeps for the whole process: threads, and how convolutions run."""
+        torch.set_num_threads(self.threads.value)
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark.value
+        torch.backends.cudnn.allow_tf32 = self.tf32.value
+
+
+def choose_machine(
+    device: torch.device,
+    *,
+    precision: Choice[str],
+    compile: bool | Auto,
+    channels_last: bool | Auto,
+    workers: int | Auto,
+    steps: int,
+    compilable: bool = True,
+) -> Machine:
+    """Settles every setting that depends on the machine.
+
+    Args:
+      device: where to train.
+      precision: of `choose_precision`; the same on every rank.
+      compile, channels_last, workers: as bound.
+      steps: of the run.
+      compilable: whether there is anything to compile.
+    """
+    return Machine(
+        precision=precision,
+        compile=choose_compile(compile, device, precision.value, steps, compilable),
+        channels_last=_choose_channels_last(channels_last),
+        workers=choose_workers(workers, device),
+        threads=choose_threads(),
+        pin_memory=_on_gpu(device, "copies to the GPU overlap with its work"),
+        cudnn_benchmark=_on_gpu(device, "every step has the same shapes"),
+        tf32=_choose_tf32(device, precision.value),
+    )
+
+
+def check_precision(precision: str) -> None:
+    """Raises UserError unless it is 'auto' or one of `PRECISIONS`."""
+    if precision not in ("auto", *PRECISIONS):
+        known = ", ".join(map(repr, ("auto", *PRECISIONS)))
+        raise UserError(f"precision is {precision!r}; it must be one of {known}")
+
+
+def choose_precision(bound: str, device: torch.device, started: str | None) -> Choice[str]:
+    """Chooses the fastest precision that trains safely.
+
+    Args:
+      bound: "auto" or one of `PRECISIONS`.
+      device: where to train.
+      started: precision of the run that is resumed; None for a new one.
+    """
+    if bound != "auto":
+        changed = f"; this run started in {started}" if started not in (None, bound) else ""
+        return Choice(bound, f"bound{changed}")
+    if started is not None:
+        return Choice(started, "as this run started")
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Choice("bfloat16", f"{name} has native bfloat16")
+        return Choice("float16", f"{name} has no native bfloat16; losses are scaled")
+    if not _cpu_supports_bfloat16():
+        return Choice("float32", "this CPU has neither avx512_bf16 nor AMX")
+    slowdown = precision_slowdown("bfloat16", device)
+    if slowdown >= 1:
+        return Choice("float32", f"bfloat16 takes {slowdown:.1f} times as long on this CPU")
+    return Choice("bfloat16", f"convolutions are {1 / slowdown:.1f} times as fast as in float32")
+
+
+def precision_warning(choice: Choice[str], device: torch.device) -> str | None:
+    """Returns a warning if another precision would be much faster on this device."""
+    if choice.value == "float32":
+        return None
+    slowdown = precision_slowdown(choice.value, device)
+    if slowdown < _SLOW:
+        return None
+    return (
+        f"precision is {choice.value!r}, in which convolutions take {slowdown:.1f} times as long "
+        "as in float32 on this machine; bind precision = 'float32', or 'auto' for a new run"
+    )
+
+
+def _cpu_supports_bfloat16() -> bool:
+    """Asks oneDNN, which computes convolutions on CPUs."""
+    return torch.backends.mkldnn.is_available() and bool(
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+@functools.cache
+def precision_slowdown(precision: str, device: torch.device) -> float:
+    """Measures how many times as long as in float32 a small convolution takes: milliseconds."""
+    slow, fast = (_convolution_seconds(PRECISIONS[name], device) for name in (precision, "float32"))
+    return slow / fast
+
+
+def _convolution_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    """Returns the least seconds of a 3x3 convolution, of several."""
+    images = torch.ones(4, 64, 14, 14, dtype=dtype, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    weight = torch.ones(64, 64, 3, 3, dtype=dtype, device=device)
+    seconds = math.inf
+    with torch.no_grad():
+        for _ in range(5):
+            began = time.perf_counter()
+            functional.conv2d(images, weight)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = min(seconds, time.perf_counter() - began)
+    return seconds
+
+
+def choose_compile(
+    bound: bool | Auto, device: torch.device, precision: str, steps: int, compilable: bool = True
+) -> Choice[bool]:
+    """Chooses whether torch.compile pays; for the arguments see `choose_machine`."""
+    if not compilable:
+        return Choice(False, "nothing to compile")
+    if bound != "auto":
+        return Choice(bound, "bound")
+    problem = compiler_problem()
+    if problem is not None:
+        return Choice(False, problem)
+    if device.type == "cpu" and precision == "float32":
+        return Choice(False, "in float32 it gains nothing on a CPU")
+    if steps < _LEAST_COMPILED_STEPS:
+        return Choice(False, f"{steps} steps are too few to earn back the compilation")
+    return Choice(True, f"{steps:,} steps earn back the compilation")
+
+
+def _choose_channels_last(bound: bool | Auto) -> Choice[bool]:
+    if bound != "auto":
+        return Choice(bound, "bound")
+    return Choice(True, "convolutions are as fast or faster")
+
+
+def check_workers(workers: int | Auto, least: int = 0) -> None:
+    """Raises UserError unless it is 'auto', or at least so many."""
+    if workers != "auto" and workers < least:
+        raise UserError(f"workers is {workers}; it must be {least} or more, or 'auto'")
+
+
+def choose_workers(bound: int | Auto, device: torch.device) -> Choice[int]:
+    """Chooses how many processes read images for this one."""
+    if bound != "auto":
+        return Choice(bound, "bound")
+    cores = available_cores() // local_ranks()
+    if device.type == "cuda":
+        workers = min(max(1, cores - 1), _MOST_WORKERS)
+        return Choice(workers, f"{cores} cores per process, one of them for the process itself")
+    workers = min(max(1, cores // _CORES_PER_WORKER), _MOST_WORKERS)
+    return Choice(workers, f"{cores} cores per process, which training needs")
+
+
+def choose_pack_workers(bound: int | Auto) -> Choice[int]:
+    """Chooses how many processes write shards, where nothing else computes."""
+    if bound != "auto":
+        return Choice(bound, "bound")
+    cores = available_cores()
+    return Choice(cores, f"{cores} cores")
+
+
+def choose_threads() -> Choice[int]:
+    """Chooses how many threads compute in this process."""
+    ranks, bound = local_ranks(), os.environ.get("OMP_NUM_THREADS")
+    # torchrun sets 1 for several processes, however many cores there are.
+    if bound is not None and not (ranks > 1 and bound == "1"):
+        return Choice(torch.get_num_threads(), "OMP_NUM_THREADS is set")
+    cores = available_cores()
+    return Choice(max(1, cores // ranks), f"{cores} cores, {ranks} processes on this machine")
+
+
+def _on_gpu(device: torch.device, reason: str) -> Choice[bool]:
+    return Choice(True, reason) if device.type == "cuda" else Choice(False, "no GPU")
+
+
+def _choose_tf32(device: torch.device, precision: str) -> Choice[bool]:
+    if device.type != "cuda":
+        return Choice(False, "no GPU")
+    if precision != "float32":
+        return Choice(False, f"convolutions run in {precision}")
+    return Choice(True, "torch's default for convolutions; matrix products keep float32")

@@ -1,0 +1,71 @@
+"""How many cores there are, and what a container's limits leave of them."""
+
+import math
+import os
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from jigclu import cores
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+class CoresTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.own = self.folder / "own"
+        self.mount = self.folder / "mount"
+
+    @parameterized.parameters(
+        ("max 100000", math.inf), ("250000 100000", 2.5), ("50000 100000", 0.5), ("?", math.inf)
+    )
+    def test_limit_of_version_2(self, text: str, expected: float) -> None:
+        write(self.own, "0::/job\n")
+        write(self.mount / "job" / "cpu.max", text)
+        self.assertEqual(cores.cgroup_cores(self.mount, self.own), expected)
+
+    def test_smallest_limit_of_all_groups_above_counts(self) -> None:
+        write(self.own, "0::/slice/job\n")
+        write(self.mount / "slice" / "cpu.max", "300000 100000")
+        write(self.mount / "slice" / "job" / "cpu.max", "max 100000")
+        self.assertEqual(cores.cgroup_cores(self.mount, self.own), 3)
+
+    def test_container_sees_its_own_group_as_the_root(self) -> None:
+        write(self.own, "0::/outside/unseen\n")
+        write(self.mount / "cpu.max", "400000 100000")
+        self.assertEqual(cores.cgroup_cores(self.mount, self.own), 4)
+
+    @parameterized.parameters(("-1", math.inf), ("150000", 1.5))
+    def test_limit_of_version_1(self, quota: str, expected: float) -> None:
+        write(self.own, "5:memory:/m\n4:cpu,cpuacct:/job\n")
+        write(self.mount / "cpu" / "job" / "cpu.cfs_quota_us", quota)
+        write(self.mount / "cpu" / "job" / "cpu.cfs_period_us", "100000")
+        self.assertEqual(cores.cgroup_cores(self.mount, self.own), expected)
+
+    def test_without_cgroups_there_is_no_limit(self) -> None:
+        self.assertEqual(cores.cgroup_cores(self.mount, self.folder / "absent"), math.inf)
+
+    @parameterized.parameters((math.inf, 4), (2.5, 2), (0.5, 1), (8.0, 4))
+    def test_available_cores_are_whole_and_at_least_one(self, limit: float, expected: int) -> None:
+        with (
+            mock.patch.object(os, "sched_getaffinity", lambda _: {0, 1, 4, 5}, create=True),
+            mock.patch.object(cores, "cgroup_cores", lambda: limit),
+        ):
+            self.assertEqual(cores.available_cores(), expected)
+
+    def test_processes_of_this_machine(self) -> None:
+        with mock.patch.dict(os.environ):
+            os.environ.pop("LOCAL_WORLD_SIZE", None)
+            self.assertEqual(cores.local_ranks(), 1)
+            os.environ["LOCAL_WORLD_SIZE"] = "4"
+            self.assertEqual(cores.local_ranks(), 4)
+
+
+if __name__ == "__main__":
+    absltest.main()
