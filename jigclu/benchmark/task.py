@@ -23,7 +23,7 @@ from jigclu.benchmark.stepping import measure_steps, variants_of
 from jigclu.benchmark.tables import Table, markdown, plot, write_json
 from jigclu.device import check_compiler, launched_processes, local_device
 from jigclu.errors import UserError
-from jigclu.machine import check_precision
+from jigclu.machine import check_precision, choose_precision
 from jigclu.monitor import Monitor
 from jigclu.pretrain import PretrainTask
 from jigclu.training import check_least
@@ -141,8 +141,11 @@ class BenchmarkTask:
         # As it is trained at the end, and by itself: nothing read, nothing resumed.
         task = dataclasses.replace(self.task, smaller_patches=(), init_from=None, resume_from=None)
         device = local_device(task.device)
-        variants = variants_of(self.compile, self.precisions, self.channels_last)
-        arithmetics = variants_of((True,), self.precisions, self.channels_last)
+        precisions = tuple(
+            dict.fromkeys(choose_precision(name, device, None).value for name in self.precisions)
+        )
+        variants = variants_of(self.compile, precisions, self.channels_last)
+        arithmetics = variants_of((True,), precisions, self.channels_last)
         return {
             "reading": lambda: [measure_reading(task, self.images, self.repetitions)],
             "step": lambda: [
