@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jigclu import config
+from jigclu import compile_cache, config
 
 # What torch itself says, after the command's modules are imported.
 _PROGRAM = (
@@ -17,8 +19,8 @@ _PROGRAM = (
 
 class CompileCacheTest(parameterized.TestCase):
     @parameterized.parameters(
-        ({"XDG_CACHE_HOME": "{}/caches"}, "{}/caches/jigclu/compiled"),
-        ({"HOME": "{}"}, "{}/.cache/jigclu/compiled"),
+        ({"XDG_CACHE_HOME": "{}/caches"}, "{}/caches/jigclu/compiled-DIGEST"),
+        ({"HOME": "{}"}, "{}/.cache/jigclu/compiled-DIGEST"),
         ({"XDG_CACHE_HOME": "{}", "TORCHINDUCTOR_CACHE_DIR": "{}/own"}, "{}/own"),
     )
     def test_folder(self, given: dict[str, str], expected: str) -> None:
@@ -34,7 +36,21 @@ class CompileCacheTest(parameterized.TestCase):
             check=True,
             env=environment,
         )
-        self.assertEqual(run.stdout.strip(), expected.format(folder))
+        expected = expected.format(folder).replace("DIGEST", compile_cache.processor_digest())
+        self.assertEqual(run.stdout.strip(), expected)
+
+    def test_processors_of_other_instruction_sets_share_nothing(self) -> None:
+        file = Path(self.create_tempfile().full_path)
+        digests = []
+        for flags in ("avx2", "avx2 avx512_bf16"):
+            # Clock rates differ from core to core and from hour to hour.
+            file.write_text(f"cpu MHz : {len(digests)}\nflags : {flags}\nflags : {flags}\n")
+            digests.append(compile_cache.processor_digest(file))
+        with mock.patch.dict(os.environ, ATEN_CPU_CAPABILITY="default"):
+            digests.append(compile_cache.processor_digest(file))
+        self.assertLen(set(digests), 3)
+        file.write_text("cpu MHz : 7\nflags : avx2\n")
+        self.assertEqual(compile_cache.processor_digest(file), digests[0])
 
 
 if __name__ == "__main__":

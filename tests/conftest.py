@@ -1,5 +1,7 @@
-"""Lets absltest cases run under pytest, which never parses absl's flags."""
+"""Set-up of every test."""
 
 from absl import flags
+
+import jigclu.compile_cache  # noqa: F401  # Before torch is imported, as in the command.
 
 flags.FLAGS.mark_as_parsed()

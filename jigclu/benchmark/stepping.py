@@ -14,7 +14,6 @@ from jigclu.benchmark.published import PublishedStep
 from jigclu.benchmark.tables import Table, megabytes, spread
 from jigclu.benchmark.timing import Action, Seconds, interleaved, matmul_rate, peak_memory
 from jigclu.classifier import ClassificationInputs, Classifier, ClassifierForward
-from jigclu.encoder import create_encoder
 from jigclu.machine import PRECISIONS
 from jigclu.objective import StepInputs
 from jigclu.pretrain import PretrainTask
@@ -91,8 +90,7 @@ def published_step(task: PretrainTask, device: torch.device) -> Action:
 
 
 def _classifier(task: PretrainTask) -> Classifier:
-    torch.manual_seed(task.seed)
-    return Classifier(create_encoder(task.encoder, task.small_stem), _CLASSES)
+    return Classifier(task.model().encoder, _CLASSES)
 
 
 def _stepper(step: TrainingStep, inputs: StepInputs | ClassificationInputs) -> Action:

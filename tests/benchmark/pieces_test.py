@@ -4,6 +4,7 @@ from unittest import mock
 
 import torch
 from absl.testing import absltest
+from samples import tiny_model
 from tasks import PRETRAINING
 
 from jigclu.benchmark import pieces
@@ -23,7 +24,10 @@ class PiecesTest(absltest.TestCase):
             compiled.append(function)
             return function
 
-        with mock.patch.object(torch, "compile", compile):
+        with (
+            mock.patch.object(torch, "compile", compile),
+            mock.patch.object(PretrainTask, "model", lambda _: tiny_model()),
+        ):
             table = pieces.measure_pieces(TASK, VARIANTS, 1, CPU)
         self.assertEqual(
             [row[0] for row in table.rows],
@@ -39,7 +43,8 @@ class PiecesTest(absltest.TestCase):
             self.assertAlmostEqual(rate, 1e3 * TASK.batch_size / compiled_time)
 
     def test_what_learns_is_measured_with_its_gradient(self) -> None:
-        found = pieces._pieces(TASK, VARIANTS, CPU)
+        with mock.patch.object(PretrainTask, "model", lambda _: tiny_model()):
+            found = pieces._pieces(TASK, VARIANTS, CPU)
         embeddings = found["clustering loss"].arguments[0]
         pieces._action(found["clustering loss"])()
         self.assertGreater(embeddings.grad.abs().sum(), 0)
