@@ -201,6 +201,8 @@ class Console:
         return what + rest
 
     def _draw(self, line: str) -> None:
+        if line == self._drawn:
+            return
         if self._drawn:
             self._stream.write("\r" + " " * len(self._drawn) + "\r")
         self._stream.write(line)

@@ -1,6 +1,12 @@
 """A terminal and a clock for tests of what people see of a run."""
 
+import contextlib
 import io
+import itertools
+from collections.abc import Iterator
+from unittest import mock
+
+from jigclu import progress
 
 
 class Terminal(io.StringIO):
@@ -29,3 +35,15 @@ def screen(written: str) -> list[str]:
             line = part + line[len(part) :]
         lines.append(line.rstrip())
     return lines
+
+
+@contextlib.contextmanager
+def progress_log() -> Iterator[io.StringIO]:
+    """Yields a log that gets all progress of the block, as if everything took minutes."""
+    log = io.StringIO()
+    clock = itertools.count(0, 60).__next__
+    with (
+        mock.patch.object(progress, "CONSOLE", progress.Console(log, clock)),
+        mock.patch.object(progress, "_TICK_SECONDS", 3600.0),
+    ):
+        yield log
