@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from jigclu import compile_cache
+from jigclu import compile_cache, progress
 from jigclu.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -109,11 +109,18 @@ def process_group(device: torch.device) -> Iterator[None]:
     if launched_processes() == 1:
         yield
         return
-    store, rank, world_size = _store()
     # Under names of an earlier group its processes would look for each other where they were.
-    store = dist.PrefixStore(f"jigclu/{next(_groups)}", store)
+    name = f"jigclu/{next(_groups)}"
     backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=bound)
+    with progress.status("waiting for the other processes"):
+        store, rank, world_size = _store()
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(name, store),
+            rank=rank,
+            world_size=world_size,
+            device_id=bound,
+        )
     try:
         yield
         dist.barrier()

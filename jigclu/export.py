@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint
+from jigclu import checkpoint, progress
 from jigclu.data.images import ImageDataset
 from jigclu.data.sources import Source
 from jigclu.device import launched_rank
@@ -117,10 +117,11 @@ class ExportTask:
         with Monitor.of_one_step(workdir, is_main=True) as monitor:
             monitor.text("config", 0, f"```\n{config}\n```")
             monitor.message(take(self.origin, encoder_tensors(encoder)))
-            images = self._images()
-            expected = self._features(encoder, images)
+            with progress.status("encoding images"):
+                images = self._images()
+                expected = self._features(encoder, images)
             files = []
-            for name in self.formats:
+            for name in progress.track(self.formats, "writing formats"):
                 files.append(self._write(name, encoder, workdir, images, expected))
                 monitor.message(
                     f"{files[-1].path}: features of {_told(expected)}, differ by "

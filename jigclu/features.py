@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from jigclu import collectives
+from jigclu import collectives, progress
 from jigclu.data.images import EpochView, ImageDataset
 from jigclu.data.loader import LabelledBatch, image_loader
 from jigclu.encoder import Encoder
@@ -90,16 +90,23 @@ def encode(
     encoder.eval()
     share = Subset(images, own_share(len(images)))
     try:
-        for batch in image_loader(share, settings.batch_size, settings.workers):
-            features = encode_batch(encoder, batch.image.to(device, non_blocking=True), settings)
-            if not features.isfinite().all():
-                raise UserError(
-                    "the encoder's features are not finite numbers: its training diverged, its "
-                    "weights are damaged, or float16 is too narrow for them"
-                )
-            yield features, batch
+        with progress.status("encoding images", total=len(share)) as work:
+            for batch in image_loader(share, settings.batch_size, settings.workers):
+                images_here = batch.image.to(device, non_blocking=True)
+                features = encode_batch(encoder, images_here, settings)
+                _check_finite(features)
+                yield features, batch
+                work.done += len(features)
     finally:
         encoder.train(was_training)
+
+
+def _check_finite(features: Tensor) -> None:
+    if not features.isfinite().all():
+        raise UserError(
+            "the encoder's features are not finite numbers: its training diverged, its "
+            "weights are damaged, or float16 is too narrow for them"
+        )
 
 
 def encode_batch(encoder: Encoder, images: Tensor, settings: FeatureSettings) -> Tensor:

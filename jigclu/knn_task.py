@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from jigclu import collectives, machine
+from jigclu import collectives, machine, progress
 from jigclu.device import launched_processes, local_device, process_group
 from jigclu.encoder import Encoder, create_encoder, encoder_tensors
 from jigclu.knn import KnnEvaluation
@@ -61,7 +61,8 @@ class KnnTask:
                 warning = machine.precision_warning(precision, device)
                 if warning is not None:
                     monitor.message(f"warning: {warning}")
-                score = self.evaluation(encoder, machine.PRECISIONS[precision.value])
+                with progress.status("scoring"):
+                    score = self.evaluation(encoder, machine.PRECISIONS[precision.value])
                 monitor.text("config", 0, f"```\n{config}\n```")
                 scores = {"knn_accuracy": score.accuracy, "knn_accuracy_chance": score.chance}
                 for name, value in scores.items():

@@ -5,13 +5,17 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
 from absl import app, flags, logging
-from torch.distributed.elastic.multiprocessing.errors import record
 
-from jigclu import checkpoint, config
-from jigclu.device import launched_rank
+from jigclu import progress
 from jigclu.errors import UserError
+
+with progress.status("loading libraries"):
+    import torch
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from jigclu import checkpoint, config
+    from jigclu.device import launched_rank
 
 _GIN_FILES = flags.DEFINE_multi_string("gin_file", None, "gin file to read; repeatable.")
 _GIN_BINDINGS = flags.DEFINE_multi_string(
@@ -37,9 +41,11 @@ def _run() -> None:
     # torch's compiler warns of its own use of torch, which no user can mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     workdir = Path(_WORKDIR.value or Path("runs") / Path(_GIN_FILES.value[-1]).stem)
-    configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
+    with progress.status("opening the data"):
+        configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
     task = configuration.task
-    task.check(workdir, configuration.resolved)
+    with progress.status("checking the configuration"):
+        task.check(workdir, configuration.resolved)
     is_main = launched_rank() == 0
     if _DRY_RUN.value:
         if is_main:
@@ -60,7 +66,8 @@ def main(arguments: list[str]) -> None:
     try:
         if len(arguments) > 1:
             raise UserError(f"argument {arguments[1]!r} is not a flag; see --help")
-        _run()
+        with progress.CONSOLE:
+            _run()
     except UserError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)

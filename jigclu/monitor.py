@@ -1,28 +1,27 @@
-"""What people see of a run: TensorBoard, and a live line or a log line every N steps.
+"""Progress reporting of a run: TensorBoard, and a live line or a log line every N steps.
 
 Metrics stay on the device and are summed there; one transfer a window brings
 their means to the host, so that the monitor never makes a step wait.
 """
 
 import math
-import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from jigclu import progress
 from jigclu.errors import UserError
 
-_BAR_WIDTH = 20
 _REDRAW_SECONDS = 0.2
+_SEPARATOR = "  "
 
 
 class _Throughput(NamedTuple):
@@ -43,7 +42,7 @@ class Monitor:
       images_per_step: images of the global batch.
       log_every: steps of a window, >= 1.
       is_main: whether this rank writes and prints.
-      stream: where to print (standard error by default).
+      console: where to print (by default that of the process).
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Monitor:
         images_per_step: int,
         log_every: int,
         is_main: bool,
-        stream: TextIO | None = None,
+        console: progress.Console | None = None,
     ) -> None:
         if log_every < 1:
             raise UserError(f"log_every is {log_every}; it must be 1 or more steps")
@@ -65,12 +64,10 @@ class Monitor:
         self._images_per_step = images_per_step
         self._log_every = log_every
         self._is_main = is_main
-        self._stream = sys.stderr if stream is None else stream
+        self._console = progress.CONSOLE if console is None else console
         self._writer: SummaryWriter | None = None
-        self._is_live = self._stream.isatty()
-        self._line = ""
         self._drawn_at = -math.inf
-        self._description = ""
+        self._reported: dict[str, float] = {}
         self._seconds_per_step: float | None = None
         self._names: list[str] = []
         self._sums: Tensor | None = None
@@ -106,9 +103,8 @@ class Monitor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._line:
-            self._stream.write("\n")
-            self._line = ""
+        if self._is_main:
+            self._console.keep_line()
         if self._writer is not None:
             self._writer.close()
 
@@ -136,7 +132,7 @@ class Monitor:
             self._start_clock(timed_from=step)
         if step % self._log_every == 0 or step == self._total_steps:
             self._report(step)
-        elif self._is_live and time.monotonic() - self._drawn_at > _REDRAW_SECONDS:
+        elif time.monotonic() - self._drawn_at > _REDRAW_SECONDS and self._console.is_live:
             self._draw(step)
 
     def _add(self, metrics: Mapping[str, Tensor]) -> None:
@@ -166,7 +162,7 @@ class Monitor:
             values.update(throughput._asdict())
         for name, value in values.items():
             self.scalar(name, step, value)
-        self._description = _describe(values)
+        self._reported = values
         self._draw(step)
 
     def means(self, step: int) -> dict[str, float]:
@@ -229,47 +225,47 @@ class Monitor:
 
     def message(self, text: str) -> None:
         """Prints a line of its own, above the live line where there is one."""
-        if not self._is_main:
-            return
-        self._erase()
-        self._stream.write(f"{text}\n{self._line}")
-        self._stream.flush()
+        if self._is_main:
+            self._console.message(text)
 
     def _draw(self, step: int) -> None:
         if not self._is_main:
             return
-        line = f"step {step}/{self._total_steps}"
+        parts = self._parts(step)
+        if self._console.is_live:
+            self._console.set_line(_join_fitting(parts, self._console.columns))
+        else:
+            self._console.message(_SEPARATOR.join(parts))
+        self._drawn_at = time.monotonic()
+
+    def _parts(self, step: int) -> list[str]:
+        """Returns the parts of the line, the most important ones first."""
+        metrics = dict(self._reported)
+        rate = metrics.pop("images_per_second", None)
+        wait = metrics.pop("data_wait_fraction", None)
+        losses = [name for name in metrics if name.endswith("loss")]
+        parts = [f"step {step}/{self._total_steps}"]
+        parts += [_describe(name, metrics.pop(name)) for name in losses]
+        if rate is not None:
+            parts.append(f"images/s {rate:.1f}")
         if self._seconds_per_step is not None:
             left = round((self._total_steps - step) * self._seconds_per_step)
-            line += f"  ETA {timedelta(seconds=left)}"
-        line += self._description
-        if not self._is_live:
-            self._stream.write(f"{line}\n")
-        else:
-            self._erase()
-            # A line that wraps could not be rewritten.
-            columns = shutil.get_terminal_size().columns - 1
-            self._line = f"{_bar(step / self._total_steps)} {line}"[:columns]
-            self._stream.write(self._line)
-            self._drawn_at = time.monotonic()
-        self._stream.flush()
-
-    def _erase(self) -> None:
-        if self._line:
-            self._stream.write("\r" + " " * len(self._line) + "\r")
+            parts.append(f"ETA {timedelta(seconds=left)}")
+        if wait is not None:
+            parts.append(f"data wait {wait:.0%}")
+        return parts + [_describe(name, value) for name, value in metrics.items()]
 
 
-def _bar(fraction: float) -> str:
-    return (
-        "["
-        + "#" * int(fraction * _BAR_WIDTH)
-        + "." * (_BAR_WIDTH - int(fraction * _BAR_WIDTH))
-        + "]"
-    )
+def _describe(name: str, value: float) -> str:
+    return f"{name} {value:.4g}"
 
 
-def _describe(values: Mapping[str, float]) -> str:
-    names = {"images_per_second": "images/s {:.1f}", "data_wait_fraction": "data wait {:.0%}"}
-    first = [pattern.format(values[name]) for name, pattern in names.items() if name in values]
-    metrics = [f"{name} {value:.4g}" for name, value in values.items() if name not in names]
-    return "".join(f"  {part}" for part in (*first, *metrics))
+def _join_fitting(parts: Sequence[str], columns: int) -> str:
+    """Joins the first parts that fit into so many columns, the very first one in any case."""
+    line = parts[0][:columns]
+    for part in parts[1:]:
+        longer = f"{line}{_SEPARATOR}{part}"
+        if len(longer) > columns:
+            break
+        line = longer
+    return line

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from jigclu import checkpoint
+from jigclu import checkpoint, progress
 from jigclu.data.decode import UnreadableImageError
 from jigclu.data.loader import worker_context
 from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, index_of, shard_files
@@ -99,7 +99,7 @@ class PackTask:
             workdir.mkdir(parents=True, exist_ok=True)
             _write_json(workdir / "settings.json", self._settings())
             with Monitor.of_one_step(workdir, is_main=True) as monitor:
-                shards = self._shards(workdir, monitor)
+                shards = self._shards(workdir)
                 self._finish(workdir, shards, monitor)
         except OSError as error:
             raise UserError(
@@ -121,7 +121,7 @@ class PackTask:
             "images_per_shard": self.images_per_shard,
         }
 
-    def _shards(self, workdir: Path, monitor: Monitor) -> list[_Shard]:
+    def _shards(self, workdir: Path) -> list[_Shard]:
         write = functools.partial(_write_shard, self, workdir)
         shards = []
         try:
@@ -131,9 +131,9 @@ class PackTask:
                 torch.set_num_threads,
                 (1,),
             ) as pool:
-                for shard in pool.map(write, range(self._count())):
+                done = pool.map(write, range(self._count()))
+                for shard in progress.track(done, "packing shards", self._count()):
                     shards.append(shard)
-                    monitor.message(f"{len(shards)} of {self._count()} shards")
         except BrokenProcessPool as error:
             raise UserError(
                 f"a process that packs was killed after {len(shards)} shards, by lack of memory "

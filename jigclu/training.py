@@ -3,6 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint, collectives, machine, resume, schedules
+from jigclu import checkpoint, collectives, machine, progress, resume, schedules
 from jigclu.data.sampler import GlobalBatchSampler, steps_per_epoch
 from jigclu.data.sources import Source
 from jigclu.device import check_compiler, launched_processes, local_device, process_group
@@ -221,7 +222,8 @@ class TrainingTask(ABC):
         """
         device = local_device(self.device)
         with process_group(device):
-            run = self.start(workdir, config, device)
+            with progress.status("building the network"):
+                run = self.start(workdir, config, device)
             run.to_the_end()
             return run.scores[-1][1] if run.scores else {}
 
@@ -326,14 +328,16 @@ class TrainingRun(ABC):
     def to_the_end(self) -> None:
         """Takes all steps that are left."""
         task = self._task
-        with self.monitor:
+        with self.monitor, ExitStack() as first_step:
             self.monitor.text("config", self.state.step, f"```\n{self.context.config}\n```")
             if self.state.step == 0 and self.scores_untrained:
                 self._score()
-            if self.context.machine.compile.value and self.state.step < task.total_steps:
-                self.monitor.message("compiling the first step: this takes a minute or more")
+            if self.state.step < task.total_steps:
+                phrase = _first_step_phrase(self.context.machine.compile.value)
+                first_step.enter_context(progress.status(phrase))
             for inputs, wait in self.inputs():
                 metrics = self.take_step(inputs)
+                first_step.close()
                 self.monitor.step(self.state.step, metrics, wait)
                 self._after_step()
             self.monitor.message(
@@ -363,7 +367,7 @@ class TrainingRun(ABC):
             self._save()
 
     def _score(self) -> None:
-        with self.monitor.pause():
+        with self.monitor.pause(), progress.status(f"scoring at step {self.state.step}"):
             score = self.score()
         if not score:
             return
@@ -393,6 +397,12 @@ class TrainingRun(ABC):
                 task.keep_last,
                 task.keep_every,
             )
+
+
+def _first_step_phrase(compiles: bool) -> str:
+    if compiles:
+        return "compiling the first step (a minute or more; cached for the next start)"
+    return "taking the first step"
 
 
 def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:

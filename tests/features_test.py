@@ -1,14 +1,16 @@
 """Features by hand, every image once on any number of ranks, and an encoder left as it was."""
 
+import re
 from typing import Any
 
 import torch
 from absl.testing import absltest, parameterized
 from ranks import run_on_ranks
 from samples import MemorySource, noise, small_encoder
+from terminal import progress_log
 from torch import Tensor
 
-from jigclu import features
+from jigclu import features, progress
 from jigclu.data.images import ImageDataset
 from jigclu.errors import UserError
 
@@ -86,6 +88,14 @@ class EncodeTest(absltest.TestCase):
         self.assertTrue(all(module.training for module in encoder.modules()))
         for name, value in encoder.state_dict().items():
             self.assertTrue(torch.equal(value, before[name]), name)
+
+    def test_shows_how_many_images_are_encoded(self) -> None:
+        with progress_log() as log:
+            for _ in features.encode(small_encoder(), seven_images(), SETTINGS):
+                progress.CONSOLE.tick()
+        counts = re.findall(r"encoding images, (\d) of 7", log.getvalue())
+        # Once at the start, then while the consumer has each of the batches.
+        self.assertEqual(counts, ["0", "0", "3", "6"])
 
     def test_what_is_not_finite_scores_nothing(self) -> None:
         encoder = small_encoder()

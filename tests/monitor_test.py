@@ -8,25 +8,11 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from terminal import Clock, Terminal, screen
 from torch import Tensor
 
-from jigclu import monitor
+from jigclu import monitor, progress
 from jigclu.errors import UserError
-
-
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-class _Clock:
-    """Stands in for time.monotonic: tests move it."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def _loss(value: float) -> dict[str, Tensor]:
@@ -37,7 +23,7 @@ class MonitorTest(parameterized.TestCase):
     def setUp(self) -> None:
         super().setUp()
         self.workdir = Path(self.create_tempdir().full_path)
-        self.clock = _Clock()
+        self.clock = Clock()
         self.enter_context(mock.patch.object(monitor.time, "monotonic", self.clock))
 
     def _monitor(
@@ -47,15 +33,16 @@ class MonitorTest(parameterized.TestCase):
         total_steps: int = 10,
         log_every: int = 4,
         is_main: bool = True,
+        images_per_step: int = 32,
     ) -> monitor.Monitor:
         return monitor.Monitor(
             workdir=self.workdir,
             total_steps=total_steps,
             start_step=start_step,
-            images_per_step=32,
+            images_per_step=images_per_step,
             log_every=log_every,
             is_main=is_main,
-            stream=stream or io.StringIO(),
+            console=progress.Console(stream or io.StringIO()),
         )
 
     def _events(self) -> EventAccumulator:
@@ -138,37 +125,90 @@ class MonitorTest(parameterized.TestCase):
         self.assertEqual(
             stream.getvalue().splitlines(),
             [
-                "step 4/8  ETA 0:00:08  images/s 16.0  data wait 25%  loss 2.5",
+                "step 4/8  loss 2.5  images/s 16.0  ETA 0:00:08  data wait 25%",
                 "after 5",
-                "step 8/8  ETA 0:00:00  images/s 16.0  data wait 25%  loss 6.5",
+                "step 8/8  loss 6.5  images/s 16.0  ETA 0:00:00  data wait 25%",
             ],
         )
 
     def test_terminal_gets_one_live_line_that_messages_do_not_garble(self) -> None:
-        stream = _Terminal()
+        stream = Terminal()
         with self._monitor(stream, total_steps=8) as run:
             for step in range(1, 9):
                 self.clock.now += 2.0
                 run.step(step, _loss(step), data_wait=0.5)
                 if step == 4:
                     run.message("a message")
-        shown = _screen(stream.getvalue())
+        shown = screen(stream.getvalue())
         self.assertLen(shown, 3)
         self.assertEqual(shown[0], "a message")
-        self.assertStartsWith(shown[1], "[####################] step 8/8  ETA 0:00:00")
+        self.assertStartsWith(shown[1], "step 8/8  loss 6.5  images/s 16.0  ETA 0:00:00")
         self.assertEqual(shown[2], "")
+
+    @parameterized.parameters(
+        (80, "step 123456/1000800  loss 23.46  clustering_loss 22.07  location_loss 1.391"),
+        (
+            100,
+            "step 123456/1000800  loss 23.46  clustering_loss 22.07  location_loss 1.391  "
+            "images/s 1234.8",
+        ),
+        (
+            115,
+            "step 123456/1000800  loss 23.46  clustering_loss 22.07  location_loss 1.391  "
+            "images/s 1234.8  ETA 5 days, 3:21:09",
+        ),
+    )
+    def test_live_line_shows_whole_parts_losses_first(self, columns: int, line: str) -> None:
+        stream = Terminal()
+        with (
+            mock.patch.dict("os.environ", COLUMNS=str(columns)),
+            self._monitor(
+                stream, start_step=123453, total_steps=1000800, log_every=3, images_per_step=625
+            ) as run,
+        ):
+            # (5 days, 3:21:09) / 877,344 steps.
+            self._take_steps(run, 3, seconds=444069 / 877344)
+        self.assertEqual(screen(stream.getvalue()), [line, ""])
+
+    def test_log_line_has_every_part_in_the_same_order(self) -> None:
+        stream = io.StringIO()
+        with self._monitor(
+            stream, start_step=123453, total_steps=1000800, log_every=3, images_per_step=625
+        ) as run:
+            self._take_steps(run, 3, seconds=444069 / 877344)
+        self.assertEqual(
+            stream.getvalue(),
+            "step 123456/1000800  loss 23.46  clustering_loss 22.07  location_loss 1.391  "
+            "images/s 1234.8  ETA 5 days, 3:21:09  data wait 12%  location_accuracy 0.2613  "
+            "gradient_norm 4.518  learning_rate 0.03  location_accuracy_chance 0.25\n",
+        )
+
+    def _take_steps(self, run: monitor.Monitor, steps: int, seconds: float) -> None:
+        metrics = {
+            "loss": 23.4567,
+            "clustering_loss": 22.0654,
+            "location_loss": 1.3913,
+            "location_accuracy": 0.26132,
+            "gradient_norm": 4.5178,
+            "learning_rate": 0.03,
+            "location_accuracy_chance": 0.25,
+        }
+        for step in range(123454, 123454 + steps):
+            self.clock.now += seconds
+            values = {name: torch.tensor(value) for name, value in metrics.items()}
+            run.step(step, values, data_wait=0.12 * seconds)
 
     @mock.patch.dict("os.environ", COLUMNS="30")
     def test_live_line_never_wraps(self) -> None:
-        stream = _Terminal()
+        stream = Terminal()
         with self._monitor(stream) as run:
             for step in range(1, 9):
                 run.step(step, _loss(step), data_wait=0.0)
-        for line in _screen(stream.getvalue()):
+        for line in screen(stream.getvalue()):
             self.assertLessEqual(len(line), 29)
 
     def test_other_ranks_write_nothing(self) -> None:
-        stream = _Terminal()
+        stream = Terminal()
         with self._monitor(stream, is_main=False) as run:
             for step in range(1, 11):
                 run.step(step, _loss(1.0), data_wait=0.0)
@@ -222,17 +262,6 @@ class MonitorTest(parameterized.TestCase):
     def test_refuses_a_window_of_no_steps(self) -> None:
         with self.assertRaisesRegex(UserError, "log_every is 0"):
             self._monitor(log_every=0)
-
-
-def _screen(written: str) -> list[str]:
-    """Returns the lines that a terminal shows in the end."""
-    lines = []
-    for raw in written.split("\n"):
-        line = ""
-        for part in raw.split("\r"):
-            line = part + line[len(part) :]
-        lines.append(line.rstrip())
-    return lines
 
 
 if __name__ == "__main__":

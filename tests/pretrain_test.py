@@ -13,6 +13,7 @@ from ranks import run_on_ranks
 from samples import AUGMENTATION, published_checkpoint, tiny_model
 from tasks import PRETRAINING, final, run_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from terminal import progress_log
 from torch import Tensor
 
 from jigclu import checkpoint, machine
@@ -21,6 +22,7 @@ from jigclu.data.sources import UnlabelledImages
 from jigclu.errors import UserError
 from jigclu.knn import KnnEvaluation
 from jigclu.pretrain import PretrainTask
+from jigclu.training import _first_step_phrase
 
 # A learning rate that leaves the weights where they are: small batches make training chaotic,
 # so that rounding alone would soon part two runs.
@@ -79,7 +81,7 @@ class PretrainTest(parameterized.TestCase):
         printed = run(changed(evaluation=EVALUATION, evaluate_every=1), self.folder)
         self.assertEqual(printed.count("knn_accuracy "), 3)  # Steps 0, 3 and 6.
         self.assertRegex(printed, r"at step 0, .* at step 6, chance 10.0%")
-        self.assertRegex(printed, r"step 6/6  ETA 0:00:00  images/s \d+")
+        self.assertRegex(printed, r"step 6/6  loss \d.* images/s \d.*  ETA 0:00:00")
         names = sorted(path.name for path in (self.folder / "checkpoints").iterdir())
         self.assertEqual(names, ["step_00000004.pt", "step_00000006.pt"])
         contents = final(self.folder)
@@ -98,6 +100,21 @@ class PretrainTest(parameterized.TestCase):
         # Steps 3 and 4 straddle the epochs: the mean of lr at epochs 0 and 1.
         self.assertAlmostEqual(events.Scalars("learning_rate")[1].value, 0.0225, delta=1e-6)
         self.assertEqual([e.step for e in events.Images("montages")], [0, 4])
+
+    def test_everything_before_the_first_step_shows_progress(self) -> None:
+        with progress_log() as log:
+            run(changed(evaluation=EVALUATION, stop_after_steps=1, log_every=1), self.folder)
+        lines = [line.split(",")[0] for line in log.getvalue().splitlines()]
+        waits = [
+            *("building the network", "scoring at step 0"),
+            *["scoring at step 0: encoding images"] * 2,
+            "taking the first step",
+        ]
+        before = lines[: lines.index(next(line for line in lines if line.startswith("step 1/1")))]
+        self.assertEqual([line for line in before if line in waits], waits)
+
+    def test_compilation_is_announced_with_its_cache(self) -> None:
+        self.assertIn("cached for the next start", _first_step_phrase(compiles=True))
 
     def test_interrupted_and_resumed_equals_uninterrupted(self) -> None:
         run(TASK, self.folder / "whole")

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from jigclu import progress
 from jigclu.benchmark.stepping import jigsaw_step
 from jigclu.benchmark.tables import Table
-from jigclu.benchmark.timing import interleaved, synchronize
+from jigclu.benchmark.timing import interleaved, row, synchronize
 from jigclu.data.sampler import steps_per_epoch
 from jigclu.pretrain import PretrainTask
 
@@ -42,11 +43,16 @@ def measure_end_to_end(
         evaluation=None,
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = task.start(Path(folder), "", device)
-        seconds, waited = _timed(run.inputs(), run.take_step, warm, device)
-        run = task.start(Path(folder), "", device)
-        reading, _ = _timed(run.inputs(), lambda _: None, warm, device)
-    timed = interleaved({"step": jigsaw_step(task, device)}, repetitions, device)
+        with row(1, 3, "files to parameters"):
+            run = task.start(Path(folder), "", device)
+            inputs = progress.track(run.inputs(), "steps", total)
+            seconds, waited = _timed(inputs, run.take_step, warm, device)
+        with row(2, 3, "reading alone"):
+            run = task.start(Path(folder), "", device)
+            inputs = progress.track(run.inputs(), "steps", total)
+            reading, _ = _timed(inputs, lambda _: None, warm, device)
+    with row(3, 3, "steps alone, on noise"):
+        timed = interleaved({"step": jigsaw_step(task, device)}, repetitions, device)
     stepping = timed["step"].median
     images = task.batch_size * steps
     return Table(

@@ -10,7 +10,7 @@ from torch.nn import functional
 from jigclu import losses
 from jigclu.benchmark import published
 from jigclu.benchmark.tables import Table, megabytes
-from jigclu.benchmark.timing import Action, Seconds, free_memory, interleaved, peak_memory
+from jigclu.benchmark.timing import Action, Seconds, each_row, free_memory, interleaved, peak_memory
 from jigclu.pretrain import PretrainTask
 
 Loss = Callable[[Tensor], Tensor]
@@ -37,7 +37,8 @@ def measure_loss(
     losses_of = {"ours": _ours(task), "published": _theirs(task)}
     expected = dict.fromkeys(losses_of, 0.0)
     rows = []
-    for before, count in zip((patches[0], *patches), patches, strict=False):
+    counts = zip((patches[0], *patches), patches, strict=False)
+    for _, (before, count) in each_row({f"{pair[1]:,} patches": pair for pair in counts}):
         shape = (count // task.grid**2, task.grid**2, task.embedding_channels)
         embeddings = functional.normalize(torch.randn(shape, device=device), dim=2)
         embeddings.requires_grad_()

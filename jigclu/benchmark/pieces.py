@@ -11,7 +11,7 @@ from jigclu import collectives, losses
 from jigclu.augment import augment
 from jigclu.benchmark.stepping import Variant, random_inputs
 from jigclu.benchmark.tables import Table, megabytes
-from jigclu.benchmark.timing import Action, interleaved, peak_memory
+from jigclu.benchmark.timing import Action, first_calls, interleaved
 from jigclu.jigsaw import global_permutation, stitch_montages
 from jigclu.objective import JigsawForward
 from jigclu.pretrain import PretrainTask
@@ -43,17 +43,15 @@ def measure_pieces(
         compiled = torch.compile(piece.function, dynamic=False, fullgraph=True)
         actions[f"{name}, eager"] = _action(piece)
         actions[f"{name}, compiled"] = _action(piece._replace(function=compiled))
-    memory = {}
-    for name, action in actions.items():
-        action()
-        memory[name] = megabytes(peak_memory(action, device))
+    memory = first_calls(actions, device)
     seconds = interleaved(actions, repetitions, device)
     rows = []
     for name in pieces:
         both = f"{name}, eager", f"{name}, compiled"
         slow, fast = (seconds[key].median for key in both)
         rate = task.batch_size / fast
-        rows.append((name, 1e3 * slow, 1e3 * fast, slow / fast, rate, *(memory[k] for k in both)))
+        needed = (megabytes(memory[key]) for key in both)
+        rows.append((name, 1e3 * slow, 1e3 * fast, slow / fast, rate, *needed))
     return Table(
         title="Pieces of a step",
         columns=(

@@ -13,7 +13,7 @@ import torch
 
 from jigclu.benchmark.stepping import jigsaw_step
 from jigclu.benchmark.tables import Table
-from jigclu.benchmark.timing import synchronize
+from jigclu.benchmark.timing import each_row, synchronize
 from jigclu.errors import UserError
 from jigclu.pretrain import PretrainTask
 
@@ -32,11 +32,12 @@ def measure_start(task: PretrainTask, device: torch.device) -> Table:
     """
     eager, compiled = (dataclasses.replace(task, compile=value) for value in (False, True))
     with tempfile.TemporaryDirectory() as folder, _cache_in(folder):
-        seconds = {
-            "eager": _to_first_step(eager, device),
-            "compiled, empty cache": _to_first_step(compiled, device),
-            "compiled, warm cache": _to_first_step(compiled, device),
+        starts = {
+            "eager": eager,
+            "compiled, empty cache": compiled,
+            "compiled, warm cache": compiled,
         }
+        seconds = {name: _to_first_step(task, device) for name, task in each_row(starts)}
     cold = seconds["compiled, empty cache"]
     return Table(
         title="Time to the first step",

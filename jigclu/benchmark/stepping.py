@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jigclu import augment, jigsaw
 from jigclu.benchmark.published import PublishedStep
 from jigclu.benchmark.tables import Table, megabytes, spread
-from jigclu.benchmark.timing import Action, Seconds, interleaved, matmul_rate, peak_memory
+from jigclu.benchmark.timing import Action, Seconds, first_calls, interleaved, matmul_rate
 from jigclu.classifier import ClassificationInputs, Classifier, ClassifierForward
 from jigclu.machine import PRECISIONS
 from jigclu.objective import StepInputs
@@ -139,10 +139,7 @@ def measure_steps(
       device: on which to compute.
     """
     actions = _steps(task, variants, device)
-    memory = {}
-    for name, action in actions.items():
-        action()
-        memory[name] = peak_memory(action, device)
+    memory = first_calls(actions, device)
     seconds = interleaved(actions, repetitions, device)
     precisions = {"float32", *(variant.precision for variant in variants)}
     peak = {name: matmul_rate(device, PRECISIONS[name], repetitions) for name in precisions}

@@ -13,7 +13,7 @@ import PIL
 import torch
 import torchvision
 
-from jigclu import checkpoint
+from jigclu import checkpoint, progress
 from jigclu.benchmark.end_to_end import measure_end_to_end
 from jigclu.benchmark.growth import exchanged, measure_loss
 from jigclu.benchmark.pieces import measure_pieces
@@ -127,7 +127,8 @@ class BenchmarkTask:
             for part in self.parts:
                 monitor.message(f"measuring: {part}")
                 torch.cuda.empty_cache()  # Else it counts as taken; does nothing without a GPU.
-                found = self._known()[part]()
+                with progress.status(part):
+                    found = self._known()[part]()
                 tables += found
                 for table in found:
                     monitor.message(f"{markdown(table)}\n")

@@ -2,19 +2,36 @@
 
 import ctypes
 import gc
+import itertools
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
+from jigclu import progress
+
 Action = Callable[[], object]
+_Row = TypeVar("_Row")
 
 _CALLS_AT_ONCE = 10
 _MATRIX = {"cpu": 2048, "cuda": 8192}  # Side of the matrices of `matmul_rate`.
+
+
+def row(number: int, rows: int, name: str) -> AbstractContextManager[progress.Work]:
+    """Shows from its start that a row of a table, from 1, is being measured."""
+    return progress.status(f"row {number} of {rows}: {name}", patience=0)
+
+
+def each_row(rows: Mapping[str, _Row]) -> Iterator[tuple[str, _Row]]:
+    """Yields names and values of rows, and shows which one is being measured."""
+    for number, (name, value) in enumerate(rows.items(), 1):
+        with row(number, len(rows), name):
+            yield name, value
 
 
 def synchronize(device: torch.device) -> None:
@@ -51,8 +68,12 @@ def interleaved(
     """
     calls = _CALLS_AT_ONCE if device.type == "cuda" else 1
     times: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(repetitions + 1):
-        for name, action in actions.items():
+    turns = itertools.product(range(1, repetitions + 2), enumerate(actions.items(), 1))
+    with progress.status("timing") as work:
+        for round_number, (number, (name, action)) in turns:
+            work.what = (
+                f"round {round_number} of {repetitions + 1}, row {number} of {len(actions)}: {name}"
+            )
             synchronize(device)
             began = clock()
             for _ in range(calls):
@@ -86,6 +107,19 @@ def peak_memory(action: Action, device: torch.device) -> int | None:
     before = _status_bytes("VmRSS")
     action()
     return max(_status_bytes("VmHWM") - before, 0)
+
+
+def first_calls(actions: Mapping[str, Action], device: torch.device) -> dict[str, int | None]:
+    """Calls each action once, which compiles it, and once more; returns the memory of that.
+
+    Returns:
+      `peak_memory`, by name.
+    """
+    memory = {}
+    for name, action in each_row(actions):
+        action()
+        memory[name] = peak_memory(action, device)
+    return memory
 
 
 def _status_bytes(field: str) -> int:

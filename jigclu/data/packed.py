@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint
+from jigclu import checkpoint, progress
 from jigclu.data.decode import (
     Reduction,
     UnreadableImageError,
@@ -66,9 +66,9 @@ class PackedImages:
         self.classes: list[str] = contents["classes"]
         self._is_raw = contents["format"] == "raw"
         self._fingerprint: str = contents["fingerprint"]
+        shards = progress.track(contents["shards"], f"opening the shards of {root}")
         records = [
-            _open_shard(self._root, number, shard, verify)
-            for number, shard in enumerate(contents["shards"])
+            _open_shard(self._root, number, shard, verify) for number, shard in enumerate(shards)
         ]
         self._records = np.concatenate(records)
         self._first = np.cumsum([0, *map(len, records)])

@@ -4,7 +4,6 @@ A source is small to pickle, as every worker process gets one: file names are
 kept in one array, decoded images in one tensor, which torch shares.
 """
 
-import contextlib
 import difflib
 import hashlib
 import os
@@ -17,6 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
+from jigclu import progress
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
 from jigclu.errors import UserError
 
@@ -105,7 +105,8 @@ class ImageFiles:
         """As `Source`."""
         parts: list[object] = [self._files.shape, self._files.tobytes(), self.classes, self.labels]
         if deep:
-            parts += [_stat(self.name(index)) for index in range(len(self))]
+            files = progress.track(range(len(self)), f"looking at the files of {self._root}")
+            parts += [_stat(self.name(index)) for index in files]
         return digest(*parts)
 
 
@@ -141,7 +142,7 @@ class ImageFolder(ImageFiles):
             )
         files: list[str] = []
         labels: list[int] = []
-        for label, name in enumerate(classes):
+        for label, name in enumerate(progress.track(classes, f"listing the classes of {folder}")):
             found = sorted(_image_files(folder, name + os.sep))
             files += found
             labels += [label] * len(found)
@@ -159,7 +160,7 @@ class UnlabelledImages(ImageFiles):
           UserError: root is missing or holds no images.
         """
         root = _existing(root)
-        files = sorted(_image_files(root, ""))
+        files = sorted(progress.track(_image_files(root, ""), f"listing the images of {root}"))
         _require_images(root, files)
         super().__init__(root, files, classes=[], labels=None)
 
@@ -178,7 +179,8 @@ class ImageList(ImageFiles):
           UserError: the list or root is missing, the list is empty, or files are missing.
         """
         root, lines = _existing(root), read_list(path)
-        found = [_listed_file(root, line) for line in lines]
+        tracked = progress.track(lines, f"looking for the images of {path}")
+        found = [_listed_file(root, line) for line in tracked]
         missing = [line for line, file in zip(lines, found, strict=True) if file is None]
         if missing:
             raise UserError(
@@ -238,7 +240,8 @@ class TorchvisionImages:
         if split not in _TORCHVISION_SPLITS[name]:
             raise UserError(_unknown(f"split of {name}", split, _TORCHVISION_SPLITS[name]))
         try:
-            with _alone(root) if download else contextlib.nullcontext():
+            # A download shows its own progress.
+            with _alone(root) if download else progress.status(f"reading {name}"):
                 self._source = _open_torchvision(name, root, split, download)
         except (RuntimeError, OSError) as error:
             advice = "check the network" if download else "set download to True to fetch it"

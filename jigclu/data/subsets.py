@@ -8,12 +8,14 @@ import http.client
 import os
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jigclu import progress
 from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.sources import Source, digest, read_list
 from jigclu.errors import UserError
@@ -103,12 +105,17 @@ class ListedSubset(SubsetSource):
 def _places(source: Source, depths: set[int]) -> dict[str, int]:
     """Maps the last parts of every image's path, of each depth, to its index; -1: several."""
     places: dict[str, int] = {}
-    for index in range(len(source)):
-        parts = source.name(index).replace(os.sep, "/").split("/")
+    for index, name in enumerate(_names(source)):
+        parts = name.replace(os.sep, "/").split("/")
         for depth in depths:
             key = "/".join(parts[-depth:])
             places[key] = -1 if key in places else index
     return places
+
+
+def _names(source: Source) -> Iterator[str]:
+    indices = progress.track(range(len(source)), "reading the names of the images")
+    return (source.name(index) for index in indices)
 
 
 def _is_address(path: str) -> bool:
@@ -120,7 +127,10 @@ def _downloaded(address: str, folder: str) -> str:
     if not os.path.exists(path):
         try:
             os.makedirs(folder, exist_ok=True)
-            with urllib.request.urlopen(address, timeout=60) as answer:
+            with (
+                progress.status(f"downloading {address}"),
+                urllib.request.urlopen(address, timeout=60) as answer,
+            ):
                 content = answer.read()
             # Several ranks may do this at once: each writes its own, the last one stays.
             temporary = f"{path}.{os.getpid()}"
@@ -234,8 +244,8 @@ def check_labelled(train: Source, val: Source, train_name: str, val_name: str) -
                 f"{name} has images of one class, {source.classes[found[0]]}: "
                 "a score of it would say nothing; give images of two classes or more"
             )
-    known = {train.name(index) for index in range(len(train))}
-    both = (val.name(index) for index in range(len(val)) if val.name(index) in known)
+    known = set(_names(train))
+    both = (name for name in _names(val) if name in known)
     shared = next(both, None)
     if shared is not None:
         raise UserError(

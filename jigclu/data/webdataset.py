@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from jigclu import checkpoint
+from jigclu import checkpoint, progress
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
 from jigclu.data.sources import EXTENSIONS, digest
 from jigclu.errors import UserError
@@ -49,7 +49,8 @@ class WebDatasetImages:
                 "layout, such as *.tar"
             )
         kept = Path(index_folder).expanduser()
-        records = [_records(shard, kept) for shard in self._shards]
+        shards = progress.track(self._shards, f"indexing the shards of {root}")
+        records = [_records(shard, kept) for shard in shards]
         self._records = np.concatenate(records)
         self._first = np.cumsum([0, *map(len, records)])
         labelled = self._records["label"] >= 0

@@ -4,7 +4,9 @@ from unittest import mock
 
 import torch
 from absl.testing import absltest
+from terminal import progress_log
 
+from jigclu import progress
 from jigclu.benchmark import timing
 
 CPU = torch.device("cpu")
@@ -26,6 +28,26 @@ class TimingTest(absltest.TestCase):
         )
         self.assertEqual("".join(done), "abababab")
         self.assertEqual(timed, {"a": (2, 1, 9), "b": (5, 4, 7)})
+
+    def test_every_row_is_named_before_it_is_measured(self) -> None:
+        seen = []
+
+        def act() -> None:
+            progress.CONSOLE.tick()
+            seen.append(log.getvalue().splitlines()[-1].rsplit(", ", 1)[0])
+
+        with progress_log() as log:
+            timing.first_calls({"a": act, "b": act}, CPU)
+            timing.interleaved({"a": act, "b": act}, 1, CPU)
+        self.assertEqual(
+            seen,
+            [
+                *["row 1 of 2: a"] * 2,
+                *["row 2 of 2: b"] * 2,
+                *("round 1 of 2, row 1 of 2: a", "round 1 of 2, row 2 of 2: b"),
+                *("round 2 of 2, row 1 of 2: a", "round 2 of 2, row 2 of 2: b"),
+            ],
+        )
 
     def test_a_gpu_is_given_several_calls_at_once(self) -> None:
         now = [0.0]

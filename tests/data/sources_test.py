@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
+from terminal import progress_log
 
 from jigclu.data import sources
 from jigclu.data.decode import UnreadableImageError
@@ -110,6 +111,24 @@ class UnlabelledImagesTest(FilesTestCase):
         self.add("data/b.png")
         with mock.patch.dict(os.environ, HOME=self.root):
             self.assertEqual(self.names(sources.UnlabelledImages("~/data")), ["data/b.png"])
+
+
+class ProgressTest(FilesTestCase):
+    def test_listing_files_shows_progress(self) -> None:
+        self.add("train/cat/0.png", "train/dog/0.png")
+        with progress_log() as log:
+            folder = sources.ImageFolder(self.root, "train")
+            sources.UnlabelledImages(self.root)
+            folder.fingerprint(deep=True)
+        shown = [line.rsplit(", ", 1)[0] for line in log.getvalue().splitlines()]
+        self.assertEqual(
+            shown,
+            [
+                f"listing the classes of {self.root}/train, 0 of 2",
+                f"listing the images of {self.root}",
+                f"looking at the files of {self.root}/train, 0 of 2",
+            ],
+        )
 
 
 class FingerprintTest(FilesTestCase):

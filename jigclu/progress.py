@@ -1,0 +1,244 @@
+"""Progress of long work: a live line on a terminal, an occasional line in a log file.
+
+    with progress.status("building the network"):
+        ...
+    for shard in progress.track(shards, "indexing shards"):
+        ...
+
+Work that ends within a few seconds shows nothing. Blocks may be nested; the line then names
+all of them. Only the main process prints.
+"""
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import TextIO, TypeVar
+
+_PATIENCE = 3.0  # Seconds of work before the first line.
+_LOG_SECONDS = 30.0  # Between the lines in a log file.
+_TICK_SECONDS = 0.5  # Between the updates of a live line.
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(eq=False)
+class Work:
+    """Work in progress; its owner updates `what` and `done`.
+
+    what: a short phrase, such as "indexing shards".
+    total, done: items; without a total, items are shown once there are any.
+    """
+
+    what: str
+    total: int | None
+    began: float
+    done: int = 0
+
+    @property
+    def count(self) -> str:
+        """The items so far, as they follow the phrase; empty if none are counted."""
+        if self.total is not None:
+            return f", {self.done:,} of {self.total:,}"
+        return f", {self.done:,} so far" if self.done else ""
+
+
+class Console:
+    """The one place that prints progress: messages, and below them one live line.
+
+    The live line shows the work in progress, and otherwise the line of the monitor. A
+    daemon thread updates it, so that it also moves during a single long call.
+    """
+
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Prints to a stream (default: standard error at the time of printing)."""
+        self._given_stream = stream
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._works: list[Work] = []
+        self._due = 0.0
+        self._line = ""
+        self._drawn = ""
+        self._ticker: _Ticker | None = None
+
+    def __enter__(self) -> "Console":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # An exception can keep a suspended generator alive, and with it the block of `track`.
+        if self._works:
+            self._end(self._works[0])
+        self.keep_line()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there is a terminal, with a live line."""
+        return self._stream.isatty()
+
+    @property
+    def columns(self) -> int:
+        """Characters that a live line may have: a line that wraps cannot be redrawn."""
+        return shutil.get_terminal_size().columns - 1
+
+    def message(self, text: str) -> None:
+        """Prints text above the live line."""
+        with self._lock:
+            self._draw("")
+            self._stream.write(f"{text}\n")
+            self._draw(self._current_line())
+
+    def set_line(self, line: str) -> None:
+        """Replaces the line that a terminal shows between works."""
+        with self._lock:
+            self._line = line
+            self._draw(self._current_line())
+
+    def keep_line(self) -> None:
+        """Leaves the line of `set_line` as the last one printed."""
+        with self._lock:
+            if self._line:
+                self._draw(self._line)
+                self._stream.write("\n")
+            self._line = self._drawn = ""
+
+    @contextmanager
+    def status(
+        self, what: str, total: int | None = None, patience: float = _PATIENCE
+    ) -> Iterator[Work]:
+        """Shows a block of work with its elapsed time.
+
+        Args:
+          what: a short phrase, such as "indexing shards".
+          total: items, if the block counts them in `Work.done`.
+          patience: seconds before the first line; 0 shows the work at once.
+        """
+        work = Work(what, total, self._clock())
+        # Data sets are opened before the processes have met: the launcher knows the main one.
+        if int(os.environ.get("RANK", 0)) != 0:
+            yield work
+            return
+        self._begin(work, patience)
+        try:
+            yield work
+        finally:
+            self._end(work)
+
+    def track(self, items: Iterable[_Item], what: str, total: int | None = None) -> Iterator[_Item]:
+        """Yields items and shows how many are done; the total defaults to their length."""
+        if total is None and isinstance(items, Sized):
+            total = len(items)
+        with self.status(what, total) as work:
+            for item in items:
+                yield item
+                work.done += 1
+
+    def tick(self) -> None:
+        """Shows the work in progress if it is time to."""
+        with self._lock:
+            if not self._works or self._clock() < self._due:
+                return
+            if self.is_live:
+                self._draw(self._current_line())
+            else:
+                self._stream.write(f"{self._description(None)}\n")
+                self._stream.flush()
+                self._due = self._clock() + _LOG_SECONDS
+
+    def _begin(self, work: Work, patience: float) -> None:
+        with self._lock:
+            due = work.began + patience
+            self._due = min(self._due, due) if self._works else due
+            self._works.append(work)
+            self.tick()
+            if self._ticker is None:
+                self._ticker = _Ticker(self.tick)
+
+    def _end(self, work: Work) -> None:
+        with self._lock:
+            if work in self._works:
+                # What it encloses ends with it.
+                del self._works[self._works.index(work) :]
+            if self._works:
+                return
+            self._draw(self._current_line())
+            ticker, self._ticker = self._ticker, None
+        # Not under the lock, which the last tick may be waiting for.
+        if ticker is not None:
+            ticker.end()
+
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stderr if self._given_stream is None else self._given_stream
+
+    def _current_line(self) -> str:
+        if not self.is_live:
+            return ""
+        if self._works and self._clock() >= self._due:
+            return self._description(self.columns)
+        return self._line
+
+    def _description(self, columns: int | None) -> str:
+        """Names the work in progress; within columns, the count and time are never cut."""
+        what = ": ".join(work.what for work in self._works)
+        innermost = self._works[-1]
+        elapsed = timedelta(seconds=int(self._clock() - innermost.began))
+        rest = f"{innermost.count}, {elapsed}"
+        if columns is not None and len(what) + len(rest) > columns:
+            what = what[: max(columns - len(rest) - 1, 0)] + "…"
+        return what + rest
+
+    def _draw(self, line: str) -> None:
+        if line == self._drawn:
+            return
+        if self._drawn:
+            self._stream.write("\r" + " " * len(self._drawn) + "\r")
+        self._stream.write(line)
+        self._stream.flush()
+        self._drawn = line
+
+
+class _Ticker:
+    """A daemon thread that calls a function at intervals until it is ended."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Waits for the last call."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_TICK_SECONDS):
+            self._function()
+
+
+CONSOLE = Console()
+
+
+def status(
+    what: str, total: int | None = None, patience: float = _PATIENCE
+) -> AbstractContextManager[Work]:
+    """As `Console.status`, on the console of this process."""
+    return CONSOLE.status(what, total, patience)
+
+
+def track(items: Iterable[_Item], what: str, total: int | None = None) -> Iterator[_Item]:
+    """As `Console.track`, on the console of this process."""
+    return CONSOLE.track(items, what, total)
