@@ -243,9 +243,9 @@ class Monitor:
         metrics = dict(self._reported)
         rate = metrics.pop("images_per_second", None)
         wait = metrics.pop("data_wait_fraction", None)
-        losses = [name for name in metrics if name.endswith("loss")]
         parts = [f"step {step}/{self._total_steps}"]
-        parts += [_describe(name, metrics.pop(name)) for name in losses]
+        if "loss" in metrics:
+            parts.append(_describe("loss", metrics.pop("loss")))
         if rate is not None:
             parts.append(f"images/s {rate:.1f}")
         if self._seconds_per_step is not None:

@@ -146,19 +146,19 @@ class MonitorTest(parameterized.TestCase):
         self.assertEqual(shown[2], "")
 
     @parameterized.parameters(
-        (80, "step 123456/1000800  loss 23.46  clustering_loss 22.07  location_loss 1.391"),
+        (60, "step 123456/1000800  loss 23.46  images/s 1234.8"),
+        (80, "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09"),
         (
             100,
-            "step 123456/1000800  loss 23.46  clustering_loss 22.07  location_loss 1.391  "
-            "images/s 1234.8",
+            "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09  data wait 12%",
         ),
         (
-            115,
-            "step 123456/1000800  loss 23.46  clustering_loss 22.07  location_loss 1.391  "
-            "images/s 1234.8  ETA 5 days, 3:21:09",
+            120,
+            "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09  data wait 12%  "
+            "clustering_loss 22.07",
         ),
     )
-    def test_live_line_shows_whole_parts_losses_first(self, columns: int, line: str) -> None:
+    def test_live_line_shows_whole_parts_the_loss_first(self, columns: int, line: str) -> None:
         stream = Terminal()
         with (
             mock.patch.dict("os.environ", COLUMNS=str(columns)),
@@ -178,8 +178,8 @@ class MonitorTest(parameterized.TestCase):
             self._take_steps(run, 3, seconds=444069 / 877344)
         self.assertEqual(
             stream.getvalue(),
-            "step 123456/1000800  loss 23.46  clustering_loss 22.07  location_loss 1.391  "
-            "images/s 1234.8  ETA 5 days, 3:21:09  data wait 12%  location_accuracy 0.2613  "
+            "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09  data wait 12%  "
+            "clustering_loss 22.07  location_loss 1.391  location_accuracy 0.2613  "
             "gradient_norm 4.518  learning_rate 0.03  location_accuracy_chance 0.25\n",
         )
 
