@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo install lint test clean
+.PHONY: demo install lint test test-avx2 clean
 
 demo: install
 	$(BIN)/python -m jigclu.launch --gin_file=gin/demo.gin --workdir=runs/demo
@@ -23,6 +23,11 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest tests
+
+# What depends on the CPU, as on one without AVX-512: bfloat16 is slow there.
+test-avx2: install
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest \
+	  tests/machine_test.py tests/demo_test.py tests/published_step_test.py tests/losses_test.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -41,7 +41,7 @@ class CompileCacheTest(parameterized.TestCase):
 
     def test_processors_of_other_instruction_sets_share_nothing(self) -> None:
         file = Path(self.create_tempfile().full_path)
-        digests = []
+        digests: list[str] = []
         for flags in ("avx2", "avx2 avx512_bf16"):
             # Clock rates differ from core to core and from hour to hour.
             file.write_text(f"cpu MHz : {len(digests)}\nflags : {flags}\nflags : {flags}\n")
