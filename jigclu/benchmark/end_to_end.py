@@ -1,6 +1,7 @@
-"""Training as it is: from the source's files to updated parameters, and what it waits for."""
+"""Training end to end: from the source's files to updated parameters, and what it waits for."""
 
 import dataclasses
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jigclu import progress
-from jigclu.benchmark.stepping import jigsaw_step
+from jigclu.benchmark.stepping import jigsaw_step, jigsaw_stepper, random_inputs
 from jigclu.benchmark.tables import Table
-from jigclu.benchmark.timing import interleaved, row, synchronize
+from jigclu.benchmark.timing import Action, interleaved, row, synchronize
+from jigclu.data.loader import Batch
 from jigclu.data.sampler import steps_per_epoch
+from jigclu.data.transfer import transferred
 from jigclu.pretrain import PretrainTask
 
 _WARM = 3  # Steps that do not count, beside those whose batches are read meanwhile.
@@ -74,6 +78,52 @@ def measure_end_to_end(
             f"{machine.workers.value} processes read; "
             f"{steps} steps after {warm} that do not count, once. With a GPU the host may wait "
             "for data while that still computes: the last column is what reading costs."
+        ),
+        panels=(("images/s",),),
+    )
+
+
+def measure_copies(task: PretrainTask, repetitions: int, device: torch.device) -> Table:
+    """Measures how much of the copies from host memory the steps have to wait for.
+
+    Args:
+      task: whose step is taken, on noise; nothing is read.
+      repetitions: >= 1.
+      device: on which to compute.
+    """
+    machine = task.choose_machine(None)
+    take, inputs = jigsaw_stepper(task, device), random_inputs(task, device)
+    patches = inputs.slots.cpu().unflatten(0, (task.batch_size, task.grid**2))
+    if machine.pin_memory.value:
+        patches = patches.pin_memory()
+    batch = Batch(patches, torch.arange(task.batch_size), 0)
+    ahead = transferred(itertools.repeat((batch, 0.0)), device)
+
+    def take_patches(values: Tensor) -> None:
+        take(inputs._replace(slots=values.flatten(0, 1)))
+
+    actions: dict[str, Action] = {
+        "no copies": lambda: take(inputs),
+        "copied during the step before": lambda: take_patches(next(ahead)[0].patches),
+        "copied before each step": lambda: take_patches(patches.to(device)),
+    }
+    seconds = {
+        name: timed.median for name, timed in interleaved(actions, repetitions, device).items()
+    }
+    least = seconds["no copies"]
+    return Table(
+        title="Copies to the device",
+        columns=("batches", "images/s", "device waits for data, %"),
+        rows=[
+            (name, task.batch_size / taken, 100 * max(0.0, 1 - least / taken))
+            for name, taken in seconds.items()
+        ],
+        note=(
+            f"{task.encoder}, {task.batch_size} images, {machine.precision.value}, "
+            f"{'compiled' if machine.compile.value else 'eager'}; "
+            f"{patches.nbytes / 1e6:.0f} MB per step from page-locked memory. The device waits "
+            "for the time that a step takes longer than one without copies. Training uses the "
+            "second row."
         ),
         panels=(("images/s",),),
     )

@@ -1,6 +1,7 @@
 """What a training step costs: its pieces, and the whole of it in every kind of arithmetic."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -53,8 +54,12 @@ def random_inputs(task: PretrainTask, device: torch.device) -> StepInputs:
 
 def jigsaw_step(task: PretrainTask, device: torch.device) -> Action:
     """Returns a step of pre-training on noise; its learning rate is 0."""
-    step = task.training_step(task.model(), device, task.choose_machine(None))
-    return _stepper(step, random_inputs(task, device))
+    return functools.partial(jigsaw_stepper(task, device), random_inputs(task, device))
+
+
+def jigsaw_stepper(task: PretrainTask, device: torch.device) -> Callable[[StepInputs], None]:
+    """Returns a function that takes a step of pre-training; its learning rate is 0."""
+    return _stepper(task.training_step(task.model(), device, task.choose_machine(None)))
 
 
 def supervised_step(task: PretrainTask, device: torch.device) -> Action:
@@ -71,7 +76,8 @@ def supervised_step(task: PretrainTask, device: torch.device) -> Action:
     step = TrainingStep(forward, task.optimizer, task.loss_scaling, machine.compile.value, device)
     images = torch.randint(0, 256, (task.batch_size, 3, side, side), dtype=torch.uint8)
     labels = torch.randint(0, _CLASSES, (task.batch_size,))
-    return _stepper(step, ClassificationInputs(images.to(device), labels.to(device)))
+    inputs = ClassificationInputs(images.to(device), labels.to(device))
+    return functools.partial(_stepper(step), inputs)
 
 
 def published_step(task: PretrainTask, device: torch.device) -> Action:
@@ -93,10 +99,10 @@ def _classifier(task: PretrainTask) -> Classifier:
     return Classifier(task.model().encoder, _CLASSES)
 
 
-def _stepper(step: TrainingStep, inputs: StepInputs | ClassificationInputs) -> Action:
+def _stepper(step: TrainingStep) -> Callable[[StepInputs | ClassificationInputs], None]:
     state = step.initial_state()
 
-    def take() -> None:
+    def take(inputs: StepInputs | ClassificationInputs) -> None:
         nonlocal state
         state, _ = step(state, inputs, 0.0)
 
@@ -155,7 +161,10 @@ def measure_steps(
             "memory, MB",
             "% of the product's rate",
         ),
-        rows=_rows(task, seconds, memory, peak),
+        rows=[
+            (_in_full(str(name), device), *cells)
+            for name, *cells in _rows(task, seconds, memory, peak)
+        ],
         note=(
             f"{task.encoder}, {task.batch_size} images (montages) of "
             f"{task.grid * task.patch_size} pixels. Memory is what a step needs beyond parameters "
@@ -165,6 +174,15 @@ def measure_steps(
         ),
         panels=(("images/s",), ("memory, MB",)),
     )
+
+
+def _in_full(name: str, device: torch.device) -> str:
+    """Returns a step's name that says whether float32 is TF32, torch's default on a GPU."""
+    if device.type != "cuda" or not torch.backends.cudnn.allow_tf32:
+        return name
+    if name == "published":
+        return "published, float32 (TF32 convolutions)"
+    return name.replace("float32", "float32 (TF32 convolutions)")
 
 
 def _steps(task: PretrainTask, variants: list[Variant], device: torch.device) -> dict[str, Action]:

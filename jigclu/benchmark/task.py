@@ -3,18 +3,15 @@
 import dataclasses
 import importlib.util
 import math
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import PIL
 import torch
-import torchvision
 
 from jigclu import checkpoint, progress
 from jigclu.benchmark.end_to_end import measure_end_to_end
+from jigclu.benchmark.environment import environment_of
 from jigclu.benchmark.growth import exchanged, measure_loss
 from jigclu.benchmark.pieces import measure_pieces
 from jigclu.benchmark.reading import check_reading, measure_reading
@@ -160,37 +157,6 @@ class BenchmarkTask:
             ],
             "start": lambda: [measure_start(task, device)],
         }
-
-
-def environment_of(device: torch.device) -> dict[str, str]:
-    """Returns the machine and the versions that figures depend on."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "processor": _processor(),
-        "processors": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
-        **(_cuda() if device.type == "cuda" else {}),
-    }
-
-
-def _cuda() -> dict[str, str]:
-    return {
-        "cuda": str(torch.version.cuda),
-        "cudnn": str(torch.backends.cudnn.version()),
-        "convolutions of float32 in TF32": str(torch.backends.cudnn.allow_tf32),
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _write(workdir: Path, environment: dict[str, str], tables: list[Table]) -> None:

@@ -1,0 +1,63 @@
+"""The machine and the versions that figures depend on."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("torchvision", "pillow", "numpy")
+
+
+def environment_of(device: torch.device) -> dict[str, str]:
+    """Returns the machine and the versions that figures depend on, by name."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processor": _processor(),
+        "processors": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: _version(name) for name in _PACKAGES},
+        **(_cuda(device) if device.type == "cuda" else {}),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cuda(device: torch.device) -> dict[str, str]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "devices": str(torch.cuda.device_count()),
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "device memory": f"{properties.total_memory / 1e9:.1f} GB",
+        "driver": _driver(),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+        "float32 convolutions in TF32": str(torch.backends.cudnn.allow_tf32),
+    }
+
+
+def _driver() -> str:
+    """Returns the version of the NVIDIA driver, which torch itself does not report."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown: nvidia-smi does not answer"
+    return printed.stdout.split("\n", 1)[0].strip()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
