@@ -1,4 +1,4 @@
-"""Runs a function on several gloo ranks of this machine, for the tests that need them.
+"""Runs a function on several ranks of this machine, for the tests that need them.
 
     def mean_rank(values: Tensor) -> Tensor:  # At the top of a test module.
         ...
@@ -24,13 +24,16 @@ import torch.distributed as dist
 Result = TypeVar("Result")
 
 
-def run_on_ranks(function: Callable[..., Result], world_size: int, *arguments: Any) -> list[Result]:
+def run_on_ranks(
+    function: Callable[..., Result], world_size: int, *arguments: Any, backend: str = "gloo"
+) -> list[Result]:
     """Calls function(*arguments) on every rank of a process group and waits for all.
 
     Args:
       function: at the top level of its module; asks `torch.distributed` for its rank.
       world_size: how many ranks, one process and one thread each.
       *arguments: the same on all ranks; anything that pickles.
+      backend: "gloo", or "nccl" with the GPU of its number for each rank.
 
     Returns:
       What each rank returned, in the order of ranks: tensors, numbers, strings, None, or
@@ -45,7 +48,7 @@ def run_on_ranks(function: Callable[..., Result], world_size: int, *arguments: A
         multiprocessing.set_forkserver_preload(["torch", "torch._dynamo"])
         torch.multiprocessing.start_processes(
             _run_rank,
-            (world_size, Path(folder), function, arguments),
+            (world_size, Path(folder), function, arguments, backend),
             nprocs=world_size,
             start_method="forkserver",
         )
@@ -59,13 +62,16 @@ def _run_rank(
     folder: Path,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
+    backend: str,
 ) -> None:
     # Threads of several ranks would only spin against each other.
     torch.set_num_threads(1)
     # The first interface is the loopback: nothing leaves the machine or asks for its name.
     os.environ["GLOO_SOCKET_IFNAME"] = socket.if_nameindex()[0][1]
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo",
+        backend,
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=world_size,

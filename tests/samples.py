@@ -16,6 +16,7 @@ from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size
 from jigclu.encoder import Encoder
 from jigclu.model import JigClu
 from jigclu.objective import StepInputs
+from jigclu.placement import placed
 
 BATCH, GRID, SIZE = 4, 2, 32
 AUGMENTATION = augment.AugmentationSettings(
@@ -62,7 +63,7 @@ def tiny_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
     return JigClu(TinyEncoder(norm_layer), GRID, pooling_map=8, embedding_channels=16)
 
 
-def inputs_of(step: int) -> StepInputs:
+def inputs_of(step: int, device: str = "cpu") -> StepInputs:
     """Returns what this rank gets of a global batch that is a function of the step."""
     count = BATCH * GRID**2
     generator = torch.Generator().manual_seed(step)
@@ -75,10 +76,10 @@ def inputs_of(step: int) -> StepInputs:
     drawn = augment.draw_augmentation(AUGMENTATION, 0, step, count)
     return StepInputs(
         slots=collectives.exchange_patches(
-            patches[collectives.rank() * local :][:local], permutation
+            placed(patches[collectives.rank() * local :][:local], device), permutation
         ),
-        augmentation=augment.select_rows(drawn, permutation[own], "cpu"),
-        permutation=permutation,
+        augmentation=augment.select_rows(drawn, permutation[own], device),
+        permutation=placed(permutation, device),
     )
 
 

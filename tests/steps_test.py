@@ -11,7 +11,7 @@ from samples import AUGMENTATION, BATCH, inputs_of, small_model, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jigclu import augment, collectives, jigsaw, placement, steps, update
+from jigclu import augment, steps, update
 from jigclu.batch_norm import BatchNorm
 from jigclu.model import JigClu, Outputs
 from jigclu.objective import JigsawForward, Objective, StepInputs
@@ -28,10 +28,12 @@ def pretrain_step(
     micro_batch_size: int | None = None,
     norm_layer: type[nn.Module] = BatchNorm,
     build: Callable[[type[nn.Module]], JigClu] = small_model,
+    *,
+    device: str = "cpu",
 ) -> steps.TrainingStep:
     model = build(norm_layer)
     forward = JigsawForward(model, OBJECTIVE, precision, True, micro_batch_size)
-    return steps.TrainingStep(forward, SGD, SCALING, compile, torch.device("cpu"))
+    return steps.TrainingStep(forward, SGD, SCALING, compile, torch.device(device))
 
 
 def double_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
@@ -44,7 +46,9 @@ def double_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
     return model
 
 
-def train(count: int, compile: bool = False, *settings: Any, **named: Any) -> dict[str, Any]:
+def train(
+    count: int, compile: bool = False, *settings: Any, device: str = "cpu", **named: Any
+) -> dict[str, Any]:
     """Returns metrics of every step, momentum after the first, parameters and buffers at the end.
 
     After one step from zero momentum is the averaged gradient (and decay). Settings are
@@ -52,24 +56,28 @@ def train(count: int, compile: bool = False, *settings: Any, **named: Any) -> di
     """
     # What other tests compiled would make the first compilation here one more.
     torch._dynamo.reset()
-    step = pretrain_step(compile, *settings, **named)
+    step = pretrain_step(compile, *settings, device=device, **named)
     state = step.initial_state()
     metrics, gradients = [], {}
     for index in range(count):
         # Another learning rate and permutation at each step, neither of which may recompile.
         with torch._dynamo.config.patch(error_on_recompile=index > 0):
-            state, values = step(state, inputs_of(index), 0.03 / (index + 1))
+            state, values = step(state, inputs_of(index, device), 0.03 / (index + 1))
             metrics.append({name: value.item() for name, value in values.items()})
             if index == 0:
-                gradients = {name: value.clone() for name, value in state.momentum.items()}
+                gradients = _on_cpu(state.momentum)
     breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
     return {
         "metrics": metrics,
         "gradients": gradients,
-        "parameters": {name: value.clone() for name, value in state.parameters.items()},
-        "buffers": {name: value.clone() for name, value in state.buffers.items()},
+        "parameters": _on_cpu(state.parameters),
+        "buffers": _on_cpu(state.buffers),
         "graph_breaks": breaks,
     }
+
+
+def _on_cpu(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to("cpu", copy=True) for name, value in values.items()}
 
 
 def explicit_losses(
@@ -284,28 +292,6 @@ class StepsTest(parameterized.TestCase):
                 step.model.get_parameter("fc_loc.weight"), state.parameters["fc_loc.weight"]
             )
         )
-
-    @absltest.skipUnless(torch.cuda.is_available(), "no GPU: nothing to wait for")
-    def test_nothing_waits_for_the_device(self) -> None:
-        device = torch.device("cuda")
-        forward = JigsawForward(small_model(), OBJECTIVE, "bfloat16", True, None)
-        step = steps.TrainingStep(forward, SGD, SCALING, False, device)
-        state = step.initial_state()
-        patches = torch.zeros(BATCH, 4, 3, 32, 32, dtype=torch.uint8, device=device)
-        for number in range(3):
-            # The first step sets up libraries.
-            torch.cuda.set_sync_debug_mode("error" if number else "default")
-            try:
-                permutation = jigsaw.global_permutation(0, number, BATCH * 4)
-                drawn = augment.draw_augmentation(AUGMENTATION, 0, number, BATCH * 4)
-                inputs = StepInputs(
-                    collectives.exchange_patches(patches, permutation),
-                    augment.select_rows(drawn, permutation, device),
-                    placement.placed(permutation, device),
-                )
-                state, _ = step(state, inputs, 0.03)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from jigclu import schedules
+from jigclu import checkpoint, schedules
 from jigclu.benchmark.end_to_end import measure_copies, measure_end_to_end
 from jigclu.benchmark.gpu_check import PRECISIONS
 from jigclu.benchmark.growth import measure_loss
@@ -181,8 +181,8 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
         queries=val,
         resize=96,
         crop=96,
-        mean=task.augmentation.mean,
-        std=task.augmentation.std,
+        mean=tuple(task.augmentation.mean),
+        std=tuple(task.augmentation.std),
         neighbours=20,
         temperature=0.07,
         batch_size=256,
@@ -288,7 +288,7 @@ def write_findings(findings: Findings, path: Path) -> None:
         "targets": [target._asdict() for target in findings.targets],
         "failure": findings.failure,
     }
-    path.write_text(json.dumps(contents, indent=1))
+    checkpoint.write_file(path, json.dumps(contents, indent=1).encode())
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,7 +1,8 @@
 """Tests of jigclu.benchmark.end_to_end."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -9,6 +10,8 @@ from absl.testing import absltest
 from tasks import PRETRAINING
 
 from jigclu.benchmark import end_to_end
+from jigclu.benchmark.timing import Seconds
+from jigclu.objective import StepInputs
 from jigclu.pretrain import PretrainTask
 
 CPU = torch.device("cpu")
@@ -42,6 +45,41 @@ class EndToEndTest(absltest.TestCase):
             self.assertGreater(rate, 0)
         self.assertBetween(table.rows[0][2], 0, 100)
         self.assertBetween(table.rows[0][3], 0, 100)
+
+    def test_copies_are_compared_with_steps_without_them(self) -> None:
+        task = PretrainTask(**PRETRAINING)
+        taken: list[torch.Tensor] = []
+        seconds = {
+            "no copies": Seconds(1.0, 1.0, 1.0),
+            "copied during the step before": Seconds(1.0, 1.0, 1.0),
+            "copied before each step": Seconds(2.0, 1.0, 2.0),
+        }
+
+        def called(actions: dict[str, Any], *_: object) -> dict[str, Seconds]:
+            for action in actions.values():
+                action()
+            return seconds
+
+        def stepper(*_: object) -> Callable[[StepInputs], None]:
+            return lambda inputs: taken.append(inputs.slots)
+
+        with (
+            mock.patch.object(end_to_end, "jigsaw_stepper", stepper),
+            mock.patch.object(end_to_end, "interleaved", called),
+        ):
+            table = end_to_end.measure_copies(task, 1, CPU)
+        self.assertEqual(
+            table.rows,
+            [
+                ("no copies", 4.0, 0.0),
+                ("copied during the step before", 4.0, 0.0),
+                ("copied before each step", 2.0, 50.0),
+            ],
+        )
+        # Whatever the way, a step gets the same patches.
+        self.assertLen(taken, 3)
+        for patches in taken[1:]:
+            self.assertTrue(torch.equal(patches, taken[0]))
 
 
 if __name__ == "__main__":

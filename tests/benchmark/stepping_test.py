@@ -87,6 +87,23 @@ class SteppingTest(absltest.TestCase):
         self.assertIsNone(theirs[4])
         self.assertAlmostEqual(ours[6], 100 * operations * ours[1] / 4 / 1e12)
 
+    def test_names_say_where_float32_is_tf32(self) -> None:
+        gpu, before = torch.device("cuda", 0), torch.backends.cudnn.allow_tf32
+        self.addCleanup(setattr, torch.backends.cudnn, "allow_tf32", before)
+        torch.backends.cudnn.allow_tf32 = True
+        self.assertEqual(
+            stepping._in_full("JigClu, eager, float32, channels last", gpu),
+            "JigClu, eager, float32 (TF32 convolutions), channels last",
+        )
+        self.assertEqual(
+            stepping._in_full("published", gpu), "published, float32 (TF32 convolutions)"
+        )
+        bfloat16 = "JigClu, eager, bfloat16, channels last"
+        self.assertEqual(stepping._in_full(bfloat16, gpu), bfloat16)
+        self.assertEqual(stepping._in_full("published", CPU), "published")
+        torch.backends.cudnn.allow_tf32 = False
+        self.assertEqual(stepping._in_full("published", gpu), "published")
+
     def test_a_small_stem_was_not_published(self) -> None:
         with mock.patch.object(stepping, "matmul_rate", return_value=1e12):
             table = stepping.measure_steps(TASK, [Variant(False, "float32", True)], 1, CPU)

@@ -1,0 +1,116 @@
+"""The training step on CUDA: precisions, compilation, two GPUs, and no waiting for the device."""
+
+import cuda_needed  # noqa: F401  # isort: skip
+import math
+from typing import Any
+
+import steps_test
+import torch
+from absl.testing import absltest, parameterized
+from ranks import run_on_ranks
+from samples import AUGMENTATION, BATCH, GRID, SIZE
+from torch import Tensor, nn
+
+from jigclu import augment, collectives, jigsaw, placement
+from jigclu.objective import StepInputs
+
+CUDA = "cuda"
+
+
+def train_in_double(count: int, **named: Any) -> dict[str, Any]:
+    """Trains in float64 on the current GPU, eager: differences are not those of rounding."""
+    return steps_test.train(count, build=steps_test.double_model, device=CUDA, **named)
+
+
+def train_in_float32(count: int, compile: bool = False) -> dict[str, Any]:
+    """Trains on the current GPU without TF32, whose rounding would hide differences."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        return steps_test.train(count, compile, device=CUDA)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+class StepsCudaTest(parameterized.TestCase):
+    def assert_close(
+        self, actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float
+    ) -> None:
+        for name, value in expected.items():
+            difference = (actual[name] - value).norm() / value.norm().clamp_min(1e-12)
+            self.assertLessEqual(difference.item(), relative, name)
+
+    @parameterized.product(
+        precision=("float32", "bfloat16", "float16"), micro_batch_size=(None, BATCH // 2)
+    )
+    def test_nothing_waits_for_the_device(
+        self, precision: str, micro_batch_size: int | None
+    ) -> None:
+        self.take_steps_without_waiting(precision=precision, micro_batch_size=micro_batch_size)
+
+    def test_nothing_waits_for_the_device_in_a_compiled_step(self) -> None:
+        torch._dynamo.reset()
+        self.take_steps_without_waiting(compile=True, precision="bfloat16")
+
+    def take_steps_without_waiting(self, **settings: Any) -> None:
+        step = steps_test.pretrain_step(device=CUDA, **settings)
+        state = step.initial_state()
+        patches = torch.zeros(BATCH, GRID**2, 3, SIZE, SIZE, dtype=torch.uint8, device=CUDA)
+        for number in range(3):
+            # The first step compiles and sets up libraries.
+            torch.cuda.set_sync_debug_mode("error" if number else "default")
+            try:
+                permutation = jigsaw.global_permutation(0, number, BATCH * GRID**2)
+                drawn = augment.draw_augmentation(AUGMENTATION, 0, number, BATCH * GRID**2)
+                inputs = StepInputs(
+                    collectives.exchange_patches(patches, permutation),
+                    augment.select_rows(drawn, permutation, CUDA),
+                    placement.placed(permutation, CUDA),
+                )
+                state, _ = step(state, inputs, 0.03)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    @parameterized.parameters("bfloat16", "float16")
+    def test_half_precision_is_finite_and_near_float32(self, precision: str) -> None:
+        full = train_in_float32(1)["metrics"][0]
+        half = steps_test.train(1, False, precision, device=CUDA)["metrics"][0]
+        for name, value in half.items():
+            self.assertTrue(math.isfinite(value), name)
+        self.assertAlmostEqual(half["loss"], full["loss"], delta=0.02 * full["loss"])
+        self.assertNotEqual(half["loss"], full["loss"])
+        self.assertEqual(half.get("skipped_steps", 0.0), 0.0)
+
+    def test_equals_the_cpu(self) -> None:
+        cpu, gpu = steps_test.train(1, build=steps_test.double_model), train_in_double(1)
+        loss = cpu["metrics"][0]["loss"]
+        self.assertAlmostEqual(gpu["metrics"][0]["loss"], loss, delta=1e-5 * loss)
+        self.assert_close(gpu["gradients"], cpu["gradients"], 1e-4)
+        self.assert_close(gpu["buffers"], cpu["buffers"], 1e-5)
+
+    def test_compiled_equals_eager(self) -> None:
+        eager, compiled = train_in_float32(1), train_in_float32(1, compile=True)
+        loss = eager["metrics"][0]["loss"]
+        self.assertAlmostEqual(compiled["metrics"][0]["loss"], loss, delta=1e-4 * loss)
+        # Statistics of few values make gradients of float32's last bit.
+        self.assert_close(compiled["gradients"], eager["gradients"], 1e-2)
+        self.assert_close(compiled["parameters"], eager["parameters"], 1e-3)
+        self.assert_close(compiled["buffers"], eager["buffers"], 1e-4)
+
+    def test_micro_batches_without_batch_norm_equal_the_whole_batch(self) -> None:
+        settings: dict[str, Any] = {"norm_layer": nn.Identity}
+        whole = train_in_double(1, **settings)
+        pieces = train_in_double(1, micro_batch_size=BATCH // 2, **settings)
+        self.assert_close(pieces["gradients"], whole["gradients"], 1e-5)
+
+    @absltest.skipIf(torch.cuda.device_count() < 2, "needs two GPUs")
+    def test_two_gpus_equal_one(self) -> None:
+        one = train_in_float32(1)
+        for rank in run_on_ranks(train_in_float32, 2, 1, backend="nccl"):
+            self.assert_close(rank["gradients"], one["gradients"], 1e-3)
+            self.assert_close(rank["buffers"], one["buffers"], 1e-4)
+            self.assert_close(rank["parameters"], one["parameters"], 1e-4)
+
+
+if __name__ == "__main__":
+    absltest.main()
