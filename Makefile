@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo install lint test test-avx2 clean
+.PHONY: demo install lint test test-avx2 gpu-check clean
 
 demo: install
 	$(BIN)/python -m jigclu.launch --gin_file=gin/demo.gin --workdir=runs/demo
@@ -28,6 +28,10 @@ test: lint
 test-avx2: install
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest \
 	  tests/machine_test.py tests/demo_test.py tests/published_step_test.py tests/losses_test.py
+
+# Installs nothing: uses the environment if there is one, else $(PYTHON), which needs torch.
+gpu-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) launch/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
