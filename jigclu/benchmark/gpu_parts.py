@@ -78,7 +78,7 @@ def run_tests(folder: Path) -> Findings:
     result = unittest.TextTestRunner(verbosity=2).run(suite)
     outcomes |= {test.id(): ("skipped", reason) for test, reason in result.skipped}
     failures = [*result.failures, *result.errors]
-    outcomes |= {test.id(): ("failed", text.splitlines()[-1]) for test, text in failures}
+    outcomes |= {test.id(): ("failed", text.rstrip().splitlines()[-1]) for test, text in failures}
     return Findings(
         tables=[
             Table(
