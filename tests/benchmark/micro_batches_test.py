@@ -10,7 +10,7 @@ from jigclu.benchmark import micro_batches
 from jigclu.pretrain import PretrainTask
 
 CPU = torch.device("cpu")
-TASK = PretrainTask(**PRETRAINING)
+TASK = PretrainTask(**PRETRAINING | {"small_stem": False})
 
 
 class MicroBatchesTest(absltest.TestCase):

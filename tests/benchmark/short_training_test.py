@@ -16,7 +16,7 @@ from jigclu.pretrain import PretrainTask
 
 CPU = torch.device("cpu")
 TASK = dataclasses.replace(
-    PretrainTask(**PRETRAINING),
+    PretrainTask(**PRETRAINING | {"small_stem": False}),
     evaluation=KnnEvaluation(
         bank=ProceduralImages(images=20, size=32, seed=0, split="train"),
         queries=ProceduralImages(images=10, size=32, seed=0, split="val"),
