@@ -106,7 +106,7 @@ def choose_machine(
         threads=choose_threads(),
         pin_memory=_on_gpu(device, "copies to the GPU overlap with its work"),
         cudnn_benchmark=_on_gpu(device, "every step has the same shapes"),
-        tf32=_choose_tf32(device, precision.value),
+        tf32=_on_gpu(device, "torch's default; matrix products keep float32"),
     )
 
 
@@ -248,11 +248,3 @@ def choose_threads() -> Choice[int]:
 
 def _on_gpu(device: torch.device, reason: str) -> Choice[bool]:
     return Choice(True, reason) if device.type == "cuda" else Choice(False, "no GPU")
-
-
-def _choose_tf32(device: torch.device, precision: str) -> Choice[bool]:
-    if device.type != "cuda":
-        return Choice(False, "no GPU")
-    if precision != "float32":
-        return Choice(False, f"convolutions run in {precision}")
-    return Choice(True, "torch's default for convolutions; matrix products keep float32")

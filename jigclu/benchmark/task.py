@@ -114,6 +114,7 @@ class BenchmarkTask:
         Raises:
           UserError: the workdir cannot be written.
         """
+        self.task.choose_machine(None).apply()
         environment = environment_of(local_device(self.task.device))
         tables: list[Table] = []
         with (
