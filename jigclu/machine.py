@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import torch
 from torch.nn import functional
 
+from jigclu import allocator
 from jigclu.cores import available_cores, local_ranks
 from jigclu.device import compiler_problem
 from jigclu.errors import UserError
@@ -48,6 +49,7 @@ class Machine(NamedTuple):
     channels_last: memory format of images and weights.
     workers: processes that read images.
     threads: of this process, for tensor operations on the CPU.
+    keep_freed_memory: whether this process reuses freed memory, or returns it to the system.
     pin_memory: whether batches are read into page-locked memory.
     cudnn_benchmark: whether cuDNN times its algorithms at the first step.
     tf32: whether float32 convolutions on a GPU may round their factors to TF32.
@@ -58,6 +60,7 @@ class Machine(NamedTuple):
     channels_last: Choice[bool]
     workers: Choice[int]
     threads: Choice[int]
+    keep_freed_memory: Choice[bool]
     pin_memory: Choice[bool]
     cudnn_benchmark: Choice[bool]
     tf32: Choice[bool]
@@ -73,8 +76,10 @@ class Machine(NamedTuple):
         return {name: [choice.value, choice.reason] for name, choice in self._asdict().items()}
 
     def apply(self) -> None:
-        """Sets what torch keeps for the whole process: threads, and how convolutions run."""
+        """Sets what holds for the whole process: threads, memory, and how convolutions run."""
         torch.set_num_threads(self.threads.value)
+        if self.keep_freed_memory.value:
+            allocator.keep_freed_memory()
         torch.backends.cudnn.benchmark = self.cudnn_benchmark.value
         torch.backends.cudnn.allow_tf32 = self.tf32.value
 
@@ -104,6 +109,7 @@ def choose_machine(
         channels_last=_choose_channels_last(channels_last),
         workers=choose_workers(workers, device),
         threads=choose_threads(),
+        keep_freed_memory=_choose_keep_freed_memory(device),
         pin_memory=_on_gpu(device, "copies to the GPU overlap with its work"),
         cudnn_benchmark=_on_gpu(device, "every step has the same shapes"),
         tf32=_on_gpu(device, "torch's default; matrix products keep float32"),
@@ -244,6 +250,12 @@ def choose_threads() -> Choice[int]:
         return Choice(torch.get_num_threads(), "OMP_NUM_THREADS is set")
     cores = available_cores()
     return Choice(max(1, cores // ranks), f"{cores} cores, {ranks} processes on this machine")
+
+
+def _choose_keep_freed_memory(device: torch.device) -> Choice[bool]:
+    if device.type == "cpu":
+        return Choice(True, "every step allocates the same tensors")
+    return Choice(False, "tensors are on a GPU")
 
 
 def _on_gpu(device: torch.device, reason: str) -> Choice[bool]:

@@ -14,6 +14,7 @@ LAYERS = {
     "jigclu": 0.0,  # The package itself: its version, nothing more.
     "jigclu.errors": 0.1,
     "jigclu.compile_cache": 0.1,
+    "jigclu.allocator": 0.1,
     "jigclu.progress": 0.1,
     "jigclu.state": 0.2,
     "jigclu.jigsaw": 1.0,

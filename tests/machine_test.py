@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 
-from jigclu import machine
+from jigclu import allocator, machine
 from jigclu.errors import UserError
 from jigclu.machine import Choice
 
@@ -238,6 +238,17 @@ class MachineTest(parameterized.TestCase):
         threads.assert_called_once_with(chosen.threads.value)
         self.assertIs(cudnn.benchmark, True)
         self.assertIs(cudnn.allow_tf32, True)
+
+    def test_only_a_process_that_trains_on_the_cpu_keeps_freed_memory(self) -> None:
+        for device in (CPU, GPU):
+            chosen = self.choose(device, "float32")
+            with (
+                mock.patch.object(torch, "set_num_threads"),
+                mock.patch.object(torch.backends, "cudnn"),
+                mock.patch.object(allocator, "keep_freed_memory") as keep,
+            ):
+                chosen.apply()
+            self.assertEqual(keep.call_count, 1 if device == CPU else 0)
 
 
 if __name__ == "__main__":
