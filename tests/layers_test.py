@@ -191,6 +191,15 @@ class LayersTest(absltest.TestCase):
     def test_checkpoints_never_run_code(self) -> None:
         self.assertEmpty([f for item in _modules().items() for f in _load_faults(*item)])
 
+    def test_no_module_uses_torchvisions_deprecated_decoders(self) -> None:
+        faults = [
+            f"{name} imports {other}"
+            for name, tree in _modules().items()
+            for other in _imports(tree)
+            if other.startswith("torchvision.io")
+        ]
+        self.assertEmpty(faults)
+
     def test_steps_never_wait_for_the_device(self) -> None:
         faults = [
             f"{name}:{call.lineno}"

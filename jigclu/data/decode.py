@@ -9,10 +9,12 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
-from torchvision import io as torchvision_io
 from torchvision.transforms.v2 import functional as transforms
 
 from jigclu.jigsaw import Box
+
+# torchvision's number for red, green and blue.
+_RGB = 3
 
 # Of the height and width of an upright image, pixels: by how much decoding may shrink both.
 Reduction = Callable[[int, int], int]
@@ -88,17 +90,18 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _torchvision_jpeg(data: Tensor) -> Tensor | None:
-    """Decodes to the same pixels as PIL in three quarters of the time; None where PIL must do it.
+    """Decodes to Pillow's pixels in about three quarters of the time; None if Pillow must decode.
 
-    Of corrupt files PIL says what is wrong; torchvision 0.29 announces that it will drop its
-    decoders one day.
+    Returns None for corrupt files too: Pillow's message says what is wrong with them.
+
+    Calls the operator behind `torchvision.io.decode_jpeg`. That function warns since torchvision
+    0.29 that its decoders are deprecated in favor of torchcodec, which was measured to be no
+    faster (docs/performance.md). Suppressing the warning around each call would not do: every
+    change of the filters makes Python show the user's own warnings again.
     """
-    decode = getattr(torchvision_io, "decode_jpeg", None)
-    if decode is None:
-        return None
-    with contextlib.suppress(RuntimeError):
-        rgb = torchvision_io.ImageReadMode.RGB
-        pixels: Tensor = decode(data, mode=rgb, apply_exif_orientation=True)
+    # The operator is missing if torchvision was built without libjpeg.
+    with contextlib.suppress(AttributeError, RuntimeError):
+        pixels: Tensor = torch.ops.image.decode_jpeg(data, _RGB, True)
         return pixels
     return None
 

@@ -1,12 +1,15 @@
 """Tests of jigclu.data.decode."""
 
 import io
+import subprocess
+import sys
 import warnings
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+import torchvision
 from absl.testing import absltest, parameterized
 from PIL import Image
 
@@ -102,6 +105,16 @@ class DecodeImageTest(parameterized.TestCase):
                 self.assertTrue(torch.equal(decode.decode_image(data), image))
             other.assert_called_once()
 
+    def test_torchvision_decodes_jpeg(self) -> None:
+        data = torch.frombuffer(bytearray(encode(picture(), "JPEG")), dtype=torch.uint8)
+        self.assertIsNotNone(decode._torchvision_jpeg(data))
+
+    def test_jpeg_without_torchvisions_decoder(self) -> None:
+        data = encode(picture(), "JPEG")
+        expected = decode.decode_image(data)
+        with mock.patch.object(torch.ops, "image", object()):
+            self.assertTrue(torch.equal(decode.decode_image(data), expected))
+
     @parameterized.parameters(2, 4, 8)
     def test_jpeg_is_shrunk_while_decoding(self, factor: int) -> None:
         tags = Image.Exif()
@@ -160,6 +173,43 @@ class DecodeImageTest(parameterized.TestCase):
     def test_says_what_is_unreadable(self, data: bytes, reason: str) -> None:
         with self.assertRaisesRegex(decode.UnreadableImageError, reason):
             decode.decode_image(data)
+
+
+# Decodes a JPEG from standard input in this process and in a worker process.
+WARNING_SCRIPT = """
+import sys
+from torch.utils.data import DataLoader
+from jigclu.data.decode import decode_image
+
+data = sys.stdin.buffer.read()
+decode_image(data)
+list(DataLoader([data], batch_size=None, num_workers=1, collate_fn=decode_image))
+{extra}
+"""
+DEPRECATED_CALL = """
+import torch, torchvision
+torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+"""
+
+
+class WarningTest(absltest.TestCase):
+    """torchvision's warning that its decoders are deprecated reaches nobody."""
+
+    def _run(self, extra: str = "") -> str:
+        """Returns what the script prints when Python shows every warning."""
+        command = [sys.executable, "-W", "always", "-c", WARNING_SCRIPT.format(extra=extra)]
+        data = encode(picture(), "JPEG")
+        done = subprocess.run(command, input=data, check=True, capture_output=True)
+        return done.stderr.decode()
+
+    def test_decoding_does_not_warn(self) -> None:
+        self.assertNotIn("TorchCodec", self._run())
+
+    def test_the_users_own_calls_still_warn(self) -> None:
+        version = tuple(map(int, torchvision.__version__.split(".")[:2]))
+        if version < (0, 29):
+            self.skipTest("torchvision deprecated its decoders in 0.29")
+        self.assertIn("TorchCodec", self._run(DEPRECATED_CALL))
 
 
 class CropResizeTest(absltest.TestCase):
