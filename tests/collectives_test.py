@@ -20,6 +20,7 @@ class Probe(NamedTuple):
 
     rank: int
     world_size: int
+    agreed: str
     gathered: Tensor
     gradient: Tensor
     slots: list[Tensor]
@@ -63,6 +64,7 @@ def probe() -> tuple[Any, ...]:
         Probe(
             rank,
             world_size,
+            collectives.broadcast(f"of rank {rank}"),
             gathered.detach().clone(),
             own.grad,
             *(
@@ -82,6 +84,9 @@ class OneProcessTest(absltest.TestCase):
     def test_is_the_only_rank(self) -> None:
         self.assertEqual((collectives.rank(), collectives.world_size()), (0, 1))
 
+    def test_agrees_with_itself(self) -> None:
+        self.assertEqual(collectives.broadcast("mine"), "mine")
+
     def test_gathers_itself(self) -> None:
         values = torch.randn(3, 2)
         self.assertIs(collectives.gather_with_gradient(values), values)
@@ -99,6 +104,7 @@ class ManyRanksTest(parameterized.TestCase):
         probes = [Probe(*result) for result in run_on_ranks(probe, world_size)]
         self.assertEqual([each.rank for each in probes], list(range(world_size)))
         self.assertEqual([each.world_size for each in probes], [world_size] * world_size)
+        self.assertEqual([each.agreed for each in probes], ["of rank 0"] * world_size)
         self._check_gather(probes)
         self._check_exchange(probes)
 
