@@ -125,7 +125,7 @@ class LaunchTest(parameterized.TestCase):
         before = self.contents()
         printed = self.refused(self.demo("train.learning_rate=0.1"))
         self.assertIn("step_00000003.pt", printed)
-        self.assertIn("train.learning_rate was 0.05 and is 0.1", printed)
+        self.assertIn("train.learning_rate was 0.03 and is 0.1", printed)
         self.assertIn("another workdir", printed)
         self.assertEqual(self.contents(), before)
 

@@ -236,7 +236,7 @@ WITHOUT_AUGMENTATION: dict[str, Any] = {
 }
 
 
-def _flat(epoch: float, epochs: int) -> float:
+def _flat(epoch: float, epochs: int, warmup_epochs: float) -> float:
     return 1.0
 
 
