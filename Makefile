@@ -27,7 +27,8 @@ test: lint
 # What depends on the CPU, as on one without AVX-512: bfloat16 is slow there.
 test-avx2: install
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest \
-	  tests/machine_test.py tests/demo_test.py tests/published_step_test.py tests/losses_test.py
+	  tests/system/machine_test.py tests/demo_test.py tests/published_step_test.py \
+	  tests/ops/losses_test.py
 
 # Installs nothing: uses the environment if there is one, else $(PYTHON), which needs torch.
 gpu-check:

@@ -1,21 +1,22 @@
 """The command: python -m jigclu.launch --gin_file=gin/pretrain_r50.gin."""
 
-import jigclu.compile_cache  # noqa: F401  # isort: skip  # Before torch is imported.
+import jigclu.system.compile_cache  # noqa: F401  # isort: skip  # Before torch is imported.
 import sys
 import warnings
 from pathlib import Path
 
 from absl import app, flags, logging
 
-from jigclu import progress
-from jigclu.errors import UserError
+from jigclu.system import progress
+from jigclu.system.errors import UserError
 
 with progress.status("loading libraries"):
     import torch
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    from jigclu import checkpoint, config
-    from jigclu.device import launched_rank
+    from jigclu import config
+    from jigclu.system import checkpoint
+    from jigclu.system.device import launched_rank
 
 _GIN_FILES = flags.DEFINE_multi_string("gin_file", None, "gin file to read; repeatable.")
 _GIN_BINDINGS = flags.DEFINE_multi_string(
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> None:
 
 def _one_line(error: UserError) -> str:
     # One that was raised in a worker process brings its traceback along, before itself.
-    return str(error).strip().splitlines()[-1].removeprefix("jigclu.errors.UserError: ")
+    return str(error).strip().splitlines()[-1].removeprefix("jigclu.system.errors.UserError: ")
 
 
 def _parse(arguments: list[str]) -> list[str]:

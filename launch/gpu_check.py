@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 try:
-    from jigclu.benchmark.gpu_check import main
+    from jigclu.tasks.benchmark.gpu_check import main
 except ModuleNotFoundError as missing:
     print(f"error: gpu-check needs {missing.name}, which is not installed", file=sys.stderr)
     sys.exit(2)

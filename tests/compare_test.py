@@ -11,7 +11,7 @@ from absl.testing import absltest
 from PIL import Image
 
 from jigclu import config
-from jigclu.pretrain import PretrainTask
+from jigclu.tasks.pretrain import PretrainTask
 
 
 def _load() -> ModuleType:

@@ -2,6 +2,6 @@
 
 from absl import flags
 
-import jigclu.compile_cache  # noqa: F401  # Before torch is imported, as in the command.
+import jigclu.system.compile_cache  # noqa: F401  # Before torch is imported, as in the command.
 
 flags.FLAGS.mark_as_parsed()

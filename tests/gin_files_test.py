@@ -11,14 +11,14 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu import config
-from jigclu.benchmark.task import BenchmarkTask
-from jigclu.export import ExportTask
-from jigclu.finetune import FinetuneTask
-from jigclu.knn_task import KnnTask
-from jigclu.linear import LinearTask
-from jigclu.pack import PackTask
-from jigclu.pretrain import PretrainTask
-from jigclu.reproduce import ReproduceTask
+from jigclu.tasks.benchmark.task import BenchmarkTask
+from jigclu.tasks.export import ExportTask
+from jigclu.tasks.finetune import FinetuneTask
+from jigclu.tasks.knn import KnnTask
+from jigclu.tasks.linear import LinearTask
+from jigclu.tasks.pack import PackTask
+from jigclu.tasks.pretrain import PretrainTask
+from jigclu.tasks.reproduce import ReproduceTask
 
 FOLDER = config.ROOT / "gin"
 FILES = sorted(str(path.relative_to(config.ROOT)) for path in FOLDER.rglob("*.gin"))

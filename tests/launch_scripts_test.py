@@ -54,7 +54,7 @@ class LaunchScriptsTest(parameterized.TestCase):
         self.assertIn("set -euo pipefail\n", (LAUNCH / script).read_text())
 
     def test_every_script_is_tested(self) -> None:
-        # The Python script is tested in tests/benchmark/gpu_check_test.py.
+        # The Python script is tested in tests/tasks/benchmark/gpu_check_test.py.
         self.assertCountEqual([path.name for path in LAUNCH.iterdir()], (*SCRIPTS, "gpu_check.py"))
 
     def test_one_machine(self) -> None:

@@ -10,7 +10,8 @@ import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from jigclu import checkpoint, config
+from jigclu import config
+from jigclu.system import checkpoint
 
 # The demo in miniature: 3 steps in all.
 SMALL = """

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 from numpy.typing import NDArray
-from samples import AUGMENTATION
 from torch import Tensor, nn
 
-from jigclu import jigsaw
-from jigclu.encoder import Encoder
-from jigclu.model import JigClu
-from jigclu.objective import Objective, StepLosses, jigsaw_losses
+from jigclu.methods.jigsaw import Objective, StepLosses, jigsaw_losses
+from jigclu.models.encoder import Encoder
+from jigclu.models.jigclu import JigClu
+from jigclu.ops import jigsaw
+from tests.samples import AUGMENTATION
 
 _GRID, _IMAGES = 2, 5
 _OBJECTIVE = Objective(AUGMENTATION, 0.3, 0.07, 1.0, 1.0)

@@ -10,13 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from jigclu import augment, collectives, jigsaw
-from jigclu.batch_norm import BatchNorm
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size
-from jigclu.encoder import Encoder
-from jigclu.model import JigClu
-from jigclu.objective import StepInputs
-from jigclu.placement import placed
+from jigclu.methods.jigsaw import StepInputs
+from jigclu.models.batch_norm import BatchNorm
+from jigclu.models.encoder import Encoder
+from jigclu.models.jigclu import JigClu
+from jigclu.ops import augment, jigsaw
+from jigclu.system import collectives
+from jigclu.system.to_device import placed
 
 BATCH, GRID, SIZE = 4, 2, 32
 AUGMENTATION = augment.AugmentationSettings(

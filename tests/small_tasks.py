@@ -6,11 +6,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-from samples import AUGMENTATION
-
-from jigclu import checkpoint, schedules, update
 from jigclu.data.procedural import ProceduralImages
-from jigclu.training import TrainingTask
+from jigclu.ops import optim, schedules
+from jigclu.system import checkpoint
+from jigclu.training.loop import TrainingTask
+from tests.samples import AUGMENTATION
 
 TRAINING: dict[str, Any] = {
     "seed": 0,
@@ -49,10 +49,10 @@ PRETRAINING: dict[str, Any] = TRAINING | {
     "base_temperature": 0.07,
     "clustering_weight": 1.0,
     "location_weight": 1.0,
-    "optimizer": functools.partial(update.sgd, momentum=0.9, weight_decay=1e-4),
+    "optimizer": functools.partial(optim.sgd, momentum=0.9, weight_decay=1e-4),
     "learning_rate": 0.03,
     "decay": schedules.cosine_decay,
-    "loss_scaling": update.LossScaling(65536.0, 2.0, 0.5, 2000),
+    "loss_scaling": optim.LossScaling(65536.0, 2.0, 0.5, 2000),
     "log_every": 2,
     "picture_every": 4,
     "checkpoint_every": 2,

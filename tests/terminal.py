@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from unittest import mock
 
-from jigclu import progress
+from jigclu.system import progress
 
 
 class Terminal(io.StringIO):

@@ -19,31 +19,32 @@ from typing import Any, NamedTuple
 
 import gin
 
-from jigclu import hints, schedules, update
-from jigclu.augment import AugmentationSettings
-from jigclu.benchmark.task import BenchmarkTask
+from jigclu.config import types
 from jigclu.data.packed import PackedImages
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabelledImages
 from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
 from jigclu.data.webdataset import WebDatasetImages
-from jigclu.errors import UserError
-from jigclu.export import ExportTask
-from jigclu.feature_cache import FeatureCache
-from jigclu.finetune import FinetuneTask
-from jigclu.knn import KnnEvaluation
-from jigclu.knn_task import KnnTask
-from jigclu.linear import LinearTask
-from jigclu.pack import PackTask
-from jigclu.pretrain import PretrainTask
-from jigclu.reproduce import ReproduceTask, Task
+from jigclu.ops import optim, schedules
+from jigclu.ops.augment import AugmentationSettings
+from jigclu.system.errors import UserError
+from jigclu.tasks.benchmark.task import BenchmarkTask
+from jigclu.tasks.export import ExportTask
+from jigclu.tasks.feature_cache import FeatureCache
+from jigclu.tasks.finetune import FinetuneTask
+from jigclu.tasks.knn import KnnTask
+from jigclu.tasks.linear import LinearTask
+from jigclu.tasks.pack import PackTask
+from jigclu.tasks.pretrain import PretrainTask
+from jigclu.tasks.reproduce import ReproduceTask, Task
+from jigclu.training.knn_evaluator import KnnEvaluation
 
 _LONG = 10**6  # Characters: one binding a line, however long.
 _GIN_ERRORS = (
     *(ValueError, TypeError, SyntaxError, OSError, RuntimeError, AttributeError, ImportError),
     tokenize.TokenError,
 )
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _MACRO = re.compile(r"%(\w+)")
 
 
@@ -64,19 +65,19 @@ class Configuration(NamedTuple):
     unused: list[str]
 
 
-def sgd(momentum: float, weight_decay: float) -> update.Optimizer:
-    """SGD with momentum; see `update.sgd`."""
-    update.check_optimizer(momentum, weight_decay)
-    return functools.partial(update.sgd, momentum=momentum, weight_decay=weight_decay)
+def sgd(momentum: float, weight_decay: float) -> optim.Optimizer:
+    """SGD with momentum; see `optim.sgd`."""
+    optim.check_optimizer(momentum, weight_decay)
+    return functools.partial(optim.sgd, momentum=momentum, weight_decay=weight_decay)
 
 
-def lars(momentum: float, weight_decay: float, trust_coefficient: float) -> update.Optimizer:
-    """LARS; see `update.lars`."""
-    update.check_optimizer(momentum, weight_decay)
+def lars(momentum: float, weight_decay: float, trust_coefficient: float) -> optim.Optimizer:
+    """LARS; see `optim.lars`."""
+    optim.check_optimizer(momentum, weight_decay)
     if not 0 < trust_coefficient < math.inf:
         raise UserError(f"trust_coefficient is {trust_coefficient}; it must be above 0, and finite")
     return functools.partial(
-        update.lars,
+        optim.lars,
         momentum=momentum,
         weight_decay=weight_decay,
         trust_coefficient=trust_coefficient,
@@ -126,7 +127,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "pack": PackTask,
     "bench": BenchmarkTask,
     "augmentation": AugmentationSettings,
-    "loss_scaling": update.LossScaling,
+    "loss_scaling": optim.LossScaling,
     "sgd": sgd,
     "lars": lars,
     "cosine": cosine,
@@ -153,7 +154,7 @@ def _register() -> None:
 def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a configurable: it says by name which binding is absent or of the wrong type."""
     signature = inspect.signature(function)
-    expected = hints.hints_of(function)
+    expected = types.hints_of(function)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(*args, **kwargs).arguments
@@ -169,7 +170,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
                 "in a gin file (those of gin/base state the usual ones) or by --gin_bindings"
             )
         for parameter, value in given.items():
-            if not hints.fits(value, expected[parameter]):
+            if not types.fits(value, expected[parameter]):
                 raise UserError(
                     f"{name}.{parameter} is {_spell(value)}; "
                     f"expected {_expected(expected[parameter])}"
@@ -194,22 +195,22 @@ def _spell(value: Any) -> str:
 
 def _expected(hint: Any) -> str:
     """Returns what a binding of this hint may be: a type, or the references that make one."""
-    options = typing.get_args(hint) if hints.spell(hint).endswith(" or None") else (hint,)
+    options = typing.get_args(hint) if types.spell(hint).endswith(" or None") else (hint,)
     makers = [
         f"@{name}()"
         for name, function in CONFIGURABLES.items()
         if any(_makes(function, option) for option in options)
     ]
     if not makers:
-        return hints.spell(hint)
+        return types.spell(hint)
     return "one of " + ", ".join(makers + ["None"] * (type(None) in options))
 
 
 def _makes(function: Callable[..., Any], hint: Any) -> bool:
     if not isinstance(function, type):
-        return hints.hints_of(function).get("return") is hint
-    if hints.is_protocol(hint) and not hints.is_callable(hint):
-        return hints.has_methods(function, hint)
+        return types.hints_of(function).get("return") is hint
+    if types.is_protocol(hint) and not types.is_callable(hint):
+        return types.has_methods(function, hint)
     return function is hint
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
-from jigclu.jigsaw import Box
+from jigclu.ops.jigsaw import Box
 
 # torchvision's number for red, green and blue.
 _RGB = 3

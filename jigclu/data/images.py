@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
-from jigclu.crops import check_crop, generator_of, random_resized_crop
 from jigclu.data.decode import UnreadableImageError, crop_resize
 from jigclu.data.sources import Source
-from jigclu.errors import UserError
-from jigclu.jigsaw import Box
+from jigclu.ops.crops import check_crop, generator_of, random_resized_crop
+from jigclu.ops.jigsaw import Box
+from jigclu.system.errors import UserError
 
 
 class LabelledImage(NamedTuple):

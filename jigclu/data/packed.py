@@ -15,15 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint, progress
-from jigclu.data.decode import (
-    Reduction,
-    UnreadableImageError,
-    at_full_size,
-    decode_upright_jpeg,
-)
+from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_upright_jpeg
 from jigclu.data.sources import digest
-from jigclu.errors import UserError
+from jigclu.system import checkpoint, progress
+from jigclu.system.errors import UserError
 
 FORMATS = ("jpeg", "raw")
 # Where an image lies in its shard, bytes; its sides, pixels; class number or -1; and which

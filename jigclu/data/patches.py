@@ -9,12 +9,12 @@ from absl import logging
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jigclu.crops import check_crop, generator_of, random_resized_crop
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, crop_resize
 from jigclu.data.sources import Source
-from jigclu.errors import UserError
-from jigclu.jigsaw import Box, check_grid, patch_boxes
-from jigclu.schedules import patch_size_at
+from jigclu.ops.crops import check_crop, generator_of, random_resized_crop
+from jigclu.ops.jigsaw import Box, check_grid, patch_boxes
+from jigclu.ops.schedules import patch_size_at
+from jigclu.system.errors import UserError
 
 # So many unreadable images in a row are a broken disk or the wrong files.
 UNREADABLE_IN_A_ROW = 100

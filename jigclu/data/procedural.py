@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.sources import digest
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 Field = NDArray[np.floating]
 Form = Callable[[Field, Field], Field]

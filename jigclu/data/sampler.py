@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from jigclu.errors import UserError
-from jigclu.jigsaw import mix_seed
+from jigclu.ops.jigsaw import mix_seed
+from jigclu.system.errors import UserError
 
 # Keeps the order of the images apart from other uses of the run's seed.
 _ORDER_STREAM = 0x6F72646572

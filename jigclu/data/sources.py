@@ -16,9 +16,9 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
-from jigclu import progress
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
-from jigclu.errors import UserError
+from jigclu.system import progress
+from jigclu.system.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _SPLITS = ("train", "val", "test")

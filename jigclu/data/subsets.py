@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jigclu import progress
 from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.sources import Source, digest, read_list
-from jigclu.errors import UserError
-from jigclu.jigsaw import mix_seed
+from jigclu.ops.jigsaw import mix_seed
+from jigclu.system import progress
+from jigclu.system.errors import UserError
 
 PARTS = ("train", "held_out")
 

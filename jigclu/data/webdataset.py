@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from jigclu import checkpoint, progress
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
 from jigclu.data.sources import EXTENSIONS, digest
-from jigclu.errors import UserError
+from jigclu.system import checkpoint, progress
+from jigclu.system.errors import UserError
 
 # Where an image lies in its shard, bytes, and its class number or -1.
 RECORD = np.dtype([("offset", np.int64), ("length", np.int64), ("label", np.int64)])

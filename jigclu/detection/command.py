@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 from jigclu.detection import datasets, initial_weights, schedule
 from jigclu.detection.schedule import Schedule
 from jigclu.detection.trainer import Trainer, draw_predictions
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 _CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from jigclu.data.decode import upright_size
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 # Pixels that a box may reach over the edge: of rounding, and of counting from 0 or 1.
 _TOLERANCE = 1.0

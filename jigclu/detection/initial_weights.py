@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint
-from jigclu.detectron2_names import PREFIXES, is_name, to_detectron2
-from jigclu.encoder import create_encoder
-from jigclu.errors import UserError
+from jigclu.models.detectron2_names import PREFIXES, is_name, to_detectron2
+from jigclu.models.encoder import create_encoder
+from jigclu.system import checkpoint
+from jigclu.system.errors import UserError
 
 _CLASSIFIER = "roi_heads.box_predictor.cls_score.bias"
 _FORMATS = {"fpn": "detectron2", "c4": "detectron2_c4"}

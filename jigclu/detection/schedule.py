@@ -7,7 +7,7 @@ rate and a k-th of the iterations; one without the other is another recipe.
 import math
 from typing import NamedTuple
 
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 
 class Schedule(NamedTuple):

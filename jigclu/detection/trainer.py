@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from jigclu.detection import extra_norm, predictions
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 # Registered with detectron2 by being imported; a configuration names it.
 __all__ = ["Trainer", "extra_norm"]

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jigclu import collectives, jigsaw, losses
-from jigclu.augment import AugmentationParameters, AugmentationSettings, augment
-from jigclu.errors import UserError
-from jigclu.model import JigClu, Outputs
-from jigclu.recompute import recomputed
-from jigclu.steps import Forward
+from jigclu.methods.forward import Forward
+from jigclu.models.jigclu import JigClu, Outputs
+from jigclu.ops import jigsaw, losses
+from jigclu.ops.augment import AugmentationParameters, AugmentationSettings, augment
+from jigclu.ops.recompute import recomputed
+from jigclu.system import collectives
+from jigclu.system.errors import UserError
 
 
 class Objective(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jigclu import collectives
+from jigclu.system import collectives
 
 
 def batch_norm(

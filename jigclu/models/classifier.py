@@ -1,13 +1,9 @@
-"""An encoder with a linear classifier, and what is minimised of the two."""
-
-from typing import NamedTuple
+"""An encoder with a linear classifier."""
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-from jigclu.encoder import Encoder
-from jigclu.features import normalised, pooled
-from jigclu.steps import Forward
+from jigclu.models.encoder import Encoder
+from jigclu.ops.normalize import pooled
 
 
 class Classifier(nn.Module):
@@ -24,44 +20,3 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Maps float [batch, 3, height, width] to logits [batch, classes]."""
         return self.fc(pooled(self.encoder(images)))
-
-
-class ClassificationInputs(NamedTuple):
-    """What one rank needs for one step, on its device.
-
-    images: uint8 [local_batch, 3, size, size].
-    labels: int64 [local_batch].
-    """
-
-    images: Tensor
-    labels: Tensor
-
-
-class ClassificationLosses(NamedTuple):
-    """Scalars [] of one rank: the means over its images."""
-
-    loss: Tensor
-    accuracy: Tensor
-
-
-class ClassifierForward(Forward):
-    """From bytes of images to the cross-entropy of their classes."""
-
-    def __init__(
-        self,
-        model: Classifier,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        precision: str,
-        channels_last: bool,
-    ) -> None:
-        """As `Forward`; mean and std are of RGB in [0, 1]."""
-        super().__init__(model, precision, channels_last)
-        self.mean = mean
-        self.std = std
-
-    def forward(self, images: Tensor, labels: Tensor) -> ClassificationLosses:
-        """Returns this rank's loss and accuracy; for the arguments see `ClassificationInputs`."""
-        logits = self.apply_model(normalised(images, self.mean, self.std)).float()
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        return ClassificationLosses(functional.cross_entropy(logits, labels), accuracy)

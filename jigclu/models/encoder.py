@@ -5,8 +5,8 @@ import difflib
 import torchvision
 from torch import Tensor, nn
 
-from jigclu.batch_norm import BatchNorm
-from jigclu.errors import UserError
+from jigclu.models.batch_norm import BatchNorm
+from jigclu.system.errors import UserError
 
 _FAMILY = torchvision.models.resnet
 

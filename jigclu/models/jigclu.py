@@ -5,8 +5,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jigclu.encoder import Encoder
-from jigclu.jigsaw import split_features
+from jigclu.models.encoder import Encoder
+from jigclu.ops.jigsaw import split_features
 
 
 class Outputs(NamedTuple):

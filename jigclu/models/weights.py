@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint
-from jigclu.encoder import create_encoder, encoder_names, encoder_tensors
-from jigclu.errors import UserError
+from jigclu.models.encoder import create_encoder, encoder_names, encoder_tensors
+from jigclu.system import checkpoint
+from jigclu.system.errors import UserError
 
 # What other trainers put before torchvision's names; the first that fits is stripped.
 ENCODER_PREFIXES = (

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu.errors import UserError
-from jigclu.jigsaw import mix_seed
-from jigclu.placement import per_channel, placed
+from jigclu.ops.jigsaw import mix_seed
+from jigclu.system.errors import UserError
+from jigclu.system.to_device import per_channel, placed
 
 # The numbers of the four colour operations: columns of `factors`, entries of `order`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)

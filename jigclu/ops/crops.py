@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from jigclu.errors import UserError
-from jigclu.jigsaw import Box, mix_seed
+from jigclu.ops.jigsaw import Box, mix_seed
+from jigclu.system.errors import UserError
 
 TRIES = 10
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 
 class Box(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jigclu import collectives
+from jigclu.system import collectives
 
 
 class Counts(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 TensorList = list[Tensor]
 

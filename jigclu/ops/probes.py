@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu.errors import UserError
-from jigclu.update import check_learning_rate, check_optimizer
+from jigclu.ops.optim import check_learning_rate, check_optimizer
+from jigclu.system.errors import UserError
 
 
 class Heads(NamedTuple):
@@ -59,7 +59,7 @@ def step(
     weight_decays: Tensor,
     momentum: float,
 ) -> tuple[Heads, Heads]:
-    """Takes a step of SGD with momentum, as `update.sgd`, each head by its own settings.
+    """Takes a step of SGD with momentum, as `optim.sgd`, each head by its own settings.
 
     Args:
       heads: to move.

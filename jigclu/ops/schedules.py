@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 
 class Decay(Protocol):

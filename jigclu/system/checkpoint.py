@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 KEYS = ("step", "parameters", "buffers", "optimizer", "rng", "config", "versions", "scores", "data")
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jigclu.placement import placed
+from jigclu.system.to_device import placed
 
 try:
     from torch.distributed._functional_collectives import all_gather_single_autograd as _all_gather

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from jigclu import compile_cache, progress
-from jigclu.errors import UserError
+from jigclu.system import compile_cache, progress
+from jigclu.system.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
 

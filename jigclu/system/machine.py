@@ -10,10 +10,10 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import torch
 from torch.nn import functional
 
-from jigclu import allocator
-from jigclu.cores import available_cores, local_ranks
-from jigclu.device import compiler_problem
-from jigclu.errors import UserError
+from jigclu.system import allocator
+from jigclu.system.cores import available_cores, local_ranks
+from jigclu.system.device import compiler_problem
+from jigclu.system.errors import UserError
 
 _Value = TypeVar("_Value")
 Auto = Literal["auto"]

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint, progress
 from jigclu.data.images import ImageDataset
 from jigclu.data.sources import Source
-from jigclu.device import launched_rank
-from jigclu.encoder import Encoder, create_encoder, encoder_tensors
-from jigclu.errors import UserError
-from jigclu.export_formats import FORMATS
-from jigclu.features import check_normalisation, normalised, pooled
-from jigclu.monitor import Monitor
-from jigclu.weights import check_encoder, take
+from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
+from jigclu.models.weights import check_encoder, take
+from jigclu.ops.normalize import check_normalisation, normalised, pooled
+from jigclu.system import checkpoint, progress
+from jigclu.system.device import launched_rank
+from jigclu.system.errors import UserError
+from jigclu.tasks.export_formats import FORMATS
+from jigclu.training.monitor import Monitor
 
 # Most that a feature may differ by: rounding of float32 stays far below, of features up to 10.
 # Of features of hundreds, as a few steps of training leave them, it may not.

@@ -16,8 +16,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from jigclu.detectron2_names import to_detectron2, to_torchvision
-from jigclu.encoder import Encoder
+from jigclu.models.detectron2_names import to_detectron2, to_torchvision
+from jigclu.models.encoder import Encoder
 
 # Maps normalised images, float32 [batch, 3, side, side], to features [batch, channels].
 Features = Callable[[Tensor], Tensor]

@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from jigclu import collectives
 from jigclu.data.images import EpochView, ImageDataset
 from jigclu.data.sources import digest
-from jigclu.encoder import Encoder
-from jigclu.errors import UserError
-from jigclu.features import FeatureSettings, encode
+from jigclu.models.encoder import Encoder
+from jigclu.system import collectives
+from jigclu.system.errors import UserError
+from jigclu.training.features import FeatureSettings, encode
 
 # Changes whenever the same images would give other features or another layout.
 _FORMAT = 1

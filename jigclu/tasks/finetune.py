@@ -7,21 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from jigclu.classifier import ClassificationInputs, Classifier, ClassifierForward
-from jigclu.encoder import encoder_tensors
-from jigclu.errors import UserError
-from jigclu.features import encode
-from jigclu.steps import TrainingStep
-from jigclu.supervised import SupervisedTask, count_all, report
-from jigclu.training import RunContext, TrainingRun
-from jigclu.update import (
-    LossScaling,
-    Optimizer,
-    check_learning_rate,
-    check_loss_scaling,
-    scaled,
-)
-from jigclu.weights import take
+from jigclu.methods.classification import ClassificationInputs, ClassifierForward
+from jigclu.models.classifier import Classifier
+from jigclu.models.encoder import encoder_tensors
+from jigclu.models.weights import take
+from jigclu.ops.optim import LossScaling, Optimizer, check_learning_rate, check_loss_scaling, scaled
+from jigclu.system.errors import UserError
+from jigclu.tasks.supervised import SupervisedTask, count_all, report
+from jigclu.training.features import encode
+from jigclu.training.loop import RunContext, TrainingRun
+from jigclu.training.step import TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from jigclu import collectives, machine, progress
-from jigclu.device import launched_processes, local_device, process_group
-from jigclu.encoder import Encoder, create_encoder, encoder_tensors
-from jigclu.knn import KnnEvaluation
-from jigclu.monitor import Monitor
-from jigclu.weights import check_encoder, take
+from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
+from jigclu.models.weights import check_encoder, take
+from jigclu.system import collectives, machine, progress
+from jigclu.system.device import launched_processes, local_device, process_group
+from jigclu.training.knn_evaluator import KnnEvaluation
+from jigclu.training.monitor import Monitor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,20 +11,21 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jigclu import collectives, heads
-from jigclu.classifier import ClassificationInputs
 from jigclu.data.images import EpochView
 from jigclu.data.sources import Source, digest
 from jigclu.data.subsets import HeldOut, labels_of
-from jigclu.encoder import encoder_tensors
-from jigclu.feature_cache import FeatureCache
-from jigclu.features import encode, encode_batch, own_share
-from jigclu.heads import Heads
-from jigclu.state import TrainState
-from jigclu.supervised import SupervisedTask, count_all, report
-from jigclu.training import RunContext, TrainingRun, timed
-from jigclu.update import check_optimizer
-from jigclu.weights import take
+from jigclu.methods.classification import ClassificationInputs
+from jigclu.models.encoder import encoder_tensors
+from jigclu.models.weights import take
+from jigclu.ops import probes
+from jigclu.ops.optim import check_optimizer
+from jigclu.ops.probes import Heads
+from jigclu.system import collectives
+from jigclu.tasks.feature_cache import FeatureCache
+from jigclu.tasks.supervised import SupervisedTask, count_all, report
+from jigclu.training.features import encode, encode_batch, own_share
+from jigclu.training.loop import RunContext, TrainingRun, timed
+from jigclu.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class LinearTask(SupervisedTask):
     @property
     def pairs(self) -> list[tuple[float, float]]:
         """The learning rate and weight decay of each classifier."""
-        return heads.pairs_of(self.learning_rates, self.weight_decays)
+        return probes.pairs_of(self.learning_rates, self.weight_decays)
 
     @property
     def compilable(self) -> bool:
@@ -98,7 +99,7 @@ class LinearRun(TrainingRun):
         rates, decays = zip(*task.pairs, strict=True)
         self.learning_rates = torch.tensor(rates, device=context.device)
         self.weight_decays = torch.tensor(decays, device=context.device)
-        begun = heads.initial_heads(len(task.pairs), self.classes, self.encoder.channels)
+        begun = probes.initial_heads(len(task.pairs), self.classes, self.encoder.channels)
         self.heads = Heads(*(value.to(context.device) for value in begun))
         self.momenta = Heads(*map(torch.zeros_like, self.heads))
         self.encode = (
@@ -171,14 +172,14 @@ class LinearRun(TrainingRun):
                 features = self.encode(self.encoder, features, self.settings)
         factor = self.task.schedule_at(self.state.step)
         wanted = Heads(*(value.requires_grad_() for value in self.heads))
-        logits = heads.logits_of(wanted, features)
-        losses = heads.losses_of(logits, labels)
+        logits = probes.logits_of(wanted, features)
+        losses = probes.losses_of(logits, labels)
         gradients = Heads(*torch.autograd.grad(losses.sum(), wanted))
         with torch.no_grad():
             metrics = torch.stack([losses, (logits.argmax(2) == labels).float().mean(1)])
             for value in (*gradients, metrics):
                 _average_over_ranks(value)
-            moved = heads.step(
+            moved = probes.step(
                 self.heads,
                 gradients,
                 self.momenta,
@@ -226,7 +227,7 @@ class LinearRun(TrainingRun):
         head = Heads(*(value[best : best + 1].detach() for value in self.heads))
         counts = count_all(
             self._batches(task.val),
-            lambda features: heads.logits_of(head, features)[0],
+            lambda features: probes.logits_of(head, features)[0],
             self.classes,
             self.device,
         )
@@ -238,7 +239,7 @@ class LinearRun(TrainingRun):
         """Returns the accuracy of each classifier on what was held out: float32 [heads]."""
         right = torch.zeros(len(self.task.pairs), device=self.device)
         for features, labels in self._batches(self.task.comparison_source):
-            right += (heads.logits_of(self.heads, features).argmax(2) == labels).sum(1)
+            right += (probes.logits_of(self.heads, features).argmax(2) == labels).sum(1)
         if collectives.world_size() > 1:
             dist.all_reduce(right)
         return right / len(self.task.comparison_source)

@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from jigclu import checkpoint, progress
 from jigclu.data.decode import UnreadableImageError
 from jigclu.data.loader import worker_context
 from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, index_of, shard_files
 from jigclu.data.sources import Source, digest
-from jigclu.device import launched_rank
-from jigclu.errors import UserError
-from jigclu.machine import Auto, check_workers, choose_pack_workers
-from jigclu.monitor import Monitor
+from jigclu.system import checkpoint, progress
+from jigclu.system.device import launched_rank
+from jigclu.system.errors import UserError
+from jigclu.system.machine import Auto, check_workers, choose_pack_workers
+from jigclu.training.monitor import Monitor
 
 
 class _Shard(NamedTuple):

@@ -8,23 +8,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jigclu import augment, collectives, jigsaw, schedules
 from jigclu.data.loader import Batch, patch_loader
 from jigclu.data.patches import PatchDataset
-from jigclu.data.transfer import transferred
-from jigclu.device import launched_processes
-from jigclu.encoder import create_encoder
-from jigclu.errors import UserError
-from jigclu.knn import KnnEvaluation
-from jigclu.machine import PRECISIONS, Machine
-from jigclu.model import JigClu
-from jigclu.objective import JigsawForward, Objective, StepInputs, check_objective
-from jigclu.pictures import montage_picture
-from jigclu.placement import placed
-from jigclu.steps import TrainingStep
-from jigclu.training import RunContext, TrainingRun, TrainingTask, check_least, timed
-from jigclu.update import LossScaling, Optimizer, check_learning_rate, check_loss_scaling
-from jigclu.weights import take
+from jigclu.data.prefetch import transferred
+from jigclu.methods.jigsaw import JigsawForward, Objective, StepInputs, check_objective
+from jigclu.models.encoder import create_encoder
+from jigclu.models.jigclu import JigClu
+from jigclu.models.weights import take
+from jigclu.ops import augment, jigsaw, schedules
+from jigclu.ops.optim import LossScaling, Optimizer, check_learning_rate, check_loss_scaling
+from jigclu.system import collectives
+from jigclu.system.device import launched_processes
+from jigclu.system.errors import UserError
+from jigclu.system.machine import PRECISIONS, Machine
+from jigclu.system.to_device import placed
+from jigclu.training.knn_evaluator import KnnEvaluation
+from jigclu.training.loop import RunContext, TrainingRun, TrainingTask, check_least, timed
+from jigclu.training.pictures import montage_picture
+from jigclu.training.step import TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)

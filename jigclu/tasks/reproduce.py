@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from jigclu import checkpoint
-from jigclu.device import launched_rank
-from jigclu.errors import UserError
-from jigclu.export import ExportTask
-from jigclu.knn_task import KnnTask
-from jigclu.monitor import Monitor
-from jigclu.training import TrainingTask
+from jigclu.system import checkpoint
+from jigclu.system.device import launched_rank
+from jigclu.system.errors import UserError
+from jigclu.tasks.export import ExportTask
+from jigclu.tasks.knn import KnnTask
+from jigclu.training.loop import TrainingTask
+from jigclu.training.monitor import Monitor
 
 # In a binding: the path of the last checkpoint of the first stage.
 PRETRAINED = "{pretrained}"

@@ -6,19 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jigclu import scores
-from jigclu.classifier import ClassificationInputs
 from jigclu.data.images import ImageDataset, RandomCropDataset
 from jigclu.data.loader import labelled_loader
+from jigclu.data.prefetch import transferred
 from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labelled
-from jigclu.data.transfer import transferred
-from jigclu.encoder import Encoder, create_encoder
-from jigclu.features import FeatureSettings, check_normalisation
-from jigclu.machine import PRECISIONS, Machine
-from jigclu.monitor import Monitor
-from jigclu.pictures import confusion_picture
-from jigclu.training import TrainingTask, check_least, timed
+from jigclu.methods.classification import ClassificationInputs
+from jigclu.models.encoder import Encoder, create_encoder
+from jigclu.ops import metrics
+from jigclu.ops.normalize import check_normalisation
+from jigclu.system.machine import PRECISIONS, Machine
+from jigclu.training.features import FeatureSettings
+from jigclu.training.loop import TrainingTask, check_least, timed
+from jigclu.training.monitor import Monitor
+from jigclu.training.pictures import confusion_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def count_all(
     head: Callable[[Tensor], Tensor],
     classes: int,
     device: torch.device,
-) -> scores.Counts:
+) -> metrics.Counts:
     """Scores a head on the features of all ranks.
 
     Args:
@@ -109,15 +110,17 @@ def count_all(
       classes: how many there are.
       device: of the features.
     """
-    counts = scores.no_counts(classes, device)
+    counts = metrics.no_counts(classes, device)
     for features, labels in batches:
-        counts = scores.add(counts, head(features), labels.to(device))
-    return scores.total_over_ranks(counts)
+        counts = metrics.add(counts, head(features), labels.to(device))
+    return metrics.total_over_ranks(counts)
 
 
-def report(monitor: Monitor, step: int, counts: scores.Counts, classes: list[str]) -> scores.Scores:
+def report(
+    monitor: Monitor, step: int, counts: metrics.Counts, classes: list[str]
+) -> metrics.Scores:
     """Shows in TensorBoard which classes are recognised and which confused; returns the scores."""
-    found = scores.scores_of(counts)
+    found = metrics.scores_of(counts)
     images = counts.confusion.sum(1).tolist()
     rows = [
         f"| {name} | {share:.1%} | {count} |"

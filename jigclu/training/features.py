@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from jigclu import collectives, progress
 from jigclu.data.images import EpochView, ImageDataset
 from jigclu.data.loader import LabelledBatch, image_loader
-from jigclu.encoder import Encoder
-from jigclu.errors import UserError
-from jigclu.placement import per_channel
+from jigclu.models.encoder import Encoder
+from jigclu.ops.normalize import check_normalisation, normalised, pooled
+from jigclu.system import collectives, progress
+from jigclu.system.errors import UserError
 
 
 class FeatureSettings(NamedTuple):
@@ -38,26 +38,6 @@ def check_settings(settings: FeatureSettings) -> None:
         value = getattr(settings, name)
         if value < least:
             raise UserError(f"{name} is {value}; it must be {least} or more")
-
-
-def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raises UserError unless there are three means and three deviations above 0."""
-    if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
-        raise UserError(
-            f"mean is {tuple(mean)} and std {tuple(std)}; expected three numbers each, "
-            "of red, green and blue, std above 0"
-        )
-
-
-def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Maps bytes to zero mean and unit deviation: uint8 to float32 [batch, 3, height, width]."""
-    centre, spread = (per_channel(values, images.device) for values in (mean, std))
-    return (images.float() / 255 - centre) / spread
-
-
-def pooled(maps: Tensor) -> Tensor:
-    """Averages feature maps [batch, channels, height, width] to float32 [batch, channels]."""
-    return maps.float().mean((2, 3))
 
 
 def own_share(images: int) -> range:

@@ -13,15 +13,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu import collectives, features
 from jigclu.data.images import ImageDataset
 from jigclu.data.loader import LabelledBatch
 from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labelled
-from jigclu.encoder import Encoder
-from jigclu.errors import UserError
-from jigclu.features import FeatureSettings, encode
-from jigclu.machine import Auto, check_workers, choose_workers
+from jigclu.models.encoder import Encoder
+from jigclu.system import collectives
+from jigclu.system.errors import UserError
+from jigclu.system.machine import Auto, check_workers, choose_workers
+from jigclu.training import features
+from jigclu.training.features import FeatureSettings, encode
 
 # Queries, and images of the bank, compared at once: bounds the memory of the similarities.
 _QUERIES = 1024

@@ -11,15 +11,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint, collectives, machine, progress, resume, schedules
 from jigclu.data.sampler import GlobalBatchSampler, steps_per_epoch
 from jigclu.data.sources import Source
-from jigclu.device import check_compiler, launched_processes, local_device, process_group
-from jigclu.errors import UserError
-from jigclu.machine import Auto, Machine
-from jigclu.monitor import Monitor
-from jigclu.state import TrainState
-from jigclu.weights import check_encoder
+from jigclu.models.weights import check_encoder
+from jigclu.ops import schedules
+from jigclu.system import checkpoint, collectives, machine, progress
+from jigclu.system.device import check_compiler, launched_processes, local_device, process_group
+from jigclu.system.errors import UserError
+from jigclu.system.machine import Auto, Machine
+from jigclu.training import resume
+from jigclu.training.monitor import Monitor
+from jigclu.training.state import TrainState
 
 Batch = TypeVar("Batch")
 

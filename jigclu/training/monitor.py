@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from jigclu import progress
-from jigclu.errors import UserError
+from jigclu.system import progress
+from jigclu.system.errors import UserError
 
 _REDRAW_SECONDS = 0.2
 _SEPARATOR = "  "

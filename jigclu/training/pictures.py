@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from jigclu.augment import AugmentationSettings, augment
-from jigclu.jigsaw import stitch_montages
-from jigclu.objective import StepInputs
-from jigclu.placement import per_channel
+from jigclu.methods.jigsaw import StepInputs
+from jigclu.ops.augment import AugmentationSettings, augment
+from jigclu.ops.jigsaw import stitch_montages
+from jigclu.system.to_device import per_channel
 
 _MONTAGES = 8
 _COLUMNS = 4

@@ -10,9 +10,9 @@ import torchvision
 from torch import Tensor
 
 import jigclu
-from jigclu import checkpoint
-from jigclu.errors import UserError
-from jigclu.state import TrainState
+from jigclu.system import checkpoint
+from jigclu.system.errors import UserError
+from jigclu.training.state import TrainState
 
 # Bindings that may differ when a run is resumed: they change how it computes, not what.
 _OPERATIONAL = frozenset(

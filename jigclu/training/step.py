@@ -2,7 +2,7 @@
 
 Forward and update are compiled whole; the update writes its results into the
 tensors that DistributedDataParallel holds, the one impure place. What is
-minimised is a `Forward`: `objective.JigsawForward`, `classifier.ClassifierForward`.
+minimised is a `Forward`: `methods.jigsaw.JigsawForward`, `classification.ClassifierForward`.
 """
 
 import inspect
@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jigclu import collectives
-from jigclu.machine import PRECISIONS
-from jigclu.state import TrainState
-from jigclu.update import LossScaling, Optimizer, next_loss_scale, update, update_where
+from jigclu.methods.forward import Forward
+from jigclu.ops.optim import LossScaling, Optimizer, next_loss_scale, update, update_where
+from jigclu.system import collectives
+from jigclu.training.state import TrainState
 
 # Statistics are of the global batch already: nothing to broadcast. torch 2.15 renamed the option.
 _NO_BROADCAST: dict[str, Any] = {
@@ -25,37 +25,6 @@ _NO_BROADCAST: dict[str, Any] = {
     else "broadcast_buffers": False
 }
 _UNSCALED = LossScaling(initial=1.0, growth=1.0, backoff=1.0, interval=1)
-
-
-class Forward(nn.Module):
-    """A model and what is minimised of it.
-
-    `forward`, of a subclass, returns a NamedTuple of scalars, the loss first:
-    means over what this rank saw.
-    """
-
-    def __init__(self, model: nn.Module, precision: str, channels_last: bool) -> None:
-        """Keeps the model, in the memory format asked for.
-
-        Args:
-          model: with initial weights, the same on every rank.
-          precision: "float32", or of autocast: "bfloat16" or "float16".
-          channels_last: memory format of images and weights.
-        """
-        super().__init__()
-        self.precision = PRECISIONS[precision]
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(memory_format=self.memory_format)
-
-    def compile_graphs(self) -> None:
-        """Lets torch.compile make one graph of it, at the first call."""
-        self.compile(fullgraph=True, dynamic=False)
-
-    def apply_model(self, images: Tensor) -> Any:
-        """Returns what the model makes of images [batch, 3, height, width], under autocast."""
-        enabled = self.precision != torch.float32
-        with torch.autocast(images.device.type, self.precision, enabled=enabled):
-            return self.model(images.contiguous(memory_format=self.memory_format))
 
 
 class TrainingStep:
@@ -76,7 +45,7 @@ class TrainingStep:
 
         Args:
           forward: what to minimise.
-          optimizer: `update.sgd` or `update.lars` with their settings bound.
+          optimizer: `optim.sgd` or `optim.lars` with their settings bound.
           loss_scaling: of float16; the others need none.
           compile: by torch.compile, forward and update each as one graph.
           device: where to train.

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
-from jigclu import config, schedules, update
-from jigclu.errors import UserError
-from jigclu.pretrain import PretrainTask
+from jigclu import config
+from jigclu.ops import optim, schedules
+from jigclu.system.errors import UserError
+from jigclu.tasks.pretrain import PretrainTask
 
 DEMO = "gin/demo.gin"
 LARS = ("train.optimizer=@lars()", "lars.momentum=0.9", "lars.weight_decay=0.0")
@@ -67,7 +68,7 @@ class ConfigTest(parameterized.TestCase):
         loaded = config.load([DEMO], [*LARS, "lars.trust_coefficient=0.001"])
         assert isinstance(loaded.task, PretrainTask)
         assert isinstance(loaded.task.optimizer, functools.partial)
-        self.assertIs(loaded.task.optimizer.func, update.lars)
+        self.assertIs(loaded.task.optimizer.func, optim.lars)
         self.assertEqual(loaded.unused, ["sgd.momentum", "sgd.weight_decay"])
 
     def test_texts(self) -> None:

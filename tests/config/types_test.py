@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 from absl.testing import absltest, parameterized
 
-from jigclu import hints
+from jigclu.config import types
 
 
 class Reader(Protocol):
@@ -45,7 +45,7 @@ class HintsTest(parameterized.TestCase):
         (File("x"), Reader), (File("x"), Reader | None), (rule, Rule), (Pair(1, "a"), Pair),
     )  # fmt: skip
     def test_fits(self, value: Any, hint: Any) -> None:
-        self.assertTrue(hints.fits(value, hint))
+        self.assertTrue(types.fits(value, hint))
 
     @parameterized.parameters(
         (3.0, int), (True, int), (True, float), ("3", int), (3, str), (1, bool), (None, str),
@@ -54,19 +54,19 @@ class HintsTest(parameterized.TestCase):
         (File, Reader), (rule, Reader), (other, Rule), (3, Rule), ((1, "a"), Pair),
     )  # fmt: skip
     def test_does_not_fit(self, value: Any, hint: Any) -> None:
-        self.assertFalse(hints.fits(value, hint))
+        self.assertFalse(types.fits(value, hint))
 
     def test_hints_of(self) -> None:
-        self.assertEqual(hints.hints_of(Pair), {"first": int, "second": str | None})
-        self.assertEqual(hints.hints_of(File)["path"], str)
-        self.assertEqual(hints.hints_of(rule)["return"], float)
+        self.assertEqual(types.hints_of(Pair), {"first": int, "second": str | None})
+        self.assertEqual(types.hints_of(File)["path"], str)
+        self.assertEqual(types.hints_of(rule)["return"], float)
 
     @parameterized.parameters(
         (int, "int"), (str | None, "str or None"), (tuple[float, float], "tuple[float, float]"),
         (Sequence[float], "Sequence[float]"), (Pair, "Pair"),
     )  # fmt: skip
     def test_spell(self, hint: Any, expected: str) -> None:
-        self.assertEqual(hints.spell(hint), expected)
+        self.assertEqual(types.spell(hint), expected)
 
 
 if __name__ == "__main__":

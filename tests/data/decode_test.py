@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu.data import decode
-from jigclu.jigsaw import Box
+from jigclu.ops.jigsaw import Box
 
 ORIENTATION = 0x0112
 

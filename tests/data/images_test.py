@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from absl.testing import absltest, parameterized
-from samples import MemorySource, noise
 
 from jigclu.data import images
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
+from tests.samples import MemorySource, noise
 
 
 class ImageDatasetTest(parameterized.TestCase):

@@ -11,7 +11,7 @@ from absl.testing import absltest
 from PIL import Image
 
 from jigclu.data import images, loader, patches, sampler, sources
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 
 class LoaderTest(absltest.TestCase):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
-from samples import write_image_tree
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -16,8 +15,9 @@ from jigclu.data import packed
 from jigclu.data.decode import UnreadableImageError
 from jigclu.data.packed import PackedImages
 from jigclu.data.sources import ImageFolder
-from jigclu.errors import UserError
-from jigclu.pack import PackTask
+from jigclu.system.errors import UserError
+from jigclu.tasks.pack import PackTask
+from tests.samples import write_image_tree
 
 
 class PackedImagesTest(parameterized.TestCase):

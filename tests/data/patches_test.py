@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
-from samples import MemorySource, noise
 
 from jigclu.data import patches, sources
-from jigclu.errors import UserError
-from jigclu.jigsaw import Box
+from jigclu.ops.jigsaw import Box
+from jigclu.system.errors import UserError
+from tests.samples import MemorySource, noise
 
 SETTINGS: dict[str, Any] = {
     "seed": 0,

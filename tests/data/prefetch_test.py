@@ -1,4 +1,4 @@
-"""Tests of jigclu.data.transfer; the order of what a GPU is told, by a stand-in for it."""
+"""Tests of jigclu.data.prefetch; the order of what a GPU is told, by a stand-in for it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from absl.testing import absltest
 from torch import Tensor
 
-from jigclu.data import transfer
+from jigclu.data import prefetch
 from jigclu.data.loader import Batch
 
 
@@ -47,7 +47,7 @@ class TransferTest(absltest.TestCase):
     def test_on_the_cpu_batches_are_passed_on_as_they_come(self) -> None:
         told: list[str] = []
         for number, (batch, wait) in enumerate(
-            transfer.transferred(batches(2, told), torch.device("cpu"))
+            prefetch.transferred(batches(2, told), torch.device("cpu"))
         ):
             told.append(f"take {number}")
             self.assertEqual(batch.patches.unique().tolist(), [number])
@@ -63,7 +63,7 @@ class TransferTest(absltest.TestCase):
             mock.patch.object(Tensor, "to", lambda self, device, non_blocking: self),
             mock.patch.object(Tensor, "record_stream", lambda self, stream: recorded.append(self)),
         ):
-            taken = transfer.transferred(batches(3, told), torch.device("cuda"))
+            taken = prefetch.transferred(batches(3, told), torch.device("cuda"))
             for number, (batch, wait) in enumerate(taken):
                 told.append(f"take {number}")
                 self.assertEqual(batch.indices.tolist(), [number, number])

@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 from torch import Tensor
 
 from jigclu.data.procedural import ProceduralImages
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 
 def read_all(source: ProceduralImages) -> Tensor:

@@ -3,7 +3,7 @@
 from absl.testing import absltest, parameterized
 
 from jigclu.data import sampler
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 
 def batches(

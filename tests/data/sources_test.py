@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
-from terminal import progress_log
 
 from jigclu.data import sources
 from jigclu.data.decode import UnreadableImageError
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
+from tests.terminal import progress_log
 
 
 class FilesTestCase(parameterized.TestCase):

@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu.data import sources, subsets
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 
 def memory(labels: list[int] | None, title: str = "memory") -> sources.ImageArray:

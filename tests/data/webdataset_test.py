@@ -8,12 +8,12 @@ from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
-from samples import write_image_tree
 
 from jigclu.data import webdataset
 from jigclu.data.sources import ImageFolder
 from jigclu.data.webdataset import WebDatasetImages
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
+from tests.samples import write_image_tree
 
 
 class WebDatasetImagesTest(parameterized.TestCase):

@@ -1,6 +1,6 @@
 """Tests of jigclu.detection.command: small runs on generated data, and mistakes."""
 
-import detectron2_needed  # noqa: F401  # isort: skip
+from tests import detectron2_needed  # noqa: F401  # isort: skip
 import contextlib
 import io
 import json
@@ -16,8 +16,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jigclu.detection import command
-from jigclu.encoder import create_encoder
-from jigclu.export_formats import FORMATS
+from jigclu.models.encoder import create_encoder
+from jigclu.tasks.export_formats import FORMATS
 
 CONFIGS = Path(__file__).parents[2] / "detection" / "configs"
 # A ResNet-18 on images of 64 pixels, in one process, without evaluation by hundreds of boxes.

@@ -1,6 +1,6 @@
 """Tests of detection/configs: the published settings, as detectron2 reads them."""
 
-import detectron2_needed  # noqa: F401  # isort: skip
+from tests import detectron2_needed  # noqa: F401  # isort: skip
 from pathlib import Path
 from typing import Any
 

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from PIL import ExifTags, Image
 
 from jigclu.detection import datasets
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 _XML = """<annotation><size><width>40</width><height>30</height></size>
 <object><name>{name}</name><pose>Left</pose><truncated>0</truncated>

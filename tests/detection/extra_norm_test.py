@@ -1,6 +1,6 @@
 """Tests of jigclu.detection.extra_norm, by the models that the configurations build."""
 
-import detectron2_needed  # noqa: F401  # isort: skip
+from tests import detectron2_needed  # noqa: F401  # isort: skip
 import re
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from jigclu.detection import extra_norm
-from jigclu.encoder import Encoder, create_encoder
-from jigclu.export_formats import FORMATS
-from jigclu.features import normalised
+from jigclu.models.encoder import Encoder, create_encoder
+from jigclu.ops.normalize import normalised
+from jigclu.tasks.export_formats import FORMATS
 
 CONFIGS = Path(__file__).parents[2] / "detection" / "configs"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

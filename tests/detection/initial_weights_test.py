@@ -6,9 +6,9 @@ import torch
 from absl.testing import absltest, parameterized
 
 from jigclu.detection import initial_weights
-from jigclu.detectron2_names import to_detectron2
-from jigclu.encoder import create_encoder
-from jigclu.errors import UserError
+from jigclu.models.detectron2_names import to_detectron2
+from jigclu.models.encoder import create_encoder
+from jigclu.system.errors import UserError
 
 
 class WeightsTest(parameterized.TestCase):

@@ -1,6 +1,6 @@
 """Tests of jigclu.detection.predictions."""
 
-import detectron2_needed  # noqa: F401  # isort: skip
+from tests import detectron2_needed  # noqa: F401  # isort: skip
 import subprocess
 import sys
 

@@ -4,7 +4,7 @@ from absl.testing import absltest, parameterized
 
 from jigclu.detection import schedule
 from jigclu.detection.schedule import Schedule
-from jigclu.errors import UserError
+from jigclu.system.errors import UserError
 
 COCO = Schedule(8, 0.01, 180_000, (120_000, 160_000), 1000, 0, 5000)
 

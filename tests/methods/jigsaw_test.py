@@ -1,12 +1,12 @@
-"""What pre-training minimises: its settings. What it computes is held by steps_test."""
+"""What pre-training minimises: its settings. What it computes is held by step_test."""
 
 from absl.testing import absltest, parameterized
-from samples import AUGMENTATION
 
-from jigclu import objective
-from jigclu.errors import UserError
+from jigclu.methods import jigsaw
+from jigclu.system.errors import UserError
+from tests.samples import AUGMENTATION
 
-OBJECTIVE = objective.Objective(AUGMENTATION, 0.3, 0.07, 1.0, 1.0)
+OBJECTIVE = jigsaw.Objective(AUGMENTATION, 0.3, 0.07, 1.0, 1.0)
 
 
 class ObjectiveTest(parameterized.TestCase):
@@ -19,7 +19,7 @@ class ObjectiveTest(parameterized.TestCase):
     )
     def test_refuses_objectives(self, change: dict[str, float], message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
-            objective.check_objective(OBJECTIVE._replace(**change))  # type: ignore[arg-type]
+            jigsaw.check_objective(OBJECTIVE._replace(**change))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Tests of jigclu.batch_norm, on one process and on two gloo ranks."""
+"""Tests of jigclu.models.batch_norm, on one process and on two gloo ranks."""
 
 import functools
 from typing import NamedTuple
 
 import torch
 from absl.testing import absltest
-from ranks import run_on_ranks
 from torch import Tensor, nn
 
-from jigclu import collectives
-from jigclu.batch_norm import BatchNorm, batch_norm
+from jigclu.models.batch_norm import BatchNorm, batch_norm
+from jigclu.system import collectives
+from tests.ranks import run_on_ranks
 
 WORLD_SIZE = 2
 CHANNELS = 3

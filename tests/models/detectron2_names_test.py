@@ -1,12 +1,12 @@
-"""Tests of jigclu.detectron2_names."""
+"""Tests of jigclu.models.detectron2_names."""
 
 import itertools
 
 import torch
 from absl.testing import absltest, parameterized
 
-from jigclu.detectron2_names import to_detectron2, to_torchvision
-from jigclu.encoder import create_encoder, encoder_names
+from jigclu.models.detectron2_names import to_detectron2, to_torchvision
+from jigclu.models.encoder import create_encoder, encoder_names
 
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 

@@ -1,13 +1,13 @@
-"""Tests of jigclu.encoder."""
+"""Tests of jigclu.models.encoder."""
 
 import torch
 import torchvision
 from absl.testing import absltest, parameterized
 from torch import nn
 
-from jigclu.batch_norm import BatchNorm
-from jigclu.encoder import create_encoder, encoder_names
-from jigclu.errors import UserError
+from jigclu.models.batch_norm import BatchNorm
+from jigclu.models.encoder import create_encoder, encoder_names
+from jigclu.system.errors import UserError
 
 
 class EncoderTest(parameterized.TestCase):

@@ -1,12 +1,12 @@
-"""Tests of jigclu.model."""
+"""Tests of jigclu.models.jigclu."""
 
 import torch
 from absl.testing import absltest, parameterized
 from torch import Tensor, nn
 
-from jigclu import jigsaw
-from jigclu.encoder import Encoder, create_encoder
-from jigclu.model import JigClu
+from jigclu.models.encoder import Encoder, create_encoder
+from jigclu.models.jigclu import JigClu
+from jigclu.ops import jigsaw
 
 
 def small_model(grid: int) -> JigClu:

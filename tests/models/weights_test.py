@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import samples
 import torch
 import torchvision
 from absl.testing import absltest, parameterized
 from torch import Tensor
 
-from jigclu import weights
-from jigclu.encoder import create_encoder, encoder_tensors
-from jigclu.errors import UserError
-from jigclu.model import JigClu
+from jigclu.models import weights
+from jigclu.models.encoder import create_encoder, encoder_tensors
+from jigclu.models.jigclu import JigClu
+from jigclu.system.errors import UserError
+from tests import samples
 
 _RESNET = torchvision.models.resnet18(num_classes=5).state_dict()
 

@@ -1,4 +1,4 @@
-"""Tests of jigclu.augment."""
+"""Tests of jigclu.ops.augment."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from absl.testing import absltest, parameterized
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from jigclu import augment
-from jigclu.augment import AugmentationParameters, AugmentationSettings
-from jigclu.errors import UserError
+from jigclu.ops import augment
+from jigclu.ops.augment import AugmentationParameters, AugmentationSettings
+from jigclu.system.errors import UserError
 
 PUBLISHED = AugmentationSettings(
     brightness=0.4,

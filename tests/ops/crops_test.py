@@ -1,13 +1,13 @@
-"""Tests of jigclu.crops."""
+"""Tests of jigclu.ops.crops."""
 
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 from torchvision.transforms import RandomResizedCrop
 
-from jigclu import crops
-from jigclu.errors import UserError
-from jigclu.jigsaw import Box
+from jigclu.ops import crops
+from jigclu.ops.jigsaw import Box
+from jigclu.system.errors import UserError
 
 SCALE = (0.2, 1.0)
 RATIO = (3 / 4, 4 / 3)

@@ -1,11 +1,11 @@
-"""Tests of jigclu.jigsaw."""
+"""Tests of jigclu.ops.jigsaw."""
 
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 
-from jigclu import jigsaw
-from jigclu.errors import UserError
+from jigclu.ops import jigsaw
+from jigclu.system.errors import UserError
 
 
 class PatchBoxesTest(parameterized.TestCase):

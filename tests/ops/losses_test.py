@@ -1,4 +1,4 @@
-"""Tests of jigclu.losses."""
+"""Tests of jigclu.ops.losses."""
 
 import math
 from unittest import mock
@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu import jigsaw, losses
+from jigclu.ops import jigsaw, losses
 
 TEMPERATURE = 0.3
 BASE_TEMPERATURE = 0.07

@@ -2,9 +2,10 @@
 
 import torch
 from absl.testing import absltest
-from ranks import run_on_ranks
 
-from jigclu import collectives, scores
+from jigclu.ops import metrics
+from jigclu.system import collectives
+from tests.ranks import run_on_ranks
 
 CPU = torch.device("cpu")
 
@@ -18,10 +19,10 @@ def counts_of_seven() -> list[torch.Tensor]:
     """Counts seven images, each on one rank alone; a batch of two at a time."""
     logits, labels = seven_images()
     own = slice(collectives.rank(), None, collectives.world_size())
-    counts = scores.no_counts(6, CPU)
+    counts = metrics.no_counts(6, CPU)
     for batch in zip(logits[own].split(2), labels[own].split(2), strict=True):
-        counts = scores.add(counts, *batch)
-    return list(scores.total_over_ranks(counts))
+        counts = metrics.add(counts, *batch)
+    return list(metrics.total_over_ranks(counts))
 
 
 class ScoresTest(absltest.TestCase):
@@ -34,12 +35,12 @@ class ScoresTest(absltest.TestCase):
                 [3.0, 9, 4, 5, 6, 7, 8],  # class 1: right
             ]
         )
-        counts = scores.add(scores.no_counts(7, CPU), logits, torch.tensor([0, 4, 5, 1]))
-        counts = scores.add(counts, logits[:1], torch.tensor([4]))
+        counts = metrics.add(metrics.no_counts(7, CPU), logits, torch.tensor([0, 4, 5, 1]))
+        counts = metrics.add(counts, logits[:1], torch.tensor([4]))
         expected = torch.zeros(7, 7, dtype=torch.int64)
         expected[0, 0], expected[4, 0], expected[5, 0], expected[1, 1] = 1, 2, 1, 1
         self.assertTrue(torch.equal(counts.confusion, expected))
-        top1, top5, per_class = scores.scores_of(counts)
+        top1, top5, per_class = metrics.scores_of(counts)
         self.assertAlmostEqual(top1, 2 / 5)
         self.assertAlmostEqual(top5, 4 / 5)
         nan = float("nan")
@@ -50,8 +51,10 @@ class ScoresTest(absltest.TestCase):
         )
 
     def test_fewer_than_five_classes_are_all_in_the_top(self) -> None:
-        counts = scores.add(scores.no_counts(3, CPU), torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
-        self.assertEqual(scores.scores_of(counts).top5, 1.0)
+        counts = metrics.add(
+            metrics.no_counts(3, CPU), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+        )
+        self.assertEqual(metrics.scores_of(counts).top5, 1.0)
 
     def test_every_image_counts_once_on_one_rank_and_on_two(self) -> None:
         alone = counts_of_seven()

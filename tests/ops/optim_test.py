@@ -1,4 +1,4 @@
-"""Tests of jigclu.update."""
+"""Tests of jigclu.ops.optim."""
 
 import functools
 
@@ -7,14 +7,14 @@ import torch
 from absl.testing import absltest, parameterized
 from torch import Tensor
 
-from jigclu import update
-from jigclu.errors import UserError
-from jigclu.update import LossScaling
+from jigclu.ops import optim
+from jigclu.ops.optim import LossScaling
+from jigclu.system.errors import UserError
 
 SHAPES = [(3, 4), (4,), (2, 3, 3, 3)]
 SCALING = LossScaling(initial=8.0, growth=2.0, backoff=0.5, interval=3)
-SGD = functools.partial(update.sgd, momentum=0.9, weight_decay=1e-2)
-LARS = functools.partial(update.lars, momentum=0.9, weight_decay=1e-2, trust_coefficient=1e-3)
+SGD = functools.partial(optim.sgd, momentum=0.9, weight_decay=1e-2)
+LARS = functools.partial(optim.lars, momentum=0.9, weight_decay=1e-2, trust_coefficient=1e-3)
 
 
 def random_tensors(seed: int) -> list[Tensor]:
@@ -70,7 +70,7 @@ class LarsTest(parameterized.TestCase):
 
     @parameterized.parameters((0.0, 2.0), (3.0, 0.0), (0.0, 0.0))
     def test_a_zero_norm_gives_a_plain_step(self, weight: float, gradient: float) -> None:
-        (moved,), (momentum,) = update.lars(
+        (moved,), (momentum,) = optim.lars(
             [torch.full((2, 2), weight)],
             [torch.full((2, 2), gradient)],
             [torch.zeros(2, 2)],
@@ -85,11 +85,11 @@ class LarsTest(parameterized.TestCase):
 
 class UpdateTest(parameterized.TestCase):
     @parameterized.parameters(SGD, LARS)
-    def test_undoes_the_loss_scale(self, optimizer: update.Optimizer) -> None:
+    def test_undoes_the_loss_scale(self, optimizer: optim.Optimizer) -> None:
         parameters, gradients, momenta = (random_tensors(seed) for seed in range(3))
         rate = torch.tensor(0.1)
         scaled = [1024 * gradient for gradient in gradients]
-        *actual, finite = update.update(
+        *actual, finite = optim.update(
             parameters, scaled, momenta, rate, torch.tensor(1024.0), optimizer
         )
         self.assertTrue(finite)
@@ -100,11 +100,11 @@ class UpdateTest(parameterized.TestCase):
         optimizer=[SGD, LARS], value=[torch.inf, -torch.inf, torch.nan], tensor=[0, 1, 2]
     )
     def test_one_bad_element_skips_the_step_to_the_bit(
-        self, optimizer: update.Optimizer, value: float, tensor: int
+        self, optimizer: optim.Optimizer, value: float, tensor: int
     ) -> None:
         parameters, gradients, momenta = (random_tensors(seed) for seed in range(3))
         gradients[tensor].view(-1)[1] = value
-        *actual, finite = update.update(
+        *actual, finite = optim.update(
             parameters, gradients, momenta, torch.tensor(0.1), torch.tensor(4.0), optimizer
         )
         self.assertFalse(finite)
@@ -113,10 +113,10 @@ class UpdateTest(parameterized.TestCase):
 
     def test_huge_gradients_are_finite(self) -> None:
         # Their sum and the sum of their squares are not.
-        self.assertTrue(update.all_finite([torch.full((4, 4), 3e38), torch.zeros(2)]))
+        self.assertTrue(optim.all_finite([torch.full((4, 4), 3e38), torch.zeros(2)]))
 
     def test_compiles_whole_and_once(self) -> None:
-        compiled = torch.compile(update.update, fullgraph=True)
+        compiled = torch.compile(optim.update, fullgraph=True)
         parameters, momenta = random_tensors(0), zeros()
         for step, rate in enumerate([0.1, 0.05, 0.2]):
             gradients = random_tensors(1 + step)
@@ -125,7 +125,7 @@ class UpdateTest(parameterized.TestCase):
             arguments = (torch.tensor(rate), torch.tensor(2.0**step), SGD)
             with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
                 actual = compiled(parameters, gradients, momenta, *arguments)
-            expected = update.update(parameters, gradients, momenta, *arguments)
+            expected = optim.update(parameters, gradients, momenta, *arguments)
             torch.testing.assert_close(actual, expected)
             self.assertEqual(actual[2].item(), step < 2)
             parameters, momenta, _ = expected
@@ -138,7 +138,7 @@ class LossScaleTest(absltest.TestCase):
         counts = [1, 2, 0, 1, 0, 1, 2, 0, 0, 1, 2, 0]
         scale, good_steps = torch.tensor(SCALING.initial), torch.tensor(0)
         for step, expected in enumerate(zip(scales, counts, strict=True)):
-            scale, good_steps = update.next_loss_scale(
+            scale, good_steps = optim.next_loss_scale(
                 scale, good_steps, torch.tensor(finite[step]), SCALING
             )
             self.assertEqual((scale.item(), good_steps.item()), expected, f"after step {step}")
@@ -149,7 +149,7 @@ class LossScaleTest(absltest.TestCase):
         scale, good_steps = torch.tensor(SCALING.initial), torch.tensor(0)
         theirs, tracker = torch.tensor(SCALING.initial), torch.tensor(0, dtype=torch.int32)
         for ok in finite:
-            scale, good_steps = update.next_loss_scale(scale, good_steps, torch.tensor(ok), SCALING)
+            scale, good_steps = optim.next_loss_scale(scale, good_steps, torch.tensor(ok), SCALING)
             found = torch.tensor(0.0 if ok else 1.0)
             torch._amp_update_scale_(theirs, tracker, found, 2.0, 0.5, SCALING.interval)
             self.assertEqual((scale.item(), good_steps.item()), (theirs.item(), tracker.item()))
@@ -160,8 +160,8 @@ class ScaledTest(absltest.TestCase):
         values = [torch.tensor([1.0, 2.0]), torch.tensor([3.0]), torch.tensor([4.0])]
         gradients = [torch.tensor([0.5, 1.0]), torch.tensor([2.0]), torch.tensor([-1.0])]
         momenta = [torch.tensor([1.0, 1.0]), torch.tensor([0.0]), torch.tensor([2.0])]
-        sgd = functools.partial(update.sgd, momentum=0.5, weight_decay=0.0)
-        parameters, new_momenta = update.scaled(
+        sgd = functools.partial(optim.sgd, momentum=0.5, weight_decay=0.0)
+        parameters, new_momenta = optim.scaled(
             values, gradients, momenta, torch.tensor(0.1), optimizer=sgd, factors=[1.0, 10.0, 1.0]
         )
         # Momenta 0.5 * old + gradient; steps 0.1, 0.1 * 10 and 0.1 of them.
@@ -173,25 +173,25 @@ class ScaledTest(absltest.TestCase):
 
 class CheckOptimizerTest(absltest.TestCase):
     def test_refuses_values_out_of_range(self) -> None:
-        update.check_optimizer(momentum=0.0, weight_decay=0.0)
+        optim.check_optimizer(momentum=0.0, weight_decay=0.0)
         for momentum in (1.0, -0.1, float("nan")):
             with self.assertRaisesRegex(UserError, f"momentum is {momentum}"):
-                update.check_optimizer(momentum, 1e-4)
+                optim.check_optimizer(momentum, 1e-4)
         for weight_decay in (-1e-4, float("nan"), float("inf")):
             with self.assertRaisesRegex(UserError, f"weight_decay is {weight_decay}"):
-                update.check_optimizer(0.9, weight_decay)
+                optim.check_optimizer(0.9, weight_decay)
 
     def test_refuses_loss_scaling_out_of_range(self) -> None:
-        update.check_loss_scaling(SCALING)
+        optim.check_loss_scaling(SCALING)
         for change in ({"initial": -5.0}, {"growth": 0.5}, {"backoff": 1.0}, {"interval": 0}):
             with self.assertRaisesRegex(UserError, "loss scaling is"):
-                update.check_loss_scaling(SCALING._replace(**change))
+                optim.check_loss_scaling(SCALING._replace(**change))
 
     def test_refuses_learning_rates_out_of_range(self) -> None:
-        update.check_learning_rate(10.0)
+        optim.check_learning_rate(10.0)
         for learning_rate in (0.0, -1.0, float("nan"), float("inf")):
             with self.assertRaisesRegex(UserError, f"learning_rate is {learning_rate}"):
-                update.check_learning_rate(learning_rate)
+                optim.check_learning_rate(learning_rate)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import torch
 from absl.testing import absltest, parameterized
 from torch import nn
 
-from jigclu import heads
-from jigclu.errors import UserError
+from jigclu.ops import probes
+from jigclu.system.errors import UserError
 
 PAIRS = [(0.5, 0.0), (0.5, 0.1), (0.01, 0.1)]
 
@@ -20,7 +20,7 @@ def batch_of(index: int) -> tuple[torch.Tensor, torch.Tensor]:
 class HeadsTest(parameterized.TestCase):
     def test_each_trains_as_it_would_alone(self) -> None:
         torch.manual_seed(0)
-        together = heads.initial_heads(len(PAIRS), 3, 5)
+        together = probes.initial_heads(len(PAIRS), 3, 5)
         alone = []
         for rate, decay in PAIRS:
             layer = nn.Linear(5, 3)
@@ -28,16 +28,16 @@ class HeadsTest(parameterized.TestCase):
                 layer.weight.copy_(together.weight[0])
                 layer.bias.zero_()
             alone.append((layer, torch.optim.SGD(layer.parameters(), rate, 0.9, 0.0, decay)))
-        momenta = heads.Heads(*map(torch.zeros_like, together))
+        momenta = probes.Heads(*map(torch.zeros_like, together))
         rates, decays = (torch.tensor(values) for values in zip(*PAIRS, strict=True))
         for index in range(4):
             features, labels = batch_of(index)
-            together = heads.Heads(*(value.requires_grad_() for value in together))
-            logits = heads.logits_of(together, features)
-            losses = heads.losses_of(logits, labels)
-            gradients = heads.Heads(*torch.autograd.grad(losses.sum(), together))
+            together = probes.Heads(*(value.requires_grad_() for value in together))
+            logits = probes.logits_of(together, features)
+            losses = probes.losses_of(logits, labels)
+            gradients = probes.Heads(*torch.autograd.grad(losses.sum(), together))
             with torch.no_grad():
-                together, momenta = heads.step(together, gradients, momenta, rates, decays, 0.9)
+                together, momenta = probes.step(together, gradients, momenta, rates, decays, 0.9)
             for number, (layer, optimizer) in enumerate(alone):
                 optimizer.zero_grad()
                 torch.testing.assert_close(logits[number], layer(features))
@@ -49,23 +49,23 @@ class HeadsTest(parameterized.TestCase):
                 torch.testing.assert_close(together.bias[number], layer.bias.detach())
 
     def test_hand_computed(self) -> None:
-        one = heads.Heads(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[0.0, math.log(3.0)]]))
-        logits = heads.logits_of(one, torch.tensor([[2.0]]))
+        one = probes.Heads(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[0.0, math.log(3.0)]]))
+        logits = probes.logits_of(one, torch.tensor([[2.0]]))
         torch.testing.assert_close(logits, torch.tensor([[[2.0, math.log(3.0)]]]))
         # -log(3 / (e^2 + 3)).
-        loss = heads.losses_of(logits, torch.tensor([1]))
+        loss = probes.losses_of(logits, torch.tensor([1]))
         torch.testing.assert_close(loss, torch.tensor([math.log((math.e**2 + 3) / 3)]))
 
     def test_begin_small_and_alike(self) -> None:
         torch.manual_seed(0)
-        begun = heads.initial_heads(2, 100, 512)
+        begun = probes.initial_heads(2, 100, 512)
         self.assertAlmostEqual(begun.weight.std().item(), 0.01, delta=1e-4)
         self.assertTrue(torch.equal(begun.weight[0], begun.weight[1]))
         self.assertEqual(begun.bias.abs().max().item(), 0.0)
 
     def test_every_pair(self) -> None:
         expected = [(1.0, 0.0), (1.0, 0.1), (2.0, 0.0), (2.0, 0.1)]
-        self.assertEqual(heads.pairs_of((1.0, 2.0), (0.0, 0.1)), expected)
+        self.assertEqual(probes.pairs_of((1.0, 2.0), (0.0, 0.1)), expected)
 
     @parameterized.parameters(
         ((), (0.0,), "learning_rates are"),
@@ -77,7 +77,7 @@ class HeadsTest(parameterized.TestCase):
         self, rates: tuple[float, ...], decays: tuple[float, ...], message: str
     ) -> None:
         with self.assertRaisesRegex(UserError, message):
-            heads.pairs_of(rates, decays)
+            probes.pairs_of(rates, decays)
 
 
 if __name__ == "__main__":

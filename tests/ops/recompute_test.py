@@ -1,10 +1,10 @@
-"""Tests of jigclu.recompute."""
+"""Tests of jigclu.ops.recompute."""
 
 import torch
 from absl.testing import absltest
 from torch import Tensor, nn
 
-from jigclu.recompute import recomputed
+from jigclu.ops.recompute import recomputed
 
 
 class RecomputeTest(absltest.TestCase):

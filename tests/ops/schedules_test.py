@@ -1,4 +1,4 @@
-"""Tests of jigclu.schedules."""
+"""Tests of jigclu.ops.schedules."""
 
 import functools
 import itertools
@@ -7,8 +7,8 @@ from typing import Any
 
 from absl.testing import absltest, parameterized
 
-from jigclu import schedules
-from jigclu.errors import UserError
+from jigclu.ops import schedules
+from jigclu.system.errors import UserError
 
 # Linear evaluation: a tenth at epochs 60 and 80 of 100.
 TENTHS = functools.partial(schedules.step_decay, milestones=[60, 80], factor=0.1)

@@ -1,4 +1,4 @@
-"""Tests of jigclu.allocator, in processes of their own: the setting is for good."""
+"""Tests of jigclu.system.allocator, in processes of their own: the setting is for good."""
 
 import platform
 import subprocess
@@ -11,7 +11,7 @@ from jigclu import config
 # Page faults of filling 64 MB twenty times, after the heap has had time to grow to its size.
 _PROGRAM = """
 import resource, sys, torch
-from jigclu import allocator
+from jigclu.system import allocator
 if sys.argv[1] == "keep":
     allocator.keep_freed_memory()
 for number in range(60):

@@ -1,4 +1,4 @@
-"""Tests of jigclu.checkpoint."""
+"""Tests of jigclu.system.checkpoint."""
 
 import hashlib
 import os
@@ -11,8 +11,8 @@ import torch
 from absl.testing import absltest, parameterized
 from torch import Tensor
 
-from jigclu import checkpoint
-from jigclu.errors import UserError
+from jigclu.system import checkpoint
+from jigclu.system.errors import UserError
 
 
 def _contents(step: int = 7) -> dict[str, Any]:

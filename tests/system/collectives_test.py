@@ -1,14 +1,15 @@
-"""Tests of jigclu.collectives, on one process and on gloo ranks."""
+"""Tests of jigclu.system.collectives, on one process and on gloo ranks."""
 
 from typing import Any, NamedTuple
 
 import torch
 from absl.testing import absltest, parameterized
-from ranks import run_on_ranks
 from torch import Tensor
 from torch.multiprocessing import ProcessRaisedException
 
-from jigclu import collectives, jigsaw
+from jigclu.ops import jigsaw
+from jigclu.system import collectives
+from tests.ranks import run_on_ranks
 
 GRID = 2
 BATCH = 3  # Images of one rank.

@@ -1,4 +1,4 @@
-"""Tests of jigclu.compile_cache, in processes of their own: torch reads it once."""
+"""Tests of jigclu.system.compile_cache, in processes of their own: torch reads it once."""
 
 import os
 import subprocess
@@ -8,7 +8,8 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jigclu import compile_cache, config
+from jigclu import config
+from jigclu.system import compile_cache
 
 # What torch itself says, after the command's modules are imported.
 _PROGRAM = (

@@ -7,7 +7,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jigclu import cores
+from jigclu.system import cores
 
 
 def write(path: Path, text: str) -> None:

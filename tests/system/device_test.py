@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from absl.testing import absltest
 
-from jigclu import config, device
-from jigclu.errors import UserError
+from jigclu import config
+from jigclu.system import device
+from jigclu.system.errors import UserError
 
 # What every stage of a longer command does, three times.
 STAGES = """
@@ -20,7 +21,7 @@ import sys, time
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from jigclu.device import launched_rank, process_group
+from jigclu.system.device import launched_rank, process_group
 
 for stage in range(3):
     with process_group(torch.device("cpu")):

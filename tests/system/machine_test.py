@@ -7,9 +7,9 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 
-from jigclu import allocator, machine
-from jigclu.errors import UserError
-from jigclu.machine import Choice
+from jigclu.system import allocator, machine
+from jigclu.system.errors import UserError
+from jigclu.system.machine import Choice
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

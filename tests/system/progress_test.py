@@ -1,4 +1,4 @@
-"""Tests of jigclu.progress."""
+"""Tests of jigclu.system.progress."""
 
 import io
 import threading
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from unittest import mock
 
 from absl.testing import absltest
-from terminal import Clock, Terminal, screen
 
-from jigclu import progress
+from jigclu.system import progress
+from tests.terminal import Clock, Terminal, screen
 
 
 class ProgressTest(absltest.TestCase):

@@ -1,4 +1,4 @@
-"""Tests of jigclu.placement."""
+"""Tests of jigclu.system.to_device."""
 
 from unittest import mock
 
@@ -6,7 +6,7 @@ import torch
 from absl.testing import absltest
 from torch import Tensor
 
-from jigclu import placement
+from jigclu.system import to_device
 
 
 class PlacementTest(absltest.TestCase):
@@ -22,14 +22,14 @@ class PlacementTest(absltest.TestCase):
             mock.patch.object(Tensor, "pin_memory", lambda _: pinned),
             mock.patch.object(Tensor, "to", to),
         ):
-            placement.placed(values, "cuda")
-            placement.placed(values, torch.device("cpu"))
+            to_device.placed(values, "cuda")
+            to_device.placed(values, torch.device("cpu"))
         self.assertIs(moved[0][0], pinned)
         self.assertIs(moved[1][0], values)
         self.assertEqual(moved[0][1:], ("cuda", True))
 
     def test_per_channel(self) -> None:
-        values = placement.per_channel((0.5, -1.0, 3.0), torch.device("cpu"))
+        values = to_device.per_channel((0.5, -1.0, 3.0), torch.device("cpu"))
         expected = torch.tensor([0.5, -1.0, 3.0]).view(3, 1, 1)
         torch.testing.assert_close(values, expected, rtol=0, atol=0)
 

@@ -1,4 +1,4 @@
-"""Tests of jigclu.export: every file is right, or it is refused."""
+"""Tests of jigclu.tasks.export: every file is right, or it is refused."""
 
 import contextlib
 import dataclasses
@@ -12,17 +12,18 @@ from typing import Any
 from unittest import mock
 
 import safetensors.torch
-import samples
 import torch
 from absl.testing import absltest, parameterized
 from torch import Tensor
 
-from jigclu import checkpoint, weights
 from jigclu.data.procedural import ProceduralImages
-from jigclu.encoder import create_encoder, encoder_tensors
-from jigclu.errors import UserError
-from jigclu.export import ExportTask
-from jigclu.export_formats import FORMATS
+from jigclu.models import weights
+from jigclu.models.encoder import create_encoder, encoder_tensors
+from jigclu.system import checkpoint
+from jigclu.system.errors import UserError
+from jigclu.tasks.export import ExportTask
+from jigclu.tasks.export_formats import FORMATS
+from tests import samples
 
 TASK = ExportTask(
     init_from="",

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from absl.testing import absltest
 from numpy.typing import NDArray
-from samples import MemorySource, noise, small_encoder
 
-from jigclu import feature_cache, features
 from jigclu.data.images import ImageDataset
-from jigclu.encoder import Encoder
-from jigclu.errors import UserError
-from jigclu.feature_cache import FeatureCache
-from jigclu.features import FeatureSettings
+from jigclu.models.encoder import Encoder
+from jigclu.system.errors import UserError
+from jigclu.tasks import feature_cache
+from jigclu.tasks.feature_cache import FeatureCache
+from jigclu.training import features
+from jigclu.training.features import FeatureSettings
+from tests.samples import MemorySource, noise, small_encoder
 
 IMAGES = ImageDataset(source=MemorySource([*noise(7, 3, 32, 32)]), resize=32, crop=32)
 SETTINGS = FeatureSettings((0.5, 0.4, 0.3), (0.25, 0.2, 0.1), 3, 0, torch.float32)

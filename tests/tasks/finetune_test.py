@@ -11,30 +11,30 @@ from unittest import mock
 import torch
 import torchvision
 from absl.testing import absltest, parameterized
-from ranks import run_on_ranks
-from samples import TinyEncoder
-from tasks import LABELLED, final, run_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional
 
-from jigclu import update
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sampler import GlobalBatchSampler
 from jigclu.data.sources import ImageArray
 from jigclu.data.subsets import BalancedSubset
-from jigclu.errors import UserError
-from jigclu.finetune import FinetuneTask
+from jigclu.ops import optim
+from jigclu.system.errors import UserError
+from jigclu.tasks.finetune import FinetuneTask
+from tests.ranks import run_on_ranks
+from tests.samples import TinyEncoder
+from tests.small_tasks import LABELLED, final, run_task
 
 CONFIG = "finetune.seed = 0"
 TASK = FinetuneTask(
     **LABELLED,
     source=ProceduralImages(images=20, size=32, seed=0, split="train"),
     val=ProceduralImages(images=7, size=32, seed=0, split="val"),
-    optimizer=functools.partial(update.sgd, momentum=0.9, weight_decay=0.0),
+    optimizer=functools.partial(optim.sgd, momentum=0.9, weight_decay=0.0),
     learning_rate=1e-3,
     head_learning_rate=0.05,
-    loss_scaling=update.LossScaling(65536.0, 2.0, 0.5, 2000),
+    loss_scaling=optim.LossScaling(65536.0, 2.0, 0.5, 2000),
     checkpoint_every=2,
 )
 

@@ -9,13 +9,14 @@ import torch
 from absl.testing import absltest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jigclu import encoder, knn
 from jigclu.data.procedural import ProceduralImages
-from jigclu.errors import UserError
-from jigclu.knn_task import KnnTask
+from jigclu.models import encoder
+from jigclu.system.errors import UserError
+from jigclu.tasks.knn import KnnTask
+from jigclu.training import knn_evaluator
 
 TASK = KnnTask(
-    evaluation=knn.KnnEvaluation(
+    evaluation=knn_evaluator.KnnEvaluation(
         bank=ProceduralImages(images=40, size=32, seed=0, split="train"),
         queries=ProceduralImages(images=20, size=32, seed=0, split="val"),
         resize=32,

@@ -10,20 +10,20 @@ from unittest import mock
 import torch
 import torchvision
 from absl.testing import absltest, parameterized
-from ranks import run_on_ranks
-from samples import TinyEncoder
-from tasks import LABELLED, final, run_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jigclu import checkpoint
 from jigclu.data.procedural import ProceduralImages
-from jigclu.encoder import create_encoder
-from jigclu.errors import UserError
-from jigclu.feature_cache import FeatureCache
-from jigclu.linear import LinearTask
-from jigclu.weights import read_weights
+from jigclu.models.encoder import create_encoder
+from jigclu.models.weights import read_weights
+from jigclu.system import checkpoint
+from jigclu.system.errors import UserError
+from jigclu.tasks.feature_cache import FeatureCache
+from jigclu.tasks.linear import LinearTask
+from tests.ranks import run_on_ranks
+from tests.samples import TinyEncoder
+from tests.small_tasks import LABELLED, final, run_task
 
 CONFIG = "linear.seed = 0"
 TASK = LinearTask(

@@ -1,4 +1,4 @@
-"""Tests of jigclu.pack: what is packed is what is read."""
+"""Tests of jigclu.tasks.pack: what is packed is what is read."""
 
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
-from samples import write_image_tree
 from torch import Tensor
 
-from jigclu import pack
 from jigclu.data.packed import PackedImages
 from jigclu.data.patches import PatchDataset
 from jigclu.data.sources import ImageFolder, Source
-from jigclu.errors import UserError
-from jigclu.pack import PackTask
+from jigclu.system.errors import UserError
+from jigclu.tasks import pack
+from jigclu.tasks.pack import PackTask
+from tests.samples import write_image_tree
 
 
 def _patches(source: Source, indices: list[int]) -> list[Tensor]:

@@ -9,20 +9,20 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
-from ranks import run_on_ranks
-from samples import AUGMENTATION, published_checkpoint, tiny_model
-from tasks import PRETRAINING, final, run_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from terminal import progress_log
 from torch import Tensor
 
-from jigclu import checkpoint, machine
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import UnlabelledImages
-from jigclu.errors import UserError
-from jigclu.knn import KnnEvaluation
-from jigclu.pretrain import PretrainTask
-from jigclu.training import _first_step_phrase
+from jigclu.system import checkpoint, machine
+from jigclu.system.errors import UserError
+from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.knn_evaluator import KnnEvaluation
+from jigclu.training.loop import _first_step_phrase
+from tests.ranks import run_on_ranks
+from tests.samples import AUGMENTATION, published_checkpoint, tiny_model
+from tests.small_tasks import PRETRAINING, final, run_task
+from tests.terminal import progress_log
 
 # A learning rate that leaves the weights where they are: small batches make training chaotic,
 # so that rounding alone would soon part two runs.

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
-import samples
 import torch
 from absl.testing import absltest
 
-from jigclu import checkpoint, config
-from jigclu.errors import UserError
-from jigclu.reproduce import ReproduceTask, Row, Task, table
+from jigclu import config
+from jigclu.system import checkpoint
+from jigclu.system.errors import UserError
+from jigclu.tasks.reproduce import ReproduceTask, Row, Task, table
+from tests import samples
 
 STAGES = """
 launch.task = @reproduce()

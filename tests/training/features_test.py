@@ -5,14 +5,15 @@ from typing import Any
 
 import torch
 from absl.testing import absltest, parameterized
-from ranks import run_on_ranks
-from samples import MemorySource, noise, small_encoder
-from terminal import progress_log
 from torch import Tensor
 
-from jigclu import features, progress
 from jigclu.data.images import ImageDataset
-from jigclu.errors import UserError
+from jigclu.system import progress
+from jigclu.system.errors import UserError
+from jigclu.training import features
+from tests.ranks import run_on_ranks
+from tests.samples import MemorySource, noise, small_encoder
+from tests.terminal import progress_log
 
 SETTINGS = features.FeatureSettings(
     mean=(0.5, 0.4, 0.3),
@@ -38,17 +39,7 @@ def indices_and_features() -> tuple[Tensor, Tensor]:
     return indices, values
 
 
-class NormalisedTest(parameterized.TestCase):
-    def test_by_hand(self) -> None:
-        images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-        actual = features.normalised(images, SETTINGS.mean, SETTINGS.std)
-        expected = torch.tensor([-2.0, -1.0, 7.0]).view(1, 3, 1, 1)
-        torch.testing.assert_close(actual, expected)
-
-    def test_pooling_is_in_float32(self) -> None:
-        maps = torch.tensor([[[[256.0, 1.0], [1.0, 2.0]]]], dtype=torch.bfloat16)
-        torch.testing.assert_close(features.pooled(maps), torch.tensor([[65.0]]), rtol=0, atol=0)
-
+class SettingsTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"std": (0.1, 0.0, 0.1)}, "std .0.1, 0.0, 0.1.; expected three numbers each"),
         ({"mean": (0.5,)}, "mean is .0.5,."),

@@ -3,20 +3,21 @@
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
-from ranks import run_on_ranks
-from samples import small_encoder
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu import collectives, knn
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import ImageArray
-from jigclu.errors import UserError
+from jigclu.system import collectives
+from jigclu.system.errors import UserError
+from jigclu.training import knn_evaluator
+from tests.ranks import run_on_ranks
+from tests.samples import small_encoder
 
 CPU = torch.device("cpu")
 
 
-def evaluation(**changes: object) -> knn.KnnEvaluation:
+def evaluation(**changes: object) -> knn_evaluator.KnnEvaluation:
     values: dict[str, object] = {
         "bank": ProceduralImages(images=20, size=32, seed=0, split="train"),
         "queries": ProceduralImages(images=7, size=32, seed=0, split="val"),
@@ -29,7 +30,7 @@ def evaluation(**changes: object) -> knn.KnnEvaluation:
         "batch_size": 4,
         "workers": 0,
     }
-    return knn.KnnEvaluation(**(values | changes))  # type: ignore[arg-type]
+    return knn_evaluator.KnnEvaluation(**(values | changes))  # type: ignore[arg-type]
 
 
 def score_and_features() -> tuple[float, float, Tensor]:
@@ -44,10 +45,12 @@ def predict(
 ) -> Tensor:
     """Classifies with a bank that comes in three pieces, and is shared by the ranks."""
     own = slice(collectives.rank(), None, collectives.world_size())
-    nearest = knn.none_near(len(queries), neighbours, CPU)
+    nearest = knn_evaluator.none_near(len(queries), neighbours, CPU)
     for piece in zip(bank[own].chunk(3), labels[own].chunk(3), strict=True):
-        nearest = knn.nearer(nearest, queries, *piece)
-    return knn.vote(knn.merge_ranks(nearest), int(labels.max()) + 1, temperature)
+        nearest = knn_evaluator.nearer(nearest, queries, *piece)
+    return knn_evaluator.vote(
+        knn_evaluator.merge_ranks(nearest), int(labels.max()) + 1, temperature
+    )
 
 
 def predict_random(neighbours: int, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tests of jigclu.monitor."""
+"""Tests of jigclu.training.monitor."""
 
 import io
 import math
@@ -8,11 +8,12 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from terminal import Clock, Terminal, screen
 from torch import Tensor
 
-from jigclu import monitor, progress
-from jigclu.errors import UserError
+from jigclu.system import progress
+from jigclu.system.errors import UserError
+from jigclu.training import monitor
+from tests.terminal import Clock, Terminal, screen
 
 
 def _loss(value: float) -> dict[str, Tensor]:

@@ -2,10 +2,10 @@
 
 import torch
 from absl.testing import absltest
-from samples import AUGMENTATION, SIZE, inputs_of
 
-from jigclu import augment
-from jigclu.pictures import confusion_picture, montage_picture
+from jigclu.ops import augment
+from jigclu.training.pictures import confusion_picture, montage_picture
+from tests.samples import AUGMENTATION, SIZE, inputs_of
 
 PADDING = 2  # Pixels between the montages, of torchvision's grid.
 

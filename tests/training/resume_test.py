@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from absl.testing import absltest, parameterized
 
-from jigclu import checkpoint, resume
-from jigclu.errors import UserError
-from jigclu.state import TrainState
+from jigclu.system import checkpoint
+from jigclu.system.errors import UserError
+from jigclu.training import resume
+from jigclu.training.state import TrainState
 
 OLD = "train.seed = 0\ntrain.workers = 8\nknn.neighbours = 20\nImageFolder.root = 'a'"
 

@@ -1,25 +1,26 @@
 """The training step on CUDA: precisions, compilation, two GPUs, and no waiting for the device."""
 
-import cuda_needed  # noqa: F401  # isort: skip
+from tests import cuda_needed  # noqa: F401  # isort: skip
 import math
 from typing import Any
 
-import steps_test
 import torch
 from absl.testing import absltest, parameterized
-from ranks import run_on_ranks
-from samples import AUGMENTATION, BATCH, GRID, SIZE
 from torch import Tensor, nn
 
-from jigclu import augment, collectives, jigsaw, placement
-from jigclu.objective import StepInputs
+from jigclu.methods.jigsaw import StepInputs
+from jigclu.ops import augment, jigsaw
+from jigclu.system import collectives, to_device
+from tests.ranks import run_on_ranks
+from tests.samples import AUGMENTATION, BATCH, GRID, SIZE
+from tests.training import step_test
 
 CUDA = "cuda"
 
 
 def train_in_double(count: int, **named: Any) -> dict[str, Any]:
     """Trains in float64 on the current GPU, eager: differences are not those of rounding."""
-    return steps_test.train(count, build=steps_test.double_model, device=CUDA, **named)
+    return step_test.train(count, build=step_test.double_model, device=CUDA, **named)
 
 
 def train_in_float32(count: int, compile: bool = False) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def train_in_float32(count: int, compile: bool = False) -> dict[str, Any]:
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        return steps_test.train(count, compile, device=CUDA)
+        return step_test.train(count, compile, device=CUDA)
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
@@ -53,7 +54,7 @@ class StepsCudaTest(parameterized.TestCase):
         self.take_steps_without_waiting(compile=True, precision="bfloat16")
 
     def take_steps_without_waiting(self, **settings: Any) -> None:
-        step = steps_test.pretrain_step(device=CUDA, **settings)
+        step = step_test.pretrain_step(device=CUDA, **settings)
         state = step.initial_state()
         patches = torch.zeros(BATCH, GRID**2, 3, SIZE, SIZE, dtype=torch.uint8, device=CUDA)
         for number in range(3):
@@ -65,7 +66,7 @@ class StepsCudaTest(parameterized.TestCase):
                 inputs = StepInputs(
                     collectives.exchange_patches(patches, permutation),
                     augment.select_rows(drawn, permutation, CUDA),
-                    placement.placed(permutation, CUDA),
+                    to_device.placed(permutation, CUDA),
                 )
                 state, _ = step(state, inputs, 0.03)
             finally:
@@ -74,7 +75,7 @@ class StepsCudaTest(parameterized.TestCase):
     @parameterized.parameters("bfloat16", "float16")
     def test_half_precision_is_finite_and_near_float32(self, precision: str) -> None:
         full = train_in_float32(1)["metrics"][0]
-        half = steps_test.train(1, False, precision, device=CUDA)["metrics"][0]
+        half = step_test.train(1, False, precision, device=CUDA)["metrics"][0]
         for name, value in half.items():
             self.assertTrue(math.isfinite(value), name)
         self.assertAlmostEqual(half["loss"], full["loss"], delta=0.02 * full["loss"])
@@ -82,7 +83,7 @@ class StepsCudaTest(parameterized.TestCase):
         self.assertEqual(half.get("skipped_steps", 0.0), 0.0)
 
     def test_equals_the_cpu(self) -> None:
-        cpu, gpu = steps_test.train(1, build=steps_test.double_model), train_in_double(1)
+        cpu, gpu = step_test.train(1, build=step_test.double_model), train_in_double(1)
         loss = cpu["metrics"][0]["loss"]
         self.assertAlmostEqual(gpu["metrics"][0]["loss"], loss, delta=1e-5 * loss)
         self.assert_close(gpu["gradients"], cpu["gradients"], 1e-4)

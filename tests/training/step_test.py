@@ -6,20 +6,21 @@ from typing import Any
 
 import torch
 from absl.testing import absltest, parameterized
-from ranks import run_on_ranks
-from samples import AUGMENTATION, BATCH, inputs_of, small_model, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jigclu import augment, steps, update
-from jigclu.batch_norm import BatchNorm
-from jigclu.model import JigClu, Outputs
-from jigclu.objective import JigsawForward, Objective, StepInputs
-from jigclu.state import TrainState
+from jigclu.methods.jigsaw import JigsawForward, Objective, StepInputs
+from jigclu.models.batch_norm import BatchNorm
+from jigclu.models.jigclu import JigClu, Outputs
+from jigclu.ops import augment, optim
+from jigclu.training.state import TrainState
+from jigclu.training.step import TrainingStep
+from tests.ranks import run_on_ranks
+from tests.samples import AUGMENTATION, BATCH, inputs_of, small_model, tiny_model
 
 OBJECTIVE = Objective(AUGMENTATION, 0.3, 0.07, 1.0, 1.0)
-SCALING = update.LossScaling(initial=1024.0, growth=2.0, backoff=0.5, interval=2)
-SGD = functools.partial(update.sgd, momentum=0.9, weight_decay=1e-4)
+SCALING = optim.LossScaling(initial=1024.0, growth=2.0, backoff=0.5, interval=2)
+SGD = functools.partial(optim.sgd, momentum=0.9, weight_decay=1e-4)
 
 
 def pretrain_step(
@@ -30,10 +31,10 @@ def pretrain_step(
     build: Callable[[type[nn.Module]], JigClu] = small_model,
     *,
     device: str = "cpu",
-) -> steps.TrainingStep:
+) -> TrainingStep:
     model = build(norm_layer)
     forward = JigsawForward(model, OBJECTIVE, precision, True, micro_batch_size)
-    return steps.TrainingStep(forward, SGD, SCALING, compile, torch.device(device))
+    return TrainingStep(forward, SGD, SCALING, compile, torch.device(device))
 
 
 def double_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:

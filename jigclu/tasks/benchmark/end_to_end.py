@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jigclu import progress
-from jigclu.benchmark.stepping import jigsaw_step, jigsaw_stepper, random_inputs
-from jigclu.benchmark.tables import Table
-from jigclu.benchmark.timing import Action, interleaved, row, synchronize
 from jigclu.data.loader import Batch
+from jigclu.data.prefetch import transferred
 from jigclu.data.sampler import steps_per_epoch
-from jigclu.data.transfer import transferred
-from jigclu.pretrain import PretrainTask
+from jigclu.system import progress
+from jigclu.tasks.benchmark.stepping import jigsaw_step, jigsaw_stepper, random_inputs
+from jigclu.tasks.benchmark.tables import Table
+from jigclu.tasks.benchmark.timing import Action, interleaved, row, synchronize
+from jigclu.tasks.pretrain import PretrainTask
 
 _WARM = 3  # Steps that do not count, beside those whose batches are read meanwhile.
 

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from jigclu.benchmark.environment import environment_of
-from jigclu.cores import available_cores
+from jigclu.system.cores import available_cores
+from jigclu.tasks.benchmark.environment import environment_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PRECISIONS = ("bfloat16", "float32", "float16")
 SECONDS = 520.0  # In total; the command is to take less than nine minutes.
 
@@ -97,7 +97,7 @@ def stages(cores: int) -> list[Stage]:
 
 def part_command(name: str, result: Path) -> list[str]:
     """Returns the command that runs a part and writes its findings to a file."""
-    return [sys.executable, "-m", "jigclu.benchmark.gpu_parts", name, str(result)]
+    return [sys.executable, "-m", "jigclu.tasks.benchmark.gpu_parts", name, str(result)]
 
 
 class _Process:

@@ -1,11 +1,11 @@
 """The parts of `make gpu-check`, each of which runs in a process of its own.
 
-    python -m jigclu.benchmark.gpu_parts NAME RESULT
+    python -m jigclu.tasks.benchmark.gpu_parts NAME RESULT
 
 measures one part and writes what it finds to the file RESULT.
 """
 
-import jigclu.compile_cache  # noqa: F401  # isort: skip  # Before torch is imported.
+import jigclu.system.compile_cache  # noqa: F401  # isort: skip  # Before torch is imported.
 import dataclasses
 import functools
 import importlib
@@ -19,23 +19,24 @@ from typing import NamedTuple
 
 import torch
 
-from jigclu import checkpoint, schedules
-from jigclu.benchmark.end_to_end import measure_copies, measure_end_to_end
-from jigclu.benchmark.gpu_check import PRECISIONS
-from jigclu.benchmark.growth import measure_loss
-from jigclu.benchmark.micro_batches import measure_micro_batches
-from jigclu.benchmark.recipe import published_recipe, with_patch_size
-from jigclu.benchmark.short_training import measure_training
-from jigclu.benchmark.stepping import jigsaw_step, measure_steps, supervised_step, variants_of
-from jigclu.benchmark.tables import Table, markdown
-from jigclu.benchmark.timing import synchronize
-from jigclu.cores import available_cores
 from jigclu.data.procedural import ProceduralImages
-from jigclu.knn import KnnEvaluation
-from jigclu.machine import choose_precision
-from jigclu.pretrain import PretrainTask
+from jigclu.ops import schedules
+from jigclu.system import checkpoint
+from jigclu.system.cores import available_cores
+from jigclu.system.machine import choose_precision
+from jigclu.tasks.benchmark.end_to_end import measure_copies, measure_end_to_end
+from jigclu.tasks.benchmark.gpu_check import PRECISIONS
+from jigclu.tasks.benchmark.growth import measure_loss
+from jigclu.tasks.benchmark.micro_batches import measure_micro_batches
+from jigclu.tasks.benchmark.recipe import published_recipe, with_patch_size
+from jigclu.tasks.benchmark.short_training import measure_training
+from jigclu.tasks.benchmark.stepping import jigsaw_step, measure_steps, supervised_step, variants_of
+from jigclu.tasks.benchmark.tables import Table, markdown
+from jigclu.tasks.benchmark.timing import synchronize
+from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.knn_evaluator import KnnEvaluation
 
-TESTS = Path(__file__).resolve().parents[2] / "tests"
+TESTS = Path(__file__).resolve().parents[3] / "tests"
 _MEMORY = 80  # GB of device memory for which the batch sizes below are meant.
 _IMAGES = {"resnet50": 128, "resnet18": 256}
 _PATCHES = (1024, 4096, 16384, 65536)  # Of the global batch, in the clustering loss.
@@ -65,15 +66,11 @@ def run_tests(folder: Path) -> Findings:
     """Runs all tests that need CUDA, in this process.
 
     Args:
-      folder: of the tests; those in files `*_cuda_test.py` are run.
+      folder: package of the tests; those in files `*_cuda_test.py` are run.
     """
-    sys.path.insert(0, str(folder))
-    importlib.import_module("conftest")
-    suites = [
-        unittest.TestLoader().discover(str(parent), "*_cuda_test.py", str(parent))
-        for parent in sorted({path.parent for path in folder.rglob("*_cuda_test.py")})
-    ]
-    suite = unittest.TestSuite(suites)
+    sys.path.insert(0, str(folder.parent))
+    importlib.import_module(f"{folder.name}.conftest")
+    suite = unittest.TestLoader().discover(str(folder), "*_cuda_test.py", str(folder.parent))
     outcomes = {test.id(): ("passed", "") for test in _all_tests(suite)}
     result = unittest.TextTestRunner(verbosity=2).run(suite)
     outcomes |= {test.id(): ("skipped", reason) for test, reason in result.skipped}

@@ -7,11 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu import losses
-from jigclu.benchmark import published
-from jigclu.benchmark.tables import Table, megabytes
-from jigclu.benchmark.timing import Action, Seconds, each_row, free_memory, interleaved, peak_memory
-from jigclu.pretrain import PretrainTask
+from jigclu.ops import losses
+from jigclu.tasks.benchmark import published
+from jigclu.tasks.benchmark.tables import Table, megabytes
+from jigclu.tasks.benchmark.timing import (
+    Action,
+    Seconds,
+    each_row,
+    free_memory,
+    interleaved,
+    peak_memory,
+)
+from jigclu.tasks.pretrain import PretrainTask
 
 Loss = Callable[[Tensor], Tensor]
 

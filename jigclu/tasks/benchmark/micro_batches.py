@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from jigclu.benchmark.stepping import jigsaw_step
-from jigclu.benchmark.tables import Table, megabytes
-from jigclu.benchmark.timing import interleaved, peak_memory
-from jigclu.pretrain import PretrainTask
+from jigclu.tasks.benchmark.stepping import jigsaw_step
+from jigclu.tasks.benchmark.tables import Table, megabytes
+from jigclu.tasks.benchmark.timing import interleaved, peak_memory
+from jigclu.tasks.pretrain import PretrainTask
 
 
 def measure_micro_batches(
@@ -23,7 +23,7 @@ def measure_micro_batches(
     Args:
       task: whose step is taken, on noise.
       sizes: images that the encoder sees at a time; None for the whole batch.
-      precisions: of `steps.PRECISIONS`.
+      precisions: of `machine.PRECISIONS`.
       repetitions: >= 1.
       device: on which to compute.
     """

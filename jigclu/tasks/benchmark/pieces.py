@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu import collectives, losses
-from jigclu.augment import augment
-from jigclu.benchmark.stepping import Variant, random_inputs
-from jigclu.benchmark.tables import Table, megabytes
-from jigclu.benchmark.timing import Action, first_calls, interleaved
-from jigclu.jigsaw import global_permutation, stitch_montages
-from jigclu.objective import JigsawForward
-from jigclu.pretrain import PretrainTask
-from jigclu.update import update_where
+from jigclu.methods.jigsaw import JigsawForward
+from jigclu.ops import losses
+from jigclu.ops.augment import augment
+from jigclu.ops.jigsaw import global_permutation, stitch_montages
+from jigclu.ops.optim import update_where
+from jigclu.system import collectives
+from jigclu.tasks.benchmark.stepping import Variant, random_inputs
+from jigclu.tasks.benchmark.tables import Table, megabytes
+from jigclu.tasks.benchmark.timing import Action, first_calls, interleaved
+from jigclu.tasks.pretrain import PretrainTask
 
 
 class _Piece(NamedTuple):

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision import transforms
 
-from jigclu import jigsaw
-from jigclu.augment import AugmentationSettings
-from jigclu.encoder import Encoder
-from jigclu.model import JigClu
+from jigclu.models.encoder import Encoder
+from jigclu.models.jigclu import JigClu
+from jigclu.ops import jigsaw
+from jigclu.ops.augment import AugmentationSettings
 
 # Fixed in the published code, whatever the map.
 _POOLING_MAP = 8

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from jigclu.augment import AugmentationSettings, augment, draw_augmentation
-from jigclu.benchmark.published import PublishedPatches
-from jigclu.benchmark.tables import Table, spread
-from jigclu.benchmark.timing import interleaved
 from jigclu.data.decode import UnreadableImageError
 from jigclu.data.packed import FORMATS, PackedImages
 from jigclu.data.patches import PatchSample
 from jigclu.data.sources import ImageFiles, Source
-from jigclu.errors import UserError
-from jigclu.pack import PackTask
-from jigclu.pretrain import PretrainTask
+from jigclu.ops.augment import AugmentationSettings, augment, draw_augmentation
+from jigclu.system.errors import UserError
+from jigclu.tasks.benchmark.published import PublishedPatches
+from jigclu.tasks.benchmark.tables import Table, spread
+from jigclu.tasks.benchmark.timing import interleaved
+from jigclu.tasks.pack import PackTask
+from jigclu.tasks.pretrain import PretrainTask
 
 _SHORTER_SIDE, _QUALITY = 256, 90  # Of the packs, as in gin/pack.gin.
 

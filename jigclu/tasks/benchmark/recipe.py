@@ -8,10 +8,10 @@ import dataclasses
 import functools
 from typing import Any
 
-from jigclu import schedules, update
-from jigclu.augment import AugmentationSettings
 from jigclu.data.sources import Source
-from jigclu.pretrain import PretrainTask
+from jigclu.ops import optim, schedules
+from jigclu.ops.augment import AugmentationSettings
+from jigclu.tasks.pretrain import PretrainTask
 
 _AUGMENTATION = AugmentationSettings(
     brightness=0.4,
@@ -55,7 +55,7 @@ def published_recipe(source: Source) -> PretrainTask:
         base_temperature=0.07,
         clustering_weight=1.0,
         location_weight=1.0,
-        optimizer=functools.partial(update.sgd, momentum=0.9, weight_decay=1e-4),
+        optimizer=functools.partial(optim.sgd, momentum=0.9, weight_decay=1e-4),
         learning_rate=0.03,
         warmup_epochs=0,
         decay=schedules.cosine_decay,
@@ -64,7 +64,7 @@ def published_recipe(source: Source) -> PretrainTask:
         precision="float32",
         compile="auto",
         channels_last="auto",
-        loss_scaling=update.LossScaling(65536.0, 2.0, 0.5, 2000),
+        loss_scaling=optim.LossScaling(65536.0, 2.0, 0.5, 2000),
         workers="auto",
         prefetch=2,
         init_from=None,

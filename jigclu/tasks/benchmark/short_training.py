@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from jigclu.benchmark.tables import Table
-from jigclu.benchmark.timing import synchronize
-from jigclu.pretrain import PretrainTask
+from jigclu.tasks.benchmark.tables import Table
+from jigclu.tasks.benchmark.timing import synchronize
+from jigclu.tasks.pretrain import PretrainTask
 
 
 def measure_training(task: PretrainTask, seconds: float, device: torch.device) -> Table:

@@ -11,11 +11,11 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from jigclu.benchmark.stepping import jigsaw_step
-from jigclu.benchmark.tables import Table
-from jigclu.benchmark.timing import each_row, synchronize
-from jigclu.errors import UserError
-from jigclu.pretrain import PretrainTask
+from jigclu.system.errors import UserError
+from jigclu.tasks.benchmark.stepping import jigsaw_step
+from jigclu.tasks.benchmark.tables import Table
+from jigclu.tasks.benchmark.timing import each_row, synchronize
+from jigclu.tasks.pretrain import PretrainTask
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from jigclu import augment, jigsaw
-from jigclu.benchmark.published import PublishedStep
-from jigclu.benchmark.tables import Table, megabytes, spread
-from jigclu.benchmark.timing import Action, Seconds, first_calls, interleaved, matmul_rate
-from jigclu.classifier import ClassificationInputs, Classifier, ClassifierForward
-from jigclu.machine import PRECISIONS
-from jigclu.objective import StepInputs
-from jigclu.pretrain import PretrainTask
-from jigclu.steps import TrainingStep
+from jigclu.methods.classification import ClassificationInputs, ClassifierForward
+from jigclu.methods.jigsaw import StepInputs
+from jigclu.models.classifier import Classifier
+from jigclu.ops import augment, jigsaw
+from jigclu.system.machine import PRECISIONS
+from jigclu.tasks.benchmark.published import PublishedStep
+from jigclu.tasks.benchmark.tables import Table, megabytes, spread
+from jigclu.tasks.benchmark.timing import Action, Seconds, first_calls, interleaved, matmul_rate
+from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.step import TrainingStep
 
 _CLASSES = 1000  # Of the supervised step, as in ImageNet.
 

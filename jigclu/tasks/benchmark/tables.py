@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jigclu import checkpoint
-from jigclu.benchmark.timing import Seconds
+from jigclu.system import checkpoint
+from jigclu.tasks.benchmark.timing import Seconds
 
 
 class Table(NamedTuple):

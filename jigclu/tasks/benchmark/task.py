@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 
-from jigclu import checkpoint, progress
-from jigclu.benchmark.end_to_end import measure_end_to_end
-from jigclu.benchmark.environment import environment_of
-from jigclu.benchmark.growth import exchanged, measure_loss
-from jigclu.benchmark.pieces import measure_pieces
-from jigclu.benchmark.reading import check_reading, measure_reading
-from jigclu.benchmark.start import measure_start
-from jigclu.benchmark.stepping import measure_steps, variants_of
-from jigclu.benchmark.tables import Table, markdown, plot, write_json
-from jigclu.device import check_compiler, launched_processes, local_device
-from jigclu.errors import UserError
-from jigclu.machine import check_precision, choose_precision
-from jigclu.monitor import Monitor
-from jigclu.pretrain import PretrainTask
-from jigclu.training import check_least
+from jigclu.system import checkpoint, progress
+from jigclu.system.device import check_compiler, launched_processes, local_device
+from jigclu.system.errors import UserError
+from jigclu.system.machine import check_precision, choose_precision
+from jigclu.tasks.benchmark.end_to_end import measure_end_to_end
+from jigclu.tasks.benchmark.environment import environment_of
+from jigclu.tasks.benchmark.growth import exchanged, measure_loss
+from jigclu.tasks.benchmark.pieces import measure_pieces
+from jigclu.tasks.benchmark.reading import check_reading, measure_reading
+from jigclu.tasks.benchmark.start import measure_start
+from jigclu.tasks.benchmark.stepping import measure_steps, variants_of
+from jigclu.tasks.benchmark.tables import Table, markdown, plot, write_json
+from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.loop import check_least
+from jigclu.training.monitor import Monitor
 
 _COMPILED = 128  # Every kind of arithmetic compiles the same functions once more.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from jigclu import progress
+from jigclu.system import progress
 
 Action = Callable[[], object]
 _Row = TypeVar("_Row")

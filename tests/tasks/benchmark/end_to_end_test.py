@@ -1,4 +1,4 @@
-"""Tests of jigclu.benchmark.end_to_end."""
+"""Tests of jigclu.tasks.benchmark.end_to_end."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,12 +7,12 @@ from unittest import mock
 
 import torch
 from absl.testing import absltest
-from tasks import PRETRAINING
 
-from jigclu.benchmark import end_to_end
-from jigclu.benchmark.timing import Seconds
-from jigclu.objective import StepInputs
-from jigclu.pretrain import PretrainTask
+from jigclu.methods.jigsaw import StepInputs
+from jigclu.tasks.benchmark import end_to_end
+from jigclu.tasks.benchmark.timing import Seconds
+from jigclu.tasks.pretrain import PretrainTask
+from tests.small_tasks import PRETRAINING
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Tests of jigclu.benchmark.environment."""
+"""Tests of jigclu.tasks.benchmark.environment."""
 
 import subprocess
 from unittest import mock
@@ -7,7 +7,7 @@ import PIL
 import torch
 from absl.testing import absltest
 
-from jigclu.benchmark import environment
+from jigclu.tasks.benchmark import environment
 
 
 class EnvironmentTest(absltest.TestCase):

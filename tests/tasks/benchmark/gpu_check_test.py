@@ -1,4 +1,7 @@
-"""Tests of jigclu.benchmark.gpu_check: parts are short Python programs instead of measurements."""
+"""Tests of jigclu.tasks.benchmark.gpu_check.
+
+Parts are short Python programs instead of measurements.
+"""
 
 import contextlib
 import io
@@ -15,9 +18,9 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 
-from jigclu.benchmark import gpu_check
-from jigclu.benchmark.gpu_check import Outcome, Part, Stage
-from jigclu.benchmark.gpu_parts import PARTS
+from jigclu.tasks.benchmark import gpu_check
+from jigclu.tasks.benchmark.gpu_check import Outcome, Part, Stage
+from jigclu.tasks.benchmark.gpu_parts import PARTS
 
 ENVIRONMENT = {"device": "NVIDIA H100", "driver": "580.1"}
 TARGETS = [

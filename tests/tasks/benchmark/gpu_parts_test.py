@@ -1,4 +1,4 @@
-"""Tests of jigclu.benchmark.gpu_parts, on a CPU: what only CUDA itself can answer is left."""
+"""Tests of jigclu.tasks.benchmark.gpu_parts, on a CPU: what only CUDA itself can answer is left."""
 
 import dataclasses
 import functools
@@ -10,13 +10,13 @@ from unittest import mock
 
 import torch
 from absl.testing import absltest
-from tasks import PRETRAINING
 
-from jigclu.benchmark import gpu_parts, stepping
-from jigclu.benchmark.gpu_parts import PARTS, Findings, Target
-from jigclu.benchmark.tables import Table
-from jigclu.machine import PRECISIONS
-from jigclu.pretrain import PretrainTask
+from jigclu.system.machine import PRECISIONS
+from jigclu.tasks.benchmark import gpu_parts, stepping
+from jigclu.tasks.benchmark.gpu_parts import PARTS, Findings, Target
+from jigclu.tasks.benchmark.tables import Table
+from jigclu.tasks.pretrain import PretrainTask
+from tests.small_tasks import PRETRAINING
 
 CPU = torch.device("cpu")
 TASK = PretrainTask(**PRETRAINING | {"small_stem": False, "batch_size": 2})
@@ -48,12 +48,14 @@ class GpuPartsTest(absltest.TestCase):
         self.folder = Path(self.create_tempdir().full_path)
 
     def run_tests(self, **files: str) -> Findings:
+        (self.folder / "deep").mkdir(exist_ok=True)
+        for name in ("__init__", "conftest", "deep/__init__"):
+            (self.folder / f"{name}.py").touch()
         for name, text in files.items():
-            (self.folder / "deep").mkdir(exist_ok=True)
             (self.folder / "deep" / f"{name}.py").write_text(text)
         with (
             mock.patch.object(sys, "path", list(sys.path)),
-            mock.patch.dict(sys.modules, {"conftest": mock.Mock()}),
+            mock.patch.dict(sys.modules),
         ):
             return gpu_parts.run_tests(self.folder)
 

@@ -1,4 +1,4 @@
-"""Tests of jigclu.benchmark.growth."""
+"""Tests of jigclu.tasks.benchmark.growth."""
 
 import dataclasses
 from typing import Any
@@ -7,15 +7,16 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from absl.testing import absltest
-from ranks import run_on_ranks
-from samples import inputs_of, small_model
-from tasks import PRETRAINING
 
-from jigclu import collectives, jigsaw, losses
-from jigclu.benchmark import growth
-from jigclu.benchmark.timing import Seconds
-from jigclu.objective import JigsawForward
-from jigclu.pretrain import PretrainTask
+from jigclu.methods.jigsaw import JigsawForward
+from jigclu.ops import jigsaw, losses
+from jigclu.system import collectives
+from jigclu.tasks.benchmark import growth
+from jigclu.tasks.benchmark.timing import Seconds
+from jigclu.tasks.pretrain import PretrainTask
+from tests.ranks import run_on_ranks
+from tests.samples import inputs_of, small_model
+from tests.small_tasks import PRETRAINING
 
 CPU = torch.device("cpu")
 TASK = PretrainTask(**PRETRAINING)

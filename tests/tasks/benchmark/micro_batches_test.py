@@ -1,13 +1,13 @@
-"""Tests of jigclu.benchmark.micro_batches."""
+"""Tests of jigclu.tasks.benchmark.micro_batches."""
 
 from unittest import mock
 
 import torch
 from absl.testing import absltest
-from tasks import PRETRAINING
 
-from jigclu.benchmark import micro_batches
-from jigclu.pretrain import PretrainTask
+from jigclu.tasks.benchmark import micro_batches
+from jigclu.tasks.pretrain import PretrainTask
+from tests.small_tasks import PRETRAINING
 
 CPU = torch.device("cpu")
 TASK = PretrainTask(**PRETRAINING | {"small_stem": False})

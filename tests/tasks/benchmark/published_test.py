@@ -1,4 +1,4 @@
-"""Tests of jigclu.benchmark.published: it does what this project does, another way."""
+"""Tests of jigclu.tasks.benchmark.published: it does what this project does, another way."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from absl.testing import absltest
 from PIL import Image
-from samples import AUGMENTATION
 from torch.nn import functional
 
-from jigclu import jigsaw, losses
-from jigclu.augment import augment, draw_augmentation
-from jigclu.benchmark import published
 from jigclu.data.decode import crop_resize
-from jigclu.encoder import create_encoder
-from jigclu.model import JigClu
-from jigclu.objective import JigsawForward, Objective
+from jigclu.methods.jigsaw import JigsawForward, Objective
+from jigclu.models.encoder import create_encoder
+from jigclu.models.jigclu import JigClu
+from jigclu.ops import jigsaw, losses
+from jigclu.ops.augment import augment, draw_augmentation
+from jigclu.tasks.benchmark import published
+from tests.samples import AUGMENTATION
 
 CPU = torch.device("cpu")
 # Nothing is changed but mean and std.

@@ -1,16 +1,16 @@
-"""Tests of jigclu.benchmark.reading."""
+"""Tests of jigclu.tasks.benchmark.reading."""
 
 import dataclasses
 from pathlib import Path
 
 from absl.testing import absltest
-from samples import write_image_tree
-from tasks import PRETRAINING
 
-from jigclu.benchmark import reading
 from jigclu.data.sources import UnlabelledImages
-from jigclu.errors import UserError
-from jigclu.pretrain import PretrainTask
+from jigclu.system.errors import UserError
+from jigclu.tasks.benchmark import reading
+from jigclu.tasks.pretrain import PretrainTask
+from tests.samples import write_image_tree
+from tests.small_tasks import PRETRAINING
 
 GENERATED = PretrainTask(**PRETRAINING)
 

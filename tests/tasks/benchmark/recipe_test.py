@@ -1,14 +1,14 @@
-"""Tests of jigclu.benchmark.recipe against the gin file of the same recipe."""
+"""Tests of jigclu.tasks.benchmark.recipe against the gin file of the same recipe."""
 
 import dataclasses
 from pathlib import Path
 
 from absl.testing import absltest
-from samples import write_image_tree
 
 from jigclu import config
-from jigclu.benchmark import recipe
-from jigclu.pretrain import PretrainTask
+from jigclu.tasks.benchmark import recipe
+from jigclu.tasks.pretrain import PretrainTask
+from tests.samples import write_image_tree
 
 
 class RecipeTest(absltest.TestCase):

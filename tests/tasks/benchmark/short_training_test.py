@@ -1,4 +1,4 @@
-"""Tests of jigclu.benchmark.short_training."""
+"""Tests of jigclu.tasks.benchmark.short_training."""
 
 import dataclasses
 import itertools
@@ -7,12 +7,12 @@ from unittest import mock
 
 import torch
 from absl.testing import absltest
-from tasks import PRETRAINING
 
-from jigclu.benchmark.short_training import measure_training
 from jigclu.data.procedural import ProceduralImages
-from jigclu.knn import KnnEvaluation
-from jigclu.pretrain import PretrainTask
+from jigclu.tasks.benchmark.short_training import measure_training
+from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.knn_evaluator import KnnEvaluation
+from tests.small_tasks import PRETRAINING
 
 CPU = torch.device("cpu")
 TASK = dataclasses.replace(

@@ -1,15 +1,15 @@
-"""Tests of jigclu.benchmark.start."""
+"""Tests of jigclu.tasks.benchmark.start."""
 
 import os
 from unittest import mock
 
 import torch
 from absl.testing import absltest
-from tasks import PRETRAINING
 
-from jigclu.benchmark import start
-from jigclu.errors import UserError
-from jigclu.pretrain import PretrainTask
+from jigclu.system.errors import UserError
+from jigclu.tasks.benchmark import start
+from jigclu.tasks.pretrain import PretrainTask
+from tests.small_tasks import PRETRAINING
 
 CPU = torch.device("cpu")
 TASK = PretrainTask(**PRETRAINING)

@@ -1,16 +1,16 @@
-"""Tests of jigclu.benchmark.stepping."""
+"""Tests of jigclu.tasks.benchmark.stepping."""
 
 import dataclasses
 from unittest import mock
 
 import torch
 from absl.testing import absltest
-from samples import tiny_model
-from tasks import PRETRAINING
 
-from jigclu.benchmark import stepping
-from jigclu.benchmark.stepping import Variant
-from jigclu.pretrain import PretrainTask
+from jigclu.tasks.benchmark import stepping
+from jigclu.tasks.benchmark.stepping import Variant
+from jigclu.tasks.pretrain import PretrainTask
+from tests.samples import tiny_model
+from tests.small_tasks import PRETRAINING
 
 CPU = torch.device("cpu")
 TASK = PretrainTask(**PRETRAINING)

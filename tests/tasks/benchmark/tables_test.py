@@ -1,4 +1,4 @@
-"""Tests of jigclu.benchmark.tables."""
+"""Tests of jigclu.tasks.benchmark.tables."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from absl.testing import absltest
 from PIL import Image
 
-from jigclu.benchmark import tables
+from jigclu.tasks.benchmark import tables
 
 NAMES = tables.Table(
     title="Readers",

@@ -1,4 +1,4 @@
-"""Tests of jigclu.benchmark.task."""
+"""Tests of jigclu.tasks.benchmark.task."""
 
 import contextlib
 import dataclasses
@@ -11,13 +11,13 @@ from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
-from samples import write_image_tree
-from tasks import PRETRAINING
 
-from jigclu.benchmark.task import BenchmarkTask
 from jigclu.data.sources import UnlabelledImages
-from jigclu.errors import UserError
-from jigclu.pretrain import PretrainTask
+from jigclu.system.errors import UserError
+from jigclu.tasks.benchmark.task import BenchmarkTask
+from jigclu.tasks.pretrain import PretrainTask
+from tests.samples import write_image_tree
+from tests.small_tasks import PRETRAINING
 
 BENCHMARK = BenchmarkTask(
     task=PretrainTask(**PRETRAINING),
@@ -71,7 +71,7 @@ class TaskTest(parameterized.TestCase):
 
     def test_measures_what_trains_at_the_end(self) -> None:
         task = dataclasses.replace(BENCHMARK.task, smaller_patches=((1, 8),), init_from="w.pth")
-        with mock.patch("jigclu.benchmark.task.measure_end_to_end") as measure:
+        with mock.patch("jigclu.tasks.benchmark.task.measure_end_to_end") as measure:
             dataclasses.replace(BENCHMARK, task=task)._known()["end_to_end"]()
         measured = measure.call_args.args[0]
         self.assertEqual((measured.smaller_patches, measured.init_from), ((), None))

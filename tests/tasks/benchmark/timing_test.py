@@ -1,13 +1,13 @@
-"""Tests of jigclu.benchmark.timing."""
+"""Tests of jigclu.tasks.benchmark.timing."""
 
 from unittest import mock
 
 import torch
 from absl.testing import absltest
-from terminal import progress_log
 
-from jigclu import progress
-from jigclu.benchmark import timing
+from jigclu.system import progress
+from jigclu.tasks.benchmark import timing
+from tests.terminal import progress_log
 
 CPU = torch.device("cpu")
 

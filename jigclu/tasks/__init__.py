@@ -1,0 +1,1 @@
+"""What a gin file can run: one module per task."""
