@@ -1,112 +1,45 @@
-"""Structural rules: imports go strictly downward, and what no module may do."""
+"""Structural rules: rooms whose imports go strictly downward, and what no module may do."""
 
 import ast
-from collections.abc import Iterator
+import graphlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
 ROOT = Path(__file__).parents[1]
 
-# A module may import only what has a lower number. The whole part is the layer;
-# the fraction orders the peers of a layer that build on one another.
-LAYERS = {
-    "jigclu": 0.0,  # The package itself: its version, nothing more.
-    "jigclu.errors": 0.1,
-    "jigclu.compile_cache": 0.1,
-    "jigclu.allocator": 0.1,
-    "jigclu.progress": 0.1,
-    "jigclu.state": 0.2,
-    "jigclu.jigsaw": 1.0,
-    "jigclu.placement": 1.0,
-    "jigclu.detectron2_names": 1.0,
-    "jigclu.crops": 1.1,
-    "jigclu.augment": 1.1,
-    "jigclu.losses": 1.1,
-    "jigclu.update": 1.1,
-    "jigclu.schedules": 1.1,
-    "jigclu.heads": 1.2,
-    "jigclu.scores": 1.2,
-    "jigclu.collectives": 1.1,
-    "jigclu.batch_norm": 2.0,
-    "jigclu.encoder": 2.1,
-    "jigclu.model": 2.2,
-    "jigclu.checkpoint": 2.0,
-    "jigclu.weights": 2.2,
-    "jigclu.monitor": 2.0,
-    "jigclu.device": 2.0,
-    "jigclu.cores": 2.0,
-    "jigclu.machine": 2.1,
-    "jigclu.data": 2.0,
-    "jigclu.data.decode": 2.0,
-    "jigclu.data.sampler": 2.0,
-    "jigclu.data.sources": 2.1,
-    "jigclu.data.procedural": 2.15,
-    "jigclu.data.subsets": 2.15,
-    "jigclu.data.packed": 2.15,
-    "jigclu.data.webdataset": 2.15,
-    "jigclu.data.patches": 2.2,
-    "jigclu.data.images": 2.2,
-    "jigclu.data.loader": 2.3,
-    "jigclu.data.transfer": 2.4,
-    "jigclu.resume": 2.1,
-    "jigclu.steps": 3.0,
-    "jigclu.recompute": 3.0,
-    "jigclu.objective": 3.1,
-    "jigclu.pictures": 3.2,
-    "jigclu.knn": 4.0,
-    "jigclu.knn_task": 4.1,
-    "jigclu.features": 2.4,
-    "jigclu.training": 4.0,
-    "jigclu.classifier": 3.1,
-    "jigclu.supervised": 4.1,
-    "jigclu.finetune": 4.2,
-    "jigclu.linear": 4.2,
-    "jigclu.reproduce": 4.3,
-    "jigclu.feature_cache": 3.0,
-    "jigclu.pretrain": 4.1,
-    "jigclu.export_formats": 2.2,
-    "jigclu.export": 4.1,
-    "jigclu.pack": 4.0,
-    "jigclu.benchmark": 4.0,
-    "jigclu.benchmark.timing": 2.0,
-    "jigclu.benchmark.tables": 2.1,
-    "jigclu.benchmark.environment": 2.0,
-    "jigclu.benchmark.published": 2.3,
-    "jigclu.benchmark.stepping": 4.2,
-    "jigclu.benchmark.pieces": 4.3,
-    "jigclu.benchmark.reading": 4.2,
-    "jigclu.benchmark.growth": 4.2,
-    "jigclu.benchmark.end_to_end": 4.3,
-    "jigclu.benchmark.start": 4.3,
-    "jigclu.benchmark.task": 4.4,
-    "jigclu.benchmark.recipe": 4.2,
-    "jigclu.benchmark.short_training": 4.2,
-    "jigclu.benchmark.micro_batches": 4.3,
-    "jigclu.benchmark.gpu_check": 2.1,
-    "jigclu.benchmark.gpu_parts": 4.4,
-    "jigclu.hints": 1.1,
-    "jigclu.detection": 2.0,
-    "jigclu.detection.schedule": 2.0,
-    "jigclu.detection.datasets": 2.1,
-    "jigclu.detection.initial_weights": 2.2,
-    "jigclu.detection.extra_norm": 2.0,
-    "jigclu.detection.predictions": 2.0,
-    "jigclu.detection.trainer": 2.3,
-    "jigclu.detection.command": 5.0,
-    "jigclu.config": 5.0,
-    "jigclu.launch": 5.1,
-}
-SHELL = {"jigclu.config", "jigclu.launch"}
+# The rooms of `jigclu/` in the order of imports: a room imports only from the lines below its own.
+ROOMS = [
+    ["launch"],
+    ["config"],
+    ["tasks"],
+    ["training"],
+    ["methods"],
+    ["models", "data"],
+    ["ops"],
+    ["system"],
+]
+# Detection has a command of its own, and needs nothing of training.
+DETECTION = ["models", "data", "system"]
+BELOW = {
+    room: [lower for line in ROOMS[number + 1 :] for lower in line]
+    for number, rooms in enumerate(ROOMS)
+    for room in rooms
+} | {"detection": DETECTION}
+SHELL = ("config", "launch")
 # Modules whose functions run in every step: a read from the device would stop it.
 NEVER_SYNCHRONISED = {
-    "jigclu.steps",
-    "jigclu.objective",
-    "jigclu.recompute",
-    "jigclu.losses",
-    "jigclu.augment",
-    "jigclu.update",
-    "jigclu.placement",
+    "jigclu.training.step",
+    "jigclu.methods.forward",
+    "jigclu.methods.jigsaw",
+    "jigclu.methods.classification",
+    "jigclu.ops.recompute",
+    "jigclu.ops.losses",
+    "jigclu.ops.augment",
+    "jigclu.ops.normalize",
+    "jigclu.ops.optim",
+    "jigclu.system.to_device",
 }
 
 
@@ -124,34 +57,79 @@ def _imports(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            # A relative import has no name that the table could judge.
+            # A relative import has no name that the rules could judge.
             yield from (
                 f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names
             )
 
 
-def _own_module(name: str) -> str:
-    """Returns the module of this project that an imported name means: jigclu.a.B is jigclu.a."""
-    while name not in LAYERS and "." in name:
-        name = name.rpartition(".")[0]
-    return name
+def _room(name: str) -> str:
+    """Returns the room of a dotted name: jigclu.ops.jigsaw is in ops; the package is in none."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in BELOW else ""
 
 
-def _layer_faults(name: str, tree: ast.Module) -> list[str]:
+def _import_faults(name: str, tree: ast.Module) -> list[str]:
+    room = _room(name)
+    allowed = ("", room, *BELOW.get(room, ()))
     imported = [other for other in _imports(tree) if other.split(".")[0] in ("jigclu", "")]
     return [
-        f"{name} ({LAYERS[name]}) imports {other}"
+        f"{name} imports {other}"
         for other in imported
-        if other.startswith(".") or LAYERS[_own_module(other)] >= LAYERS[name]
+        if other.startswith(".") or _room(other) not in allowed
     ]
 
 
+def _cycle(modules: Mapping[str, ast.Module]) -> list[str]:
+    """Returns modules each of which imports the one before it, back to the first; or none."""
+
+    def own_module(name: str) -> str:
+        while name not in modules and "." in name:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {
+        name: {own_module(other) for other in _imports(tree)} for name, tree in modules.items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def _folders() -> dict[str, set[str]]:
+    """Returns the modules and folders of each room, as the README writes them."""
+    rooms = {}
+    for path in (ROOT / "jigclu").iterdir():
+        if path.suffix == ".py" and path.stem != "__init__":
+            rooms[path.stem] = set[str]()
+        elif (path / "__init__.py").exists():
+            modules = {other.stem for other in path.glob("*.py")} - {"__init__"}
+            rooms[path.name] = modules | {f"{other.parent.name}/" for other in path.glob("*/*.py")}
+    return rooms
+
+
+def _readme_rooms(readme: str) -> dict[str, set[str]]:
+    """Returns the modules of each room in the README's tree, in its order."""
+    rooms: dict[str, set[str]] = {}
+    for line in readme.partition("\n    jigclu/\n")[2].split("\n\n")[0].splitlines():
+        words = line.split()
+        if line.startswith(" " * 8):
+            rooms[list(rooms)[-1]].update(words)
+        elif line.startswith(" " * 6):
+            rooms[words[0].removesuffix(".py").removesuffix("/")] = set()
+    return rooms
+
+
 def _shell_faults(name: str, tree: ast.Module) -> list[str]:
-    allowed = {"absl.logging"} if LAYERS[name] >= 2 else set()
+    allowed = set() if _room(name) == "ops" else {"absl.logging"}
     return [
         f"{name} imports {other}"
         for other in _imports(tree)
-        if other.split(".")[0] in ("gin", "absl") and other not in allowed and name not in SHELL
+        if other.split(".")[0] in ("gin", "absl")
+        and other not in allowed
+        and _room(name) not in SHELL
     ]
 
 
@@ -179,11 +157,23 @@ def _load_faults(name: str, tree: ast.Module) -> list[str]:
 
 
 class LayersTest(absltest.TestCase):
-    def test_every_module_has_a_layer(self) -> None:
-        self.assertEmpty(set(_modules()) - set(LAYERS), "add it to LAYERS")
+    def test_every_folder_is_a_room(self) -> None:
+        self.assertCountEqual(_folders(), BELOW, "add it to ROOMS")
+
+    def test_readme_shows_the_rooms_and_their_modules(self) -> None:
+        readme = (ROOT / "README.md").read_text()
+        self.assertEqual(_readme_rooms(readme), _folders())
+        self.assertEqual(list(_readme_rooms(readme)), list(BELOW))
+        lines = [line[0] if len(line) == 1 else f"{{{', '.join(line)}}}" for line in ROOMS]
+        expected = [" > ".join(lines), f"detection > {{{', '.join(DETECTION)}}}"]
+        shown = readme.partition("\n    imports: ")[2].splitlines()[:2]
+        self.assertEqual([line.strip() for line in shown], expected)
 
     def test_imports_go_strictly_downward(self) -> None:
-        self.assertEmpty([f for item in _modules().items() for f in _layer_faults(*item)])
+        self.assertEmpty([f for item in _modules().items() for f in _import_faults(*item)])
+
+    def test_no_imports_go_in_a_circle(self) -> None:
+        self.assertEmpty(_cycle(_modules()))
 
     def test_only_the_shell_knows_gin_and_flags(self) -> None:
         self.assertEmpty([f for item in _modules().items() for f in _shell_faults(*item)])
@@ -201,11 +191,11 @@ class LayersTest(absltest.TestCase):
         self.assertEmpty(faults)
 
     def test_steps_never_wait_for_the_device(self) -> None:
+        modules = _modules()
         faults = [
             f"{name}:{call.lineno}"
-            for name, tree in _modules().items()
-            if name in NEVER_SYNCHRONISED
-            for call in _calls(tree, "item")
+            for name in NEVER_SYNCHRONISED
+            for call in _calls(modules[name], "item")
         ]
         self.assertEmpty(faults)
 
@@ -218,34 +208,56 @@ class RulesTest(parameterized.TestCase):
     """The rules themselves see what they are there to see."""
 
     @parameterized.parameters(
-        ("jigclu.jigsaw", "from jigclu import losses"),
-        ("jigclu.losses", "from jigclu.augment import blur"),
-        ("jigclu.losses", "def f():\n    import jigclu.steps"),
-        ("jigclu.data.decode", "from jigclu.data.loader import Loader"),
-        ("jigclu.encoder", "from . import model"),
+        ("jigclu.ops.jigsaw", "from jigclu.models import encoder"),
+        ("jigclu.models.encoder", "from jigclu.data.decode import decode_image"),
+        ("jigclu.data.decode", "from jigclu.models import encoder"),
+        ("jigclu.ops.losses", "def f():\n    import jigclu.training.step"),
+        ("jigclu.config.load", "from jigclu.launch import main"),
+        ("jigclu.detection.command", "from jigclu.training.step import TrainingStep"),
+        ("jigclu.tasks.pretrain", "from jigclu.detection import datasets"),
+        ("jigclu.models.encoder", "from . import jigclu"),
+        ("jigclu", "from jigclu.system import errors"),
     )
     def test_upward_import_is_a_fault(self, name: str, source: str) -> None:
-        self.assertLen(_layer_faults(name, ast.parse(source)), 1)
+        self.assertLen(_import_faults(name, ast.parse(source)), 1)
 
     @parameterized.parameters(
-        ("jigclu.losses", "from jigclu.jigsaw import patch_of\nimport torch"),
-        ("jigclu.steps", "from jigclu import losses, model\nimport jigclu"),
-        ("jigclu.launch", "from jigclu.config import parse"),
+        ("jigclu.methods.jigsaw", "from jigclu.ops.jigsaw import patch_of\nimport torch"),
+        ("jigclu.training.step", "from jigclu.training import state\nimport jigclu"),
+        ("jigclu.detection.command", "from jigclu.data.decode import upright_size"),
+        ("jigclu.launch", "from jigclu import config, tasks"),
     )
     def test_downward_import_is_none(self, name: str, source: str) -> None:
-        self.assertEmpty(_layer_faults(name, ast.parse(source)))
+        self.assertEmpty(_import_faults(name, ast.parse(source)))
+
+    def test_cycle(self) -> None:
+        sources = {
+            "jigclu.ops": "",
+            "jigclu.ops.a": "from jigclu.ops import b",
+            "jigclu.ops.b": "def f():\n    from jigclu.ops.c import d",
+            "jigclu.ops.c": "import jigclu.ops.a",
+        }
+        modules = {name: ast.parse(source) for name, source in sources.items()}
+        self.assertEqual(set(_cycle(modules)), {"jigclu.ops.a", "jigclu.ops.b", "jigclu.ops.c"})
+        self.assertEmpty(_cycle(modules | {"jigclu.ops.c": ast.parse("import jigclu.ops")}))
+
+    def test_readme_tree(self) -> None:
+        readme = (
+            "x\n\n    jigclu/\n      launch.py  it\n      ops/  that\n        a  b/\n        c\n\ny"
+        )
+        self.assertEqual(_readme_rooms(readme), {"launch": set(), "ops": {"a", "b/", "c"}})
 
     def test_gin_and_absl(self) -> None:
         source = ast.parse("import gin\nfrom absl import logging, flags\nfrom gin import query")
-        self.assertLen(_shell_faults("jigclu.losses", source), 4)
-        self.assertLen(_shell_faults("jigclu.monitor", source), 3)
-        self.assertEmpty(_shell_faults("jigclu.config", source))
+        self.assertLen(_shell_faults("jigclu.ops.losses", source), 4)
+        self.assertLen(_shell_faults("jigclu.training.monitor", source), 3)
+        self.assertEmpty(_shell_faults("jigclu.config.load", source))
 
     def test_torch_load(self) -> None:
         source = (
             "torch.load(p)\ntorch.load(p, weights_only=False)\ntorch.load(p, weights_only=True)"
         )
-        self.assertLen(_load_faults("jigclu.knn", ast.parse(source)), 2)
+        self.assertLen(_load_faults("jigclu.system.checkpoint", ast.parse(source)), 2)
 
 
 if __name__ == "__main__":
