@@ -86,7 +86,7 @@ class PublishedStepTest(parameterized.TestCase):
             model.encoder.register_forward_hook(lambda _, __, output: maps.append(output))
         permutation = _our_permutation(arrays["permutation"])
         slots = arrays["patches"].flatten(0, 1)[permutation]
-        step = torch.compile(_step, fullgraph=True) if compiled else _step
+        step = torch.compile(_step, fullgraph=True, dynamic=False) if compiled else _step
         losses = step(model, slots, permutation)
         for name in ("clustering_loss", "location_loss"):
             torch.testing.assert_close(getattr(losses, name), arrays[name], rtol=1e-5, atol=0)
