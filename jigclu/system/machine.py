@@ -200,11 +200,11 @@ def choose_compile(
         return Choice(False, "nothing to compile")
     if bound != "auto":
         return Choice(bound, "bound")
+    if device.type == "cpu":
+        return Choice(False, "on a CPU eager steps are as fast")
     problem = compiler_problem()
     if problem is not None:
         return Choice(False, problem)
-    if device.type == "cpu":
-        return Choice(False, "on a CPU eager steps are as fast")
     if steps < _LEAST_COMPILED_STEPS:
         return Choice(False, f"{steps} steps are too few to earn back the compilation")
     return Choice(True, f"{steps:,} steps earn back the compilation")
