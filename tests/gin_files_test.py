@@ -78,7 +78,7 @@ class GinFilesTest(parameterized.TestCase):
         (root / "list.txt").write_text("a/0.png\n")
         places = {
             "ImageFolder.root": root,
-            "UnlabelledImages.root": root,
+            "UnlabeledImages.root": root,
             "ImageList.root": root / "train",
             "ImageList.path": root / "list.txt",
             "ListedSubset.path": root / "list.txt",

@@ -21,7 +21,7 @@ train_split/ProceduralImages.images = 14
 val_split/ProceduralImages.images = 10
 knn.resize = 32
 knn.crop = 32
-knn.neighbours = 3
+knn.neighbors = 3
 train.batch_size = 4
 train.epochs = 1
 train.warmup_epochs = 0
@@ -31,7 +31,7 @@ train.precision = 'float32'
 train.compile = False
 train.log_every = 1
 """
-FOLDER_OF_IMAGES = ("train.source=@UnlabelledImages()", "train.evaluation=None")
+FOLDER_OF_IMAGES = ("train.source=@UnlabeledImages()", "train.evaluation=None")
 MODULE = ("-m", "jigclu.launch")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", *MODULE)
 
@@ -194,8 +194,8 @@ class LaunchTest(parameterized.TestCase):
         (("train.patch_size=4",), "patch_size is 4", "1x1 features", "larger patches"),
         (("train.device='cuda'",), "device", "'cuda'"),
         (("train.precision='fp16'",), "precision is 'fp16'", "float16"),
-        ((*FOLDER_OF_IMAGES, "UnlabelledImages.root='nowhere'"), "nowhere", "is not a folder"),
-        ((*FOLDER_OF_IMAGES, "UnlabelledImages.root='empty'"), "empty", "image"),
+        ((*FOLDER_OF_IMAGES, "UnlabeledImages.root='nowhere'"), "nowhere", "is not a folder"),
+        ((*FOLDER_OF_IMAGES, "UnlabeledImages.root='empty'"), "empty", "image"),
         (("train.learning_rate=-1.0",), "learning_rate is -1.0", "0"),
         (("train.keep_last=0",), "keep_last is 0", "1 or more"),
     )
@@ -213,7 +213,7 @@ class LaunchTest(parameterized.TestCase):
             Image.new("L", (40, 30), 60 * index).save(data / f"bild ü {index}.png")
         (data / "bild ü 2.png").write_bytes(b"no image")
         printed = self.succeeded(
-            self.demo(*FOLDER_OF_IMAGES, "UnlabelledImages.root='my images'", "train.workers=1")
+            self.demo(*FOLDER_OF_IMAGES, "UnlabeledImages.root='my images'", "train.workers=1")
         )
         self.assertIn("bild ü 2.png", printed)
         self.assertIn("1 unreadable images were skipped", printed)

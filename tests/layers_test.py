@@ -29,7 +29,7 @@ BELOW = {
 } | {"detection": DETECTION}
 SHELL = ("config", "launch")
 # Modules whose functions run in every step: a read from the device would stop it.
-NEVER_SYNCHRONISED = {
+NEVER_SYNCHRONIzED = {
     "jigclu.training.step",
     "jigclu.methods.forward",
     "jigclu.methods.jigsaw",
@@ -194,7 +194,7 @@ class LayersTest(absltest.TestCase):
         modules = _modules()
         faults = [
             f"{name}:{call.lineno}"
-            for name in NEVER_SYNCHRONISED
+            for name in NEVER_SYNCHRONIzED
             for call in _calls(modules[name], "item")
         ]
         self.assertEmpty(faults)
@@ -222,7 +222,7 @@ class RulesTest(parameterized.TestCase):
         self.assertLen(_import_faults(name, ast.parse(source)), 1)
 
     @parameterized.parameters(
-        ("jigclu.methods.jigsaw", "from jigclu.ops.jigsaw import patch_of\nimport torch"),
+        ("jigclu.methods.jigsaw", "from jigclu.ops.jigsaw import patch_locations\nimport torch"),
         ("jigclu.training.step", "from jigclu.training import state\nimport jigclu"),
         ("jigclu.detection.command", "from jigclu.data.decode import upright_size"),
         ("jigclu.launch", "from jigclu import config, tasks"),

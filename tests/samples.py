@@ -17,7 +17,7 @@ from jigclu.models.encoder import Encoder
 from jigclu.models.jigclu import JigClu
 from jigclu.ops import augment, jigsaw
 from jigclu.system import collectives
-from jigclu.system.to_device import placed
+from jigclu.system.to_device import to_device
 
 BATCH, GRID, SIZE = 4, 2, 32
 AUGMENTATION = augment.AugmentationSettings(
@@ -77,10 +77,10 @@ def inputs_of(step: int, device: str = "cpu") -> StepInputs:
     drawn = augment.draw_augmentation(AUGMENTATION, 0, step, count)
     return StepInputs(
         slots=collectives.exchange_patches(
-            placed(patches[collectives.rank() * local :][:local], device), permutation
+            to_device(patches[collectives.rank() * local :][:local], device), permutation
         ),
         augmentation=augment.select_rows(drawn, permutation[own], device),
-        permutation=placed(permutation, device),
+        permutation=to_device(permutation, device),
     )
 
 

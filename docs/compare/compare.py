@@ -67,8 +67,8 @@ class Run:
 
 def _jigclu_command(python: str, settings: Settings, folder: Path) -> list[str]:
     bindings = (
-        "train.source=@UnlabelledImages()",
-        f"UnlabelledImages.root='{settings.images}'",
+        "train.source=@UnlabeledImages()",
+        f"UnlabeledImages.root='{settings.images}'",
         "train.encoder='resnet18'",
         f"train.epochs={settings.epochs}",
         f"train.batch_size={settings.batch_size}",

@@ -22,7 +22,7 @@ import gin
 from jigclu.config import types
 from jigclu.data.packed import PackedImages
 from jigclu.data.procedural import ProceduralImages
-from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabelledImages
+from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabeledImages
 from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
 from jigclu.data.webdataset import WebDatasetImages
 from jigclu.ops import optim, schedules
@@ -133,7 +133,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "cosine": cosine,
     "steps": steps,
     "ImageFolder": ImageFolder,
-    "UnlabelledImages": UnlabelledImages,
+    "UnlabeledImages": UnlabeledImages,
     "ImageList": ImageList,
     "TorchvisionImages": TorchvisionImages,
     "PackedImages": PackedImages,
@@ -154,7 +154,7 @@ def _register() -> None:
 def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a configurable: it says by name which binding is absent or of the wrong type."""
     signature = inspect.signature(function)
-    expected = types.hints_of(function)
+    expected = types.parameter_hints(function)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(*args, **kwargs).arguments
@@ -208,7 +208,7 @@ def _expected(hint: Any) -> str:
 
 def _makes(function: Callable[..., Any], hint: Any) -> bool:
     if not isinstance(function, type):
-        return types.hints_of(function).get("return") is hint
+        return types.parameter_hints(function).get("return") is hint
     if types.is_protocol(hint) and not types.is_callable(hint):
         return types.has_methods(function, hint)
     return function is hint
@@ -227,13 +227,13 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
     """
     gin.clear_config()
     for file in files:
-        with _told(file):
+        with _one_line_errors(file):
             gin.parse_config_file(_found(file))
     in_files = _bindings(gin.config_str(max_line_length=_LONG))
     for binding in bindings:
-        with _told(f"--gin_bindings={binding!r}"):
+        with _one_line_errors(f"--gin_bindings={binding!r}"):
             gin.parse_config(binding)
-    with _told("configuration"):
+    with _one_line_errors("configuration"):
         task = gin.get_configurable("launch")()
     given = _bindings(gin.config_str(max_line_length=_LONG))
     operative = _bindings(gin.operative_config_str(max_line_length=_LONG))
@@ -303,7 +303,7 @@ def _resolve(operative: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def _told(where: str) -> Iterator[None]:
+def _one_line_errors(where: str) -> Iterator[None]:
     """Turns what gin raises within a block into one line, with the nearest valid name."""
     # gin logs each place where it looked for an included file, then raises.
     logging.disable()

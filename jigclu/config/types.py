@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Returns the hints of a function's, a data class's or a class's arguments, by name."""
     if isinstance(function, type) and "__annotations__" not in vars(function):
         return typing.get_type_hints(vars(function)["__init__"])

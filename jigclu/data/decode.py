@@ -33,7 +33,7 @@ def at_full_size(height: int, width: int) -> int:
 def decode_image(data: bytes, reduction: Reduction = at_full_size) -> Tensor:
     """Decodes a whole image file, upright by its EXIF orientation.
 
-    Of an animation the first frame is taken; 16-bit greys keep their upper byte.
+    Of an animation the first frame is taken; 16-bit grays keep their upper byte.
 
     Args:
       data: the content of the file.

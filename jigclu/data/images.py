@@ -8,16 +8,16 @@ from torchvision.transforms.v2 import functional as transforms
 
 from jigclu.data.decode import UnreadableImageError, crop_resize
 from jigclu.data.sources import Source
-from jigclu.ops.crops import check_crop, generator_of, random_resized_crop
+from jigclu.ops.crops import check_crop, random_generator, random_resized_crop
 from jigclu.ops.jigsaw import Box
 from jigclu.system.errors import UserError
 
 
-class LabelledImage(NamedTuple):
+class LabeledImage(NamedTuple):
     """One image, or a batch of them with a leading dimension.
 
     image: uint8 [3, crop, crop].
-    label: class number, or -1 when unlabelled.
+    label: class number, or -1 when unlabeled.
     image_index: in the source.
     """
 
@@ -26,8 +26,8 @@ class LabelledImage(NamedTuple):
     image_index: int
 
 
-class ImageDataset(Dataset[LabelledImage]):
-    """Whole images for evaluation: shorter side resized, centre cropped; no randomness."""
+class ImageDataset(Dataset[LabeledImage]):
+    """Whole images for evaluation: shorter side resized, center cropped; no randomness."""
 
     def __init__(self, *, source: Source, resize: int, crop: int) -> None:
         """Keeps the settings; reads nothing yet.
@@ -52,7 +52,7 @@ class ImageDataset(Dataset[LabelledImage]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> LabelledImage:
+    def __getitem__(self, index: int) -> LabeledImage:
         """Returns image `index`.
 
         Raises:
@@ -61,10 +61,10 @@ class ImageDataset(Dataset[LabelledImage]):
         image = _read(self._source, index)
         image = transforms.resize(image, [self._resize], antialias=True)
         image = transforms.center_crop(image, [self._crop, self._crop])
-        return LabelledImage(image, _label(self._source, index), index)
+        return LabeledImage(image, _label(self._source, index), index)
 
 
-class RandomCropDataset(Dataset[LabelledImage]):
+class RandomCropDataset(Dataset[LabeledImage]):
     """Images for training with labels, randomly cropped and flipped; indexed by (epoch, index).
 
     Crop and flip are a function of (seed, epoch, index) alone, whichever rank or
@@ -109,7 +109,7 @@ class RandomCropDataset(Dataset[LabelledImage]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> LabelledImage:
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> LabeledImage:
         """Returns image `index` as drawn in `epoch`.
 
         Raises:
@@ -117,16 +117,16 @@ class RandomCropDataset(Dataset[LabelledImage]):
         """
         epoch, index = epoch_and_index
         image = _read(self._source, index)
-        random = generator_of(self._seed, epoch, index)
+        random = random_generator(self._seed, epoch, index)
         whole = Box(0, 0, *image.shape[1:])
         crop = random_resized_crop(random, whole, self._scale, self._ratio)
         image = crop_resize(image, crop, self._size)
         if random.random() < self._flip_probability:
             image = image.flip(-1)
-        return LabelledImage(image, _label(self._source, index), index)
+        return LabeledImage(image, _label(self._source, index), index)
 
 
-class EpochView(Dataset[LabelledImage]):
+class EpochView(Dataset[LabeledImage]):
     """What a RandomCropDataset shows in one epoch, indexed by image."""
 
     def __init__(self, images: RandomCropDataset, epoch: int) -> None:
@@ -136,7 +136,7 @@ class EpochView(Dataset[LabelledImage]):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> LabelledImage:
+    def __getitem__(self, index: int) -> LabeledImage:
         """Returns image `index` as drawn in the epoch."""
         return self._images[(self._epoch, index)]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from jigclu.data.images import LabelledImage, RandomCropDataset
+from jigclu.data.images import LabeledImage, RandomCropDataset
 from jigclu.data.patches import PatchDataset, PatchSample
 from jigclu.data.sampler import GlobalBatchSampler
 
@@ -28,11 +28,11 @@ class Batch(NamedTuple):
     unreadable: int
 
 
-class LabelledBatch(NamedTuple):
-    """Labelled images, as `LabelledImage` with a leading dimension.
+class LabeledBatch(NamedTuple):
+    """Labeled images, as `LabeledImage` with a leading dimension.
 
     image: uint8 [batch, 3, height, width].
-    label: int64 [batch], -1 where unlabelled.
+    label: int64 [batch], -1 where unlabeled.
     image_index: int64 [batch], in the source.
     """
 
@@ -60,14 +60,14 @@ def patch_loader(
     return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_patches)
 
 
-def labelled_loader(
+def labeled_loader(
     dataset: RandomCropDataset,
     sampler: GlobalBatchSampler,
     workers: int,
     prefetch: int,
     pin_memory: bool,
-) -> "DataLoader[LabelledBatch]":
-    """Reads the sampler's batches of labelled images; the arguments are those of `patch_loader`."""
+) -> "DataLoader[LabeledBatch]":
+    """Reads the sampler's batches of labeled images; the arguments are those of `patch_loader`."""
     return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_images)
 
 
@@ -93,13 +93,13 @@ def _training_loader(
 
 
 def image_loader(
-    dataset: Dataset[LabelledImage], batch_size: int, workers: int
-) -> "DataLoader[LabelledBatch]":
+    dataset: Dataset[LabeledImage], batch_size: int, workers: int
+) -> "DataLoader[LabeledBatch]":
     """Reads every image once and in order; the last batch may be smaller.
 
     The data are an `ImageDataset` or a part of one.
     """
-    untyped: Dataset[Any] = dataset  # The collation turns its samples into a LabelledBatch.
+    untyped: Dataset[Any] = dataset  # The collation turns its samples into a LabeledBatch.
     return DataLoader(
         untyped,
         batch_size=batch_size,
@@ -119,9 +119,9 @@ def collate_patches(samples: list[PatchSample]) -> Batch:
     )
 
 
-def collate_images(samples: list[LabelledImage]) -> LabelledBatch:
-    """Stacks samples to a LabelledBatch; within a worker straight into shared memory."""
-    return LabelledBatch(*default_collate([tuple(sample) for sample in samples]))
+def collate_images(samples: list[LabeledImage]) -> LabeledBatch:
+    """Stacks samples to a LabeledBatch; within a worker straight into shared memory."""
+    return LabeledBatch(*default_collate([tuple(sample) for sample in samples]))
 
 
 def _end_with_parent(worker: int) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, crop_resize
 from jigclu.data.sources import Source
-from jigclu.ops.crops import check_crop, generator_of, random_resized_crop
+from jigclu.ops.crops import check_crop, random_generator, random_resized_crop
 from jigclu.ops.jigsaw import Box, check_grid, patch_boxes
 from jigclu.ops.schedules import patch_size_at
 from jigclu.system.errors import UserError
@@ -72,7 +72,7 @@ class PatchDataset(Dataset[PatchSample]):
     """Cuts images into randomly cropped patches; indexed by (epoch, index).
 
     The crops are a function of (seed, epoch, index) alone, whichever rank or
-    worker draws them. Flip and colour follow on the device.
+    worker draws them. Flip and color follow on the device.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class PatchDataset(Dataset[PatchSample]):
 
     def _draw(self, epoch: int, index: int, height: int, width: int) -> list[Box]:
         regions = patch_boxes(height, width, self._grid, self._cross_ratio)
-        random = generator_of(self._seed, epoch, index)
+        random = random_generator(self._seed, epoch, index)
         return [random_resized_crop(random, region, self._scale, self._ratio) for region in regions]
 
     def _readable(self, index: int, reduction: Reduction) -> tuple[Tensor, int]:

@@ -6,12 +6,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from jigclu.data.loader import Batch, LabelledBatch
+from jigclu.data.loader import Batch, LabeledBatch
 
-AnyBatch = TypeVar("AnyBatch", Batch, LabelledBatch)
+AnyBatch = TypeVar("AnyBatch", Batch, LabeledBatch)
 
 
-def transferred(
+def prefetch_to_device(
     batches: Iterable[tuple[AnyBatch, float]], device: torch.device
 ) -> Iterator[tuple[AnyBatch, float]]:
     """Yields the same batches in the same order, their tensors on a device.

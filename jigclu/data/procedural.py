@@ -1,6 +1,6 @@
 """An embedded data set: ten classes of textured shapes, drawn from a seed.
 
-A class is a shape with a texture. Position, scale, rotation, colours,
+A class is a shape with a texture. Position, scale, rotation, colors,
 background and lighting are drawn per image and tell nothing of the class, so
 that an encoder must see form to tell classes apart. The demo and the tests
 need nothing else.
@@ -22,7 +22,7 @@ Field = NDArray[np.floating]
 Form = Callable[[Field, Field], Field]
 
 _SPLITS = ("train", "val")
-_KNOTS = 3  # Colours a side of the background's smooth noise.
+_KNOTS = 3  # Colors a side of the background's smooth noise.
 
 
 # Shapes: positive inside, 0 on the outline, falling by about 1 a unit; (u, v) in units of the
@@ -68,7 +68,7 @@ def _hourglass(u: Field, v: Field) -> Field:
     return np.minimum(0.78 - abs(v), 0.12 + 0.7 * abs(v) - abs(u))
 
 
-# Textures: the share of the second colour; (u, v) in periods of the texture.
+# Textures: the share of the second color; (u, v) in periods of the texture.
 def _ramp(wave: Field) -> Field:
     """Sharpens a wave in [-1, 1] to a share in [0, 1] with soft edges."""
     return np.clip(0.5 + 2 * wave, 0, 1)
@@ -198,7 +198,7 @@ def _draw(
     period = np.float32(generator.uniform(0.2, 0.3))
     share = texture(u / period, v / period)
 
-    first, second = _two_colours(generator)
+    first, second = _two_colors(generator)
     paint = first + share * (second - first)
     canvas = _background(generator, axis)
     canvas += coverage * (paint - canvas)
@@ -214,18 +214,18 @@ def _rotate(x: Field, y: Field, angle: float) -> tuple[Field, Field]:
     return cosine * x + sine * y[:, None], cosine * y[:, None] - sine * x
 
 
-def _two_colours(generator: np.random.Generator) -> tuple[Field, Field]:
-    """Draws two colours [3, 1, 1] whose brightness differs, so that the texture shows."""
+def _two_colors(generator: np.random.Generator) -> tuple[Field, Field]:
+    """Draws two colors [3, 1, 1] whose brightness differs, so that the texture shows."""
     dark = generator.uniform(0.0, 0.3, (3, 1, 1)).astype(np.float32)
     light = np.minimum(dark + generator.uniform(0.4, 0.7, (3, 1, 1)), 1).astype(np.float32)
     return (dark, light) if generator.random() < 0.5 else (light, dark)
 
 
 def _background(generator: np.random.Generator, axis: Field) -> Field:
-    """Blends variations of one random colour smoothly over the picture: [3, size, size]."""
+    """Blends variations of one random color smoothly over the picture: [3, size, size]."""
     variation = generator.uniform(-0.15, 0.15, (3, _KNOTS, _KNOTS))
-    colours = (generator.uniform(0.35, 0.65, (3, 1, 1)) + variation).astype(np.float32)
+    colors = (generator.uniform(0.35, 0.65, (3, 1, 1)) + variation).astype(np.float32)
     places = (axis + 1) * np.float32((_KNOTS - 1) / 2)
     hats = np.clip(1 - abs(places[:, None] - np.arange(_KNOTS, dtype=np.float32)), 0, 1)
     smooth = hats * hats * (3 - 2 * hats)
-    return smooth @ colours @ smooth.T
+    return smooth @ colors @ smooth.T

@@ -35,11 +35,11 @@ class Source(Protocol):
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes; empty when unlabelled."""
+        """Names of the classes; empty when unlabeled."""
 
     @property
     def labels(self) -> list[int] | None:
-        """Class number of every image; None when unlabelled."""
+        """Class number of every image; None when unlabeled."""
 
     def __len__(self) -> int: ...
 
@@ -138,7 +138,7 @@ class ImageFolder(ImageFiles):
         if not classes:
             raise UserError(
                 f"{folder} has no class folders: expected {folder}/<class>/<image>; "
-                "images without classes can be read as unlabelled"
+                "images without classes can be read as unlabeled"
             )
         files: list[str] = []
         labels: list[int] = []
@@ -150,7 +150,7 @@ class ImageFolder(ImageFiles):
         super().__init__(folder, files, classes, labels)
 
 
-class UnlabelledImages(ImageFiles):
+class UnlabeledImages(ImageFiles):
     """All images below a folder, flat or nested, sorted; hidden ones are left out."""
 
     def __init__(self, root: str) -> None:

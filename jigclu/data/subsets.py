@@ -1,4 +1,4 @@
-"""Parts of a labelled source: listed, drawn evenly over classes, or held out.
+"""Parts of a labeled source: listed, drawn evenly over classes, or held out.
 
 A part keeps the classes and class numbers of the whole, so that they agree
 with those of other splits, whichever classes it holds images of.
@@ -36,7 +36,7 @@ class SubsetSource:
         Raises:
           UserError: the source has no labels.
         """
-        labels = labels_of(source)
+        labels = label_array(source)
         self.classes = source.classes
         self.labels: list[int] = labels[indices].tolist()
         self._source = source
@@ -161,7 +161,7 @@ class BalancedSubset(SubsetSource):
         """
         if not 0 < fraction <= 1:
             raise UserError(f"fraction is {fraction}; it must lie in (0, 1]")
-        drawn, _ = _drawn(labels_of(source), fraction, mix_seed(seed, _BALANCED_STREAM))
+        drawn, _ = _drawn(label_array(source), fraction, mix_seed(seed, _BALANCED_STREAM))
         super().__init__(source, drawn)
 
 
@@ -184,7 +184,7 @@ class HeldOut(SubsetSource):
             raise UserError(f"held_out is {fraction}; it must lie in (0, 1)")
         if part not in PARTS:
             raise UserError(f"part is {part!r}; it must be one of {', '.join(PARTS)}")
-        labels = labels_of(source)
+        labels = label_array(source)
         drawn, rest = _drawn(labels, fraction, mix_seed(seed, _HELD_OUT_STREAM))
         alone = np.setdiff1d(labels, labels[rest])
         if len(alone):
@@ -209,14 +209,14 @@ def _drawn(
     return np.sort(by_class[chosen]), np.sort(by_class[~chosen])
 
 
-def labels_of(source: Source) -> NDArray[np.int64]:
+def label_array(source: Source) -> NDArray[np.int64]:
     """Returns int64 [images]; raises UserError for a source without labels."""
     if source.labels is None:
         raise UserError("the data has no labels: expected a source with classes")
     return np.asarray(source.labels, np.int64)
 
 
-def check_labelled(train: Source, val: Source, train_name: str, val_name: str) -> None:
+def check_labeled(train: Source, val: Source, train_name: str, val_name: str) -> None:
     """Makes sure that what is learned of one source can be scored on another.
 
     Args:
@@ -238,7 +238,7 @@ def check_labelled(train: Source, val: Source, train_name: str, val_name: str) -
             f"they must be the same, different are: {', '.join(differing[:5])}"
         )
     for name, source in ((train_name, train), (val_name, val)):
-        found = np.unique(labels_of(source))
+        found = np.unique(label_array(source))
         if len(found) < 2:
             raise UserError(
                 f"{name} has images of one class, {source.classes[found[0]]}: "

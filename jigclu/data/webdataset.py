@@ -53,13 +53,13 @@ class WebDatasetImages:
         records = [_records(shard, kept) for shard in shards]
         self._records = np.concatenate(records)
         self._first = np.cumsum([0, *map(len, records)])
-        labelled = self._records["label"] >= 0
-        if labelled.any() and not labelled.all():
+        labeled = self._records["label"] >= 0
+        if labeled.any() and not labeled.all():
             raise UserError(
-                f"{root}: {(~labelled).sum():,} of {len(labelled):,} images have no .cls: "
+                f"{root}: {(~labeled).sum():,} of {len(labeled):,} images have no .cls: "
                 "expected one for each, or none at all"
             )
-        self.labels: list[int] | None = self._records["label"].tolist() if labelled.all() else None
+        self.labels: list[int] | None = self._records["label"].tolist() if labeled.all() else None
         # Names of the classes are not in the shards.
         count = int(self._records["label"].max()) + 1
         self.classes = [str(number) for number in range(count)]

@@ -192,7 +192,7 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
     processes = max(1, args.num_gpus) * args.num_machines
     if processes > 1 and (cfg.MODEL.DEVICE == "cpu" or not args.num_gpus):
         raise UserError(
-            "several processes need a GPU each, over which the batch is normalised (SyncBN); "
+            "several processes need a GPU each, over which the batch is normalized (SyncBN); "
             "without GPUs one process of one machine trains"
         )
     no_address = (argument_parser().get_default("dist_url"), "auto")

@@ -1,4 +1,4 @@
-"""The head of a C4 detector with one normalisation more, after res5."""
+"""The head of a C4 detector with one normalization more, after res5."""
 
 from typing import Any
 

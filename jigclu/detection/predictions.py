@@ -49,7 +49,7 @@ def draw(cfg: CfgNode, model: nn.Module, folder: Path, images: int, step: int) -
 
 
 def drawn(image: Tensor, instances: Instances, classes: Sequence[str]) -> Tensor:
-    """Returns the image with the surest boxes, a colour for each class, the surest on top.
+    """Returns the image with the surest boxes, a color for each class, the surest on top.
 
     Args:
       image: RGB, uint8 [3, height, width].
@@ -65,12 +65,12 @@ def drawn(image: Tensor, instances: Instances, classes: Sequence[str]) -> Tensor
         image,
         shown.pred_boxes.tensor,
         [f"{classes[number]} {score:.0%}" for number, score in zip(numbers, scores, strict=True)],
-        colors=[_colour(number / len(classes)) for number in numbers],
+        colors=[_color(number / len(classes)) for number in numbers],
         width=2,
         fill_labels=True,
     )
 
 
-def _colour(hue: float) -> tuple[int, int, int]:
+def _color(hue: float) -> tuple[int, int, int]:
     red, green, blue = (round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.8, 1.0))
     return red, green, blue

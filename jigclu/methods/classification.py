@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from jigclu.methods.forward import Forward
 from jigclu.models.classifier import Classifier
-from jigclu.ops.normalize import normalised
+from jigclu.ops.normalize import normalize
 
 
 class ClassificationInputs(NamedTuple):
@@ -46,6 +46,6 @@ class ClassifierForward(Forward):
 
     def forward(self, images: Tensor, labels: Tensor) -> ClassificationLosses:
         """Returns this rank's loss and accuracy; for the arguments see `ClassificationInputs`."""
-        logits = self.apply_model(normalised(images, self.mean, self.std)).float()
+        logits = self.apply_model(normalize(images, self.mean, self.std)).float()
         accuracy = (logits.argmax(1) == labels).float().mean()
         return ClassificationLosses(functional.cross_entropy(logits, labels), accuracy)

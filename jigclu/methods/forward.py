@@ -9,7 +9,7 @@ from jigclu.system.machine import PRECISIONS
 
 
 class Forward(nn.Module):
-    """A model and what is minimised of it.
+    """A model and what is minimized of it.
 
     `forward`, of a subclass, returns a NamedTuple of scalars, the loss first:
     means over what this rank saw.

@@ -1,4 +1,4 @@
-"""What pre-training minimises: from the bytes of patches to the two losses."""
+"""What pre-training minimizes: from the bytes of patches to the two losses."""
 
 import math
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from jigclu.methods.forward import Forward
 from jigclu.models.jigclu import JigClu, Outputs
 from jigclu.ops import jigsaw, losses
 from jigclu.ops.augment import AugmentationParameters, AugmentationSettings, augment
-from jigclu.ops.recompute import recomputed
+from jigclu.ops.recompute import recompute
 from jigclu.system import collectives
 from jigclu.system.errors import UserError
 
 
 class Objective(NamedTuple):
-    """What is minimised, and how patches are augmented on the way.
+    """What is minimized, and how patches are augmented on the way.
 
     clustering_weight and location_weight multiply the two losses (published: 1
     and 1); temperature and base_temperature are those of `losses.clustering_loss`.
@@ -81,7 +81,7 @@ class JigsawForward(Forward):
         Args:
           micro_batch_size: montages that the encoder sees at once; None: all. The losses
             are over all montages in any case, their gradients exact; the statistics of
-            batch normalisation are those of so many montages, of all ranks.
+            batch normalization are those of so many montages, of all ranks.
         """
         super().__init__(model, precision, channels_last)
         check_objective(objective)
@@ -107,7 +107,7 @@ class JigsawForward(Forward):
             return self._compare(*self._encode(slots, augmentation), permutation)
         rows = self._micro_batch_size * self.grid**2
         outputs = [
-            recomputed(self._encode, self.model, piece, AugmentationParameters(*drawn))
+            recompute(self._encode, self.model, piece, AugmentationParameters(*drawn))
             for piece, *drawn in zip(
                 slots.split(rows), *(values.split(rows) for values in augmentation), strict=True
             )
@@ -155,7 +155,7 @@ def jigsaw_losses(
     own = permutation[first * grid**2 : (first + count) * grid**2]
     batch_size = len(permutation) // grid**2
     location, accuracy = losses.location_loss(
-        location_logits.float(), jigsaw.patch_of(own, batch_size)
+        location_logits.float(), jigsaw.patch_locations(own, batch_size)
     )
     loss = objective.clustering_weight * clustering + objective.location_weight * location
     return StepLosses(loss, clustering, location, accuracy)

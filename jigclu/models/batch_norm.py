@@ -1,4 +1,4 @@
-"""Batch normalisation over the images of all ranks (SyncBN), as a function.
+"""Batch normalization over the images of all ranks (SyncBN), as a function.
 
 `torch.nn.SyncBatchNorm` refuses CPU tensors in a process group and breaks
 fullgraph compilation; this one does neither.
@@ -20,7 +20,7 @@ def batch_norm(
     momentum: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalises with the statistics of the global batch; changes no argument.
+    """Normalizes with the statistics of the global batch; changes no argument.
 
     Args:
       images: [batch, channels, height, width], of this rank.
@@ -32,7 +32,7 @@ def batch_norm(
       epsilon: added to the variance (published 1e-5).
 
     Returns:
-      The normalised images, in their dtype and memory format, and the new
+      The normalized images, in their dtype and memory format, and the new
       running mean and variance (unbiased).
     """
     if collectives.world_size() == 1:
@@ -43,11 +43,11 @@ def batch_norm(
     mean, var = _global_statistics(images.float())
     scale = weight * (var + epsilon).rsqrt()
     shift = bias - mean * scale
-    normalised = images.float() * scale[:, None, None] + shift[:, None, None]
+    normalized = images.float() * scale[:, None, None] + shift[:, None, None]
     with torch.no_grad():
         new_mean = torch.lerp(running_mean, mean, momentum)
         new_var = torch.lerp(running_var, var * (count / (count - 1)), momentum)
-    return normalised.to(images.dtype), new_mean, new_var
+    return normalized.to(images.dtype), new_mean, new_var
 
 
 def _global_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ def _global_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 class BatchNorm(nn.Module):
     """`batch_norm` with its parameters and running statistics, for torchvision's norm_layer.
 
-    In eval mode it normalises with the running statistics.
+    In eval mode it normalizes with the running statistics.
     """
 
     running_mean: Tensor
@@ -78,7 +78,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalises [batch, channels, height, width]; in training mode stores the statistics."""
+        """Normalizes [batch, channels, height, width]; in training mode stores the statistics."""
         statistics = (self.running_mean, self.running_var)
         if not self.training:
             return functional.batch_norm(

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from jigclu.models.encoder import Encoder
-from jigclu.ops.normalize import pooled
+from jigclu.ops.normalize import pool
 
 
 class Classifier(nn.Module):
@@ -19,4 +19,4 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps float [batch, 3, height, width] to logits [batch, classes]."""
-        return self.fc(pooled(self.encoder(images)))
+        return self.fc(pool(self.encoder(images)))

@@ -47,7 +47,7 @@ def encoder_tensors(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def create_encoder(name: str, small_stem: bool) -> Encoder:
-    """Builds an encoder with random weights and batch normalisation over all ranks.
+    """Builds an encoder with random weights and batch normalization over all ranks.
 
     Args:
       name: of torchvision's ResNet family: resnet18 ... resnet152, resnext, wide_resnet.

@@ -12,7 +12,7 @@ from jigclu.ops.jigsaw import split_features
 class Outputs(NamedTuple):
     """What the network says of every slot of its montages.
 
-    embeddings: float32 [montages * grid**2, channels], L2-normalised.
+    embeddings: float32 [montages * grid**2, channels], L2-normalized.
     location_logits: [montages * grid**2, grid**2].
     """
 
@@ -23,7 +23,7 @@ class Outputs(NamedTuple):
 class JigClu(nn.Module):
     """One forward of montages to embeddings and locations (paper section 3.1, figure 2).
 
-    Heads bear the names of the published checkpoints: fc_clu.0, fc_clu.2, fc_loc.
+    Probes bear the names of the published checkpoints: fc_clu.0, fc_clu.2, fc_loc.
     """
 
     def __init__(

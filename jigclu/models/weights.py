@@ -1,7 +1,7 @@
 """Weights of any origin, under the names of this project.
 
 Checkpoints of this project, of the published code, of torchvision, timm, MoCo and
-SimSiam: the format is recognised by itself, and no code in a file ever runs.
+SimSiam: the format is recognized by itself, and no code in a file ever runs.
 """
 
 import itertools
@@ -108,7 +108,7 @@ def _our_name(name: str) -> str:
     return name if name.startswith(HEADS) else f"encoder.{name}"
 
 
-def fit(
+def match_weights(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Takes from found what fits the model, and of the heads the rest from the model.
@@ -162,10 +162,10 @@ def check_encoder(init_from: str | None, encoder: str, small_stem: bool) -> None
     with torch.device("meta"):
         tensors = encoder_tensors(create_encoder(encoder, small_stem))
     if init_from is not None:
-        fit(read_weights(Path(init_from)), tensors, Path(init_from))
+        match_weights(read_weights(Path(init_from)), tensors, Path(init_from))
 
 
-def take(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def load_into(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Copies the weights of a file into tensors of our names.
 
     Returns:
@@ -174,7 +174,7 @@ def take(path: Path, tensors: Mapping[str, Tensor]) -> str:
     Raises:
       UserError: no weights, or not all of the encoder.
     """
-    values, report = fit(read_weights(path), tensors, path)
+    values, report = match_weights(read_weights(path), tensors, path)
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(values[name])

@@ -1,4 +1,4 @@
-"""Colour jitter, grayscale, blur and flip of a whole batch of patches, on its device.
+"""Color jitter, grayscale, blur and flip of a whole batch of patches, on its device.
 
 Drawing and applying are apart: `draw_augmentation` turns (seed, step) into a
 few tensors, one row a patch of the global batch, and `augment` applies them
@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from jigclu.ops.jigsaw import mix_seed
 from jigclu.system.errors import UserError
-from jigclu.system.to_device import per_channel, placed
+from jigclu.system.to_device import per_channel, to_device
 
-# The numbers of the four colour operations: columns of `factors`, entries of `order`.
+# The numbers of the four color operations: columns of `factors`, entries of `order`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 _STREAM = 0xA06  # Sets these draws apart from those of `jigsaw.global_permutation`.
@@ -34,7 +34,7 @@ class AugmentationSettings(NamedTuple):
 
     Brightness, contrast and saturation factors are drawn from
     U(max(0, 1 - value), 1 + value), the hue shift from U(-hue, hue) in turns of
-    the colour circle, the blur's sigma from U(blur_sigma_min, blur_sigma_max)
+    the color circle, the blur's sigma from U(blur_sigma_min, blur_sigma_max)
     in pixels of a patch. Mean and std are of RGB in [0, 1].
     """
 
@@ -132,13 +132,13 @@ def select_rows(
     parameters: AugmentationParameters, rows: Tensor, device: torch.device | str
 ) -> AugmentationParameters:
     """Returns the given rows (int64 [selected], on the CPU), on `device`."""
-    return AugmentationParameters._make(placed(values[rows], device) for values in parameters)
+    return AugmentationParameters._make(to_device(values[rows], device) for values in parameters)
 
 
 def augment(
     patches: Tensor, parameters: AugmentationParameters, settings: AugmentationSettings
 ) -> Tensor:
-    """Augments and normalises patches: flip, colour jitter, grayscale, blur, mean and std.
+    """Augments and normalizes patches: flip, color jitter, grayscale, blur, mean and std.
 
     The flip commutes with the rest and comes first, where a pixel is a byte.
 
@@ -148,11 +148,11 @@ def augment(
       settings: of which only blur_sigma_max (the size of the kernel), mean and std are read.
 
     Returns:
-      float32 [count, 3, height, width], normalised.
+      float32 [count, 3, height, width], normalized.
     """
     flipped = torch.where(_per_patch(parameters.flip), patches.flip(-1), patches)
     images = _jitter(flipped.float() / 255, parameters.factors, parameters.order)
-    images = torch.where(_per_patch(parameters.grayscale), _grey(images), images)
+    images = torch.where(_per_patch(parameters.grayscale), _gray(images), images)
     images = _blur(images, parameters.sigma, settings.blur_sigma_max)
     mean, std = (per_channel(values, images.device) for values in (settings.mean, settings.std))
     return (images - mean) / std
@@ -183,17 +183,17 @@ def _jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
-    """Scales images away from black, their mean grey or their grey: factor 1 changes nothing."""
-    grey = _grey(images)
+    """Scales images away from black, their mean gray or their gray: factor 1 changes nothing."""
+    gray = _gray(images)
     away_from = torch.where(
         _per_patch(operation == SATURATION),
-        grey,
-        grey.mean((1, 2, 3), keepdim=True) * _per_patch(operation == CONTRAST),
+        gray,
+        gray.mean((1, 2, 3), keepdim=True) * _per_patch(operation == CONTRAST),
     )
     return torch.lerp(away_from, images, _per_patch(factor)).clamp(0, 1)
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     """Returns the luma [count, 1, height, width] of RGB images in [0, 1]."""
     red, green, blue = images.split(1, dim=1)
     return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue

@@ -24,7 +24,7 @@ def check_crop(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
         )
 
 
-def generator_of(seed: int, epoch: int, index: int) -> np.random.Generator:
+def random_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Returns the randomness of one image in one epoch, whichever rank or worker asks."""
     key = np.array([mix_seed(seed, epoch), index], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))

@@ -42,7 +42,7 @@ def patch_boxes(height: int, width: int, grid: int, cross_ratio: float) -> list[
 
     Every region spans 1 / grid + cross_ratio of both sides; the outer ones
     touch the image's edges and the others are spaced evenly between, so that
-    neighbours overlap (published: grid 2, cross_ratio 0.3, regions of 80 %).
+    neighbors overlap (published: grid 2, cross_ratio 0.3, regions of 80 %).
 
     Args:
       height: image height, pixels, at least grid.
@@ -168,7 +168,7 @@ def mix_seed(seed: int, step: int) -> int:
     return (value ^ (value >> 31)) >> 1
 
 
-def patch_of(permutation: Tensor, batch_size: int) -> Tensor:
+def patch_locations(permutation: Tensor, batch_size: int) -> Tensor:
     """Returns which patch of its image (the location class) each slot shows.
 
     Args:

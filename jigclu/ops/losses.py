@@ -38,7 +38,7 @@ def clustering_loss(
     the cosines, no more than ANCHORS_AT_ONCE rows do, which are made anew for the gradient.
 
     Args:
-      embeddings: [batch, patches, channels], L2-normalised, of the global batch.
+      embeddings: [batch, patches, channels], L2-normalized, of the global batch.
       first: the first image whose patches are anchors here.
       count: images whose patches are anchors here.
       temperature: > 0 (published 0.3).
@@ -88,7 +88,7 @@ def location_loss(logits: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
       logits: [slots, grid**2].
-      patch: int64 [slots], `jigsaw.patch_of`.
+      patch: int64 [slots], `jigsaw.patch_locations`.
 
     Returns:
       The cross-entropy [] in nats, and the accuracy [] in [0, 1].

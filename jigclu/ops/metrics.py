@@ -67,7 +67,7 @@ def total_over_ranks(counts: Counts) -> Counts:
     return totals
 
 
-def scores_of(counts: Counts) -> Scores:
+def to_scores(counts: Counts) -> Scores:
     """Returns the scores that counts come to."""
     images = counts.confusion.sum(1).double()
     right = counts.confusion.diagonal().double()

@@ -6,7 +6,7 @@ from jigclu.system.errors import UserError
 from jigclu.system.to_device import per_channel
 
 
-def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Raises UserError unless there are three means and three deviations above 0."""
     if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
         raise UserError(
@@ -15,12 +15,12 @@ def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None
         )
 
 
-def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Maps bytes to zero mean and unit deviation: uint8 to float32 [batch, 3, height, width]."""
-    centre, spread = (per_channel(values, images.device) for values in (mean, std))
-    return (images.float() / 255 - centre) / spread
+    center, spread = (per_channel(values, images.device) for values in (mean, std))
+    return (images.float() / 255 - center) / spread
 
 
-def pooled(maps: Tensor) -> Tensor:
+def pool(maps: Tensor) -> Tensor:
     """Averages feature maps [batch, channels, height, width] to float32 [batch, channels]."""
     return maps.float().mean((2, 3))

@@ -69,7 +69,7 @@ def lars(
     """SGD whose steps are scaled layer by layer (You et al. 2017, arXiv 1708.03888).
 
     A weight's step is multiplied by trust_coefficient * |weight| / |gradient +
-    weight_decay * weight|. Vectors (biases, batch normalisation) take plain
+    weight_decay * weight|. Vectors (biases, batch normalization) take plain
     steps without decay, as is usual in self-supervision.
 
     Args: as `sgd`, and

@@ -15,7 +15,7 @@ from jigclu.ops.optim import check_learning_rate, check_optimizer
 from jigclu.system.errors import UserError
 
 
-class Heads(NamedTuple):
+class Probes(NamedTuple):
     """Linear classifiers, or a tensor for each of their parameters.
 
     weight: float32 [heads, classes, channels].
@@ -26,18 +26,18 @@ class Heads(NamedTuple):
     bias: Tensor
 
 
-def initial_heads(heads: int, classes: int, channels: int) -> Heads:
+def initial_probes(heads: int, classes: int, channels: int) -> Probes:
     """Returns heads that all begin alike: weights from N(0, 0.01), biases 0 (published)."""
     weight = torch.empty(classes, channels).normal_(0, 0.01)
-    return Heads(weight.repeat(heads, 1, 1), torch.zeros(heads, classes))
+    return Probes(weight.repeat(heads, 1, 1), torch.zeros(heads, classes))
 
 
-def logits_of(heads: Heads, features: Tensor) -> Tensor:
+def probe_logits(heads: Probes, features: Tensor) -> Tensor:
     """Maps features [batch, channels] to logits [heads, batch, classes]."""
     return torch.einsum("bd,hcd->hbc", features, heads.weight) + heads.bias[:, None]
 
 
-def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
+def probe_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns the mean cross-entropy of each head.
 
     Args:
@@ -52,13 +52,13 @@ def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def step(
-    heads: Heads,
-    gradients: Heads,
-    momenta: Heads,
+    heads: Probes,
+    gradients: Probes,
+    momenta: Probes,
     learning_rates: Tensor,
     weight_decays: Tensor,
     momentum: float,
-) -> tuple[Heads, Heads]:
+) -> tuple[Probes, Probes]:
     """Takes a step of SGD with momentum, as `optim.sgd`, each head by its own settings.
 
     Args:
@@ -79,10 +79,10 @@ def step(
         new = momentum * old + decayed
         new_momenta.append(new)
         moved.append(value - learning_rates.view(shape) * new)
-    return Heads(*moved), Heads(*new_momenta)
+    return Probes(*moved), Probes(*new_momenta)
 
 
-def pairs_of(
+def probe_settings(
     learning_rates: Sequence[float], weight_decays: Sequence[float]
 ) -> list[tuple[float, float]]:
     """Returns the (learning rate, weight decay) of each head: every pair of the two.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def recomputed(
+def recompute(
     function: Callable[..., tuple[Tensor, ...]], model: nn.Module, *inputs: Any
 ) -> tuple[Tensor, ...]:
     """Returns function(*inputs), which holds on to the inputs and the outputs alone.

@@ -161,14 +161,12 @@ def peek(path: Path) -> dict[str, Any]:
     return contents
 
 
-def require(path: Path) -> None:
+def check_exists(path: Path) -> None:
     """Raises UserError, which names what lies beside it, unless the file exists."""
     if path.is_dir():
-        raise UserError(
-            f"checkpoint {path} is a folder: expected a file; {_neighbours(path / '_')}"
-        )
+        raise UserError(f"checkpoint {path} is a folder: expected a file; {_neighbors(path / '_')}")
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; {_neighbours(path)}")
+        raise UserError(f"checkpoint {path} does not exist; {_neighbors(path)}")
 
 
 def read(path: Path, device: torch.device | str) -> dict[Any, Any]:
@@ -177,7 +175,7 @@ def read(path: Path, device: torch.device | str) -> dict[Any, Any]:
     Raises:
       UserError: no such file, unreadable, or something else in it.
     """
-    require(path)
+    check_exists(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path, str(device))
@@ -209,7 +207,7 @@ def _check_sums(path: Path) -> None:
             raise zipfile.BadZipFile(damaged)
 
 
-def _neighbours(path: Path) -> str:
+def _neighbors(path: Path) -> str:
     if not path.parent.is_dir():
         return f"nor does the folder {path.parent}: check the path"
     # The newest say most; a folder of a long run may hold hundreds.

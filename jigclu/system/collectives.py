@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jigclu.system.to_device import placed
+from jigclu.system.to_device import to_device
 
 try:
     from torch.distributed._functional_collectives import all_gather_single_autograd as _all_gather
@@ -79,9 +79,9 @@ def exchange_patches(patches: Tensor, permutation: Tensor) -> Tensor:
     source, local = image // batch, (image % batch) * pieces + patch
     flat = patches.flatten(0, 1)
     if ranks == 1:
-        return flat[placed(local[0], flat.device)]
+        return flat[to_device(local[0], flat.device)]
     # Sent in the order of destinations and, within one, of its slots.
-    sent = flat[placed(local[source == own], flat.device)]
+    sent = flat[to_device(local[source == own], flat.device)]
     received = torch.empty_like(flat)
     dist.all_to_all_single(
         received,
@@ -91,4 +91,4 @@ def exchange_patches(patches: Tensor, permutation: Tensor) -> Tensor:
     )
     # Received in the order of sources and, within one, of our slots: undo that sort.
     arrival = source[own].argsort(stable=True)
-    return received[placed(arrival.argsort(), received.device)]
+    return received[to_device(arrival.argsort(), received.device)]

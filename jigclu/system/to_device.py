@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def placed(values: Tensor, device: torch.device | str) -> Tensor:
+def to_device(values: Tensor, device: torch.device | str) -> Tensor:
     """Copies a tensor to a device; the host goes on at once.
 
     A copy to a GPU that begins elsewhere than in page-locked memory would wait for all that

@@ -18,8 +18,8 @@ from torch import Tensor
 from jigclu.data.images import ImageDataset
 from jigclu.data.sources import Source
 from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
-from jigclu.models.weights import check_encoder, take
-from jigclu.ops.normalize import check_normalisation, normalised, pooled
+from jigclu.models.weights import check_encoder, load_into
+from jigclu.ops.normalize import check_normalization, normalize, pool
 from jigclu.system import checkpoint, progress
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
@@ -82,7 +82,7 @@ class ExportTask:
         for name in self.formats:
             _check_format(name, self.small_stem)
         self._dataset()
-        check_normalisation(self.mean, self.std)
+        check_normalization(self.mean, self.std)
         if not 1 <= self.images <= len(self.source):
             raise UserError(
                 f"images is {self.images}; it must lie in [1, {len(self.source)}], "
@@ -116,7 +116,7 @@ class ExportTask:
         encoder = self._encoder()
         with Monitor.of_one_step(workdir, is_main=True) as monitor:
             monitor.text("config", 0, f"```\n{config}\n```")
-            monitor.message(take(self.origin, encoder_tensors(encoder)))
+            monitor.message(load_into(self.origin, encoder_tensors(encoder)))
             with progress.status("encoding images"):
                 images = self._images()
                 expected = self._features(encoder, images)
@@ -138,16 +138,16 @@ class ExportTask:
         return ImageDataset(source=self.source, resize=self.resize, crop=self.crop)
 
     def _images(self) -> Tensor:
-        """Returns images from all over the source, normalised: float32 [images, 3, crop, crop]."""
+        """Returns images from all over the source, normalized: float32 [images, 3, crop, crop]."""
         dataset = self._dataset()
         indices = [number * len(dataset) // self.images for number in range(self.images)]
         pixels = torch.stack([dataset[index].image for index in indices])
-        return normalised(pixels, self.mean, self.std)
+        return normalize(pixels, self.mean, self.std)
 
     def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
         """Returns what every file must give: features [images, channels]."""
         with torch.no_grad():
-            features = pooled(encoder(images))
+            features = pool(encoder(images))
         if not features.isfinite().all():
             raise UserError(
                 f"init_from is {self.init_from!r}, whose features of the images are not finite "
@@ -162,7 +162,7 @@ class ExportTask:
         self, name: str, encoder: Encoder, workdir: Path, images: Tensor, expected: Tensor
     ) -> Written:
         path = workdir / self._file_name(name)
-        data = FORMATS[name].serialise(encoder, self.crop)
+        data = FORMATS[name].serialize(encoder, self.crop)
         checkpoint.write_file(path, data)
         features = FORMATS[name].read(path, self.encoder, self.small_stem)
         with torch.no_grad():

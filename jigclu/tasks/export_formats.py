@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from jigclu.models.detectron2_names import to_detectron2, to_torchvision
 from jigclu.models.encoder import Encoder
 
-# Maps normalised images, float32 [batch, 3, side, side], to features [batch, channels].
+# Maps normalized images, float32 [batch, 3, side, side], to features [batch, channels].
 Features = Callable[[Tensor], Tensor]
 
 
@@ -29,7 +29,7 @@ class Format(NamedTuple):
     suffix: of the file, after the encoder's name.
     packages: to be installed beyond those of this project.
     usage: how its user reads the file, for the card.
-    serialise: returns the file of an encoder in eval mode, for images of a side in pixels.
+    serialize: returns the file of an encoder in eval mode, for images of a side in pixels.
     read: returns the features that a file gives, of an encoder by name, with a small
       stem or not, by the libraries of its user alone.
     small_stem: whether it can hold an encoder with a small stem.
@@ -38,7 +38,7 @@ class Format(NamedTuple):
     suffix: str
     packages: tuple[str, ...]
     usage: str
-    serialise: Callable[[Encoder, int], bytes]
+    serialize: Callable[[Encoder, int], bytes]
     read: Callable[[Path, str, bool], Features]
     small_stem: bool = True
 
@@ -137,7 +137,7 @@ def _detectron2(layout: str, suffix: str, kind: str) -> Format:
         usage=f"`MODEL.WEIGHTS` of a detector {kind}, as `detection/configs` have it: "
         "`MODEL.RESNETS.STRIDE_IN_1X1 = False`, `INPUT.FORMAT = 'RGB'`, `MODEL.PIXEL_MEAN` and "
         "`PIXEL_STD` 255 times those above",
-        serialise=functools.partial(_write_detectron2, layout),
+        serialize=functools.partial(_write_detectron2, layout),
         read=functools.partial(_read_detectron2, layout),
         small_stem=False,
     )
@@ -149,21 +149,21 @@ FORMATS = {
         packages=(),
         usage="`torchvision.models.get_model`, its `fc` a `torch.nn.Identity()`; `torch.load`, "
         "`load_state_dict`",
-        serialise=_write_state_dict,
+        serialize=_write_state_dict,
         read=_read_torchvision,
     ),
     "safetensors": Format(
         suffix=".safetensors",
         packages=(),
         usage="the same model; `safetensors.torch.load_file`, `load_state_dict`",
-        serialise=_write_safetensors,
+        serialize=_write_safetensors,
         read=_read_safetensors,
     ),
     "timm": Format(
         suffix=".timm.pth",
         packages=("timm",),
         usage="`timm.create_model(…, num_classes=0)`; `torch.load`, `load_state_dict`",
-        serialise=_write_state_dict,
+        serialize=_write_state_dict,
         read=_read_timm,
     ),
     "onnx": Format(
@@ -171,7 +171,7 @@ FORMATS = {
         packages=("onnx", "onnxscript", "onnxruntime"),
         usage="`onnxruntime.InferenceSession`; its input is `images`, its output `features`, "
         "the size of the batch is free",
-        serialise=_write_onnx,
+        serialize=_write_onnx,
         read=_read_onnx,
     ),
     "detectron2": _detectron2("fpn", ".detectron2.pth", "with a feature pyramid (FPN)"),

@@ -1,7 +1,7 @@
 """Features of a frozen encoder on disk: made once, mapped into memory, never stale.
 
 The name of a file is a hash of all that its content depends on: the encoder's
-weights, the images, how they are cropped and normalised, and the precision.
+weights, the images, how they are cropped and normalized, and the precision.
 """
 
 import contextlib

@@ -10,10 +10,10 @@ from torch import Tensor
 from jigclu.methods.classification import ClassificationInputs, ClassifierForward
 from jigclu.models.classifier import Classifier
 from jigclu.models.encoder import encoder_tensors
-from jigclu.models.weights import take
+from jigclu.models.weights import load_into
 from jigclu.ops.optim import LossScaling, Optimizer, check_learning_rate, check_loss_scaling, scaled
 from jigclu.system.errors import UserError
-from jigclu.tasks.supervised import SupervisedTask, count_all, report
+from jigclu.tasks.supervised import SupervisedTask, evaluate_probe, log_classification
 from jigclu.training.features import encode
 from jigclu.training.loop import RunContext, TrainingRun
 from jigclu.training.step import TrainingStep
@@ -92,11 +92,11 @@ class FinetuneRun(TrainingRun):
 
     def begin_with(self, path: Path) -> str:
         """Takes the encoder of a file; the classifier is new. Returns what to tell of it."""
-        return take(path, encoder_tensors(self.model.encoder))
+        return load_into(path, encoder_tensors(self.model.encoder))
 
     def inputs(self) -> Iterator[tuple[ClassificationInputs, float]]:
         """Yields the inputs of every step left, and the seconds waited for them."""
-        return self.task.labelled_batches(self.state.step, self.device, self.context.machine)
+        return self.task.labeled_batches(self.state.step, self.device, self.context.machine)
 
     def take_step(self, inputs: ClassificationInputs) -> dict[str, Tensor]:
         """Moves the state on by one step; returns its metrics."""
@@ -112,13 +112,13 @@ class FinetuneRun(TrainingRun):
             task.plain_images(task.val),
             task.feature_settings(self.context.machine),
         )
-        counts = count_all(
+        counts = evaluate_probe(
             ((features, batch.label) for features, batch in batches),
             self.model.fc,
             len(task.val.classes),
             self.device,
         )
-        found = report(self.monitor, self.state.step, counts, task.val.classes)
+        found = log_classification(self.monitor, self.state.step, counts, task.val.classes)
         return {"top1": found.top1, "top5": found.top5}
 
     def conclude(self) -> None:

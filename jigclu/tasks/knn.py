@@ -1,4 +1,4 @@
-"""The task of scoring the weights of a file by nearest neighbours."""
+"""The task of scoring the weights of a file by nearest neighbors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
-from jigclu.models.weights import check_encoder, take
+from jigclu.models.weights import check_encoder, load_into
 from jigclu.system import collectives, machine, progress
 from jigclu.system.device import launched_processes, local_device, process_group
 from jigclu.training.knn_evaluator import KnnEvaluation
@@ -15,7 +15,7 @@ from jigclu.training.monitor import Monitor
 
 @dataclass(frozen=True, kw_only=True)
 class KnnTask:
-    """Scores the encoder of a file by its nearest neighbours.
+    """Scores the encoder of a file by its nearest neighbors.
 
     init_from: file of weights; None: random ones of the seed, for comparison.
     encoder, small_stem: of `create_encoder`. device, precision: as in training.
@@ -76,4 +76,4 @@ class KnnTask:
     def _load(self, encoder: Encoder) -> str:
         if self.init_from is None:
             return f"no init_from: random weights of seed {self.seed}"
-        return take(Path(self.init_from), encoder_tensors(encoder))
+        return load_into(Path(self.init_from), encoder_tensors(encoder))

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from jigclu.data.images import EpochView
 from jigclu.data.sources import Source, digest
-from jigclu.data.subsets import HeldOut, labels_of
+from jigclu.data.subsets import HeldOut, label_array
 from jigclu.methods.classification import ClassificationInputs
 from jigclu.models.encoder import encoder_tensors
-from jigclu.models.weights import take
+from jigclu.models.weights import load_into
 from jigclu.ops import probes
 from jigclu.ops.optim import check_optimizer
-from jigclu.ops.probes import Heads
+from jigclu.ops.probes import Probes
 from jigclu.system import collectives
 from jigclu.tasks.feature_cache import FeatureCache
-from jigclu.tasks.supervised import SupervisedTask, count_all, report
-from jigclu.training.features import encode, encode_batch, own_share
+from jigclu.tasks.supervised import SupervisedTask, evaluate_probe, log_classification
+from jigclu.training.features import encode, encode_batch, rank_indices
 from jigclu.training.loop import RunContext, TrainingRun, timed
 from jigclu.training.state import TrainState
 
@@ -46,7 +46,7 @@ class LinearTask(SupervisedTask):
     @property
     def pairs(self) -> list[tuple[float, float]]:
         """The learning rate and weight decay of each classifier."""
-        return probes.pairs_of(self.learning_rates, self.weight_decays)
+        return probes.probe_settings(self.learning_rates, self.weight_decays)
 
     @property
     def compilable(self) -> bool:
@@ -99,9 +99,9 @@ class LinearRun(TrainingRun):
         rates, decays = zip(*task.pairs, strict=True)
         self.learning_rates = torch.tensor(rates, device=context.device)
         self.weight_decays = torch.tensor(decays, device=context.device)
-        begun = probes.initial_heads(len(task.pairs), self.classes, self.encoder.channels)
-        self.heads = Heads(*(value.to(context.device) for value in begun))
-        self.momenta = Heads(*map(torch.zeros_like, self.heads))
+        begun = probes.initial_probes(len(task.pairs), self.classes, self.encoder.channels)
+        self.heads = Probes(*(value.to(context.device) for value in begun))
+        self.momenta = Probes(*map(torch.zeros_like, self.heads))
         self.encode = (
             torch.compile(encode_batch, fullgraph=True, dynamic=False)
             if context.machine.compile.value
@@ -124,16 +124,16 @@ class LinearRun(TrainingRun):
 
     def begin_with(self, path: Path) -> str:
         """Takes the encoder of a file; returns what to tell of it."""
-        return take(path, encoder_tensors(self.encoder))
+        return load_into(path, encoder_tensors(self.encoder))
 
     def inputs(self) -> Iterator[tuple[ClassificationInputs, float]]:
         """Yields images, or features where they are cached, and labels of every step left."""
         if self.task.cache is None:
-            return self.task.labelled_batches(self.state.step, self.device, self.context.machine)
+            return self.task.labeled_batches(self.state.step, self.device, self.context.machine)
         return timed(self._cached_batches(self.task.cache))
 
     def _cached_batches(self, cache: FeatureCache) -> Iterator[ClassificationInputs]:
-        labels = torch.from_numpy(labels_of(self.task.training_source))
+        labels = torch.from_numpy(label_array(self.task.training_source))
         for batch in self.task.sampler(self.state.step):
             indices = np.array([index for _, index in batch])
             view = batch[0][0] % cache.views if cache.views else None
@@ -171,10 +171,10 @@ class LinearRun(TrainingRun):
             with torch.no_grad():
                 features = self.encode(self.encoder, features, self.settings)
         factor = self.task.schedule_at(self.state.step)
-        wanted = Heads(*(value.requires_grad_() for value in self.heads))
-        logits = probes.logits_of(wanted, features)
-        losses = probes.losses_of(logits, labels)
-        gradients = Heads(*torch.autograd.grad(losses.sum(), wanted))
+        wanted = Probes(*(value.requires_grad_() for value in self.heads))
+        logits = probes.probe_logits(wanted, features)
+        losses = probes.probe_losses(logits, labels)
+        gradients = Probes(*torch.autograd.grad(losses.sum(), wanted))
         with torch.no_grad():
             metrics = torch.stack([losses, (logits.argmax(2) == labels).float().mean(1)])
             for value in (*gradients, metrics):
@@ -205,8 +205,8 @@ class LinearRun(TrainingRun):
             ):
                 yield features, batch.label.to(self.device)
             return
-        file, labels = self._cached(self.task.cache, source, None), labels_of(source)
-        own = np.array(own_share(len(source)), np.int64)
+        file, labels = self._cached(self.task.cache, source, None), label_array(source)
+        own = np.array(rank_indices(len(source)), np.int64)
         for first in range(0, len(own), self.task.val_batch_size):
             indices = own[first : first + self.task.val_batch_size]
             yield (
@@ -224,14 +224,14 @@ class LinearRun(TrainingRun):
             rate, decay = task.pairs[best]
             compared = {"held_out_top1": accuracy[best].item()}
             compared |= {"best_learning_rate": rate, "best_weight_decay": decay}
-        head = Heads(*(value[best : best + 1].detach() for value in self.heads))
-        counts = count_all(
+        head = Probes(*(value[best : best + 1].detach() for value in self.heads))
+        counts = evaluate_probe(
             self._batches(task.val),
-            lambda features: probes.logits_of(head, features)[0],
+            lambda features: probes.probe_logits(head, features)[0],
             self.classes,
             self.device,
         )
-        found = report(self.monitor, self.state.step, counts, task.val.classes)
+        found = log_classification(self.monitor, self.state.step, counts, task.val.classes)
         return {"top1": found.top1, "top5": found.top5} | compared
 
     @torch.no_grad()
@@ -239,7 +239,7 @@ class LinearRun(TrainingRun):
         """Returns the accuracy of each classifier on what was held out: float32 [heads]."""
         right = torch.zeros(len(self.task.pairs), device=self.device)
         for features, labels in self._batches(self.task.comparison_source):
-            right += (probes.logits_of(self.heads, features).argmax(2) == labels).sum(1)
+            right += (probes.probe_logits(self.heads, features).argmax(2) == labels).sum(1)
         if collectives.world_size() > 1:
             dist.all_reduce(right)
         return right / len(self.task.comparison_source)

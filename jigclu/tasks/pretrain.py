@@ -10,18 +10,18 @@ from torch import Tensor
 
 from jigclu.data.loader import Batch, patch_loader
 from jigclu.data.patches import PatchDataset
-from jigclu.data.prefetch import transferred
+from jigclu.data.prefetch import prefetch_to_device
 from jigclu.methods.jigsaw import JigsawForward, Objective, StepInputs, check_objective
 from jigclu.models.encoder import create_encoder
 from jigclu.models.jigclu import JigClu
-from jigclu.models.weights import take
+from jigclu.models.weights import load_into
 from jigclu.ops import augment, jigsaw, schedules
 from jigclu.ops.optim import LossScaling, Optimizer, check_learning_rate, check_loss_scaling
 from jigclu.system import collectives
 from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError
 from jigclu.system.machine import PRECISIONS, Machine
-from jigclu.system.to_device import placed
+from jigclu.system.to_device import to_device
 from jigclu.training.knn_evaluator import KnnEvaluation
 from jigclu.training.loop import RunContext, TrainingRun, TrainingTask, check_least, timed
 from jigclu.training.pictures import montage_picture
@@ -58,7 +58,7 @@ class PretrainTask(TrainingTask):
     evaluation: KnnEvaluation | None
 
     def objective(self) -> Objective:
-        """Returns what a step minimises."""
+        """Returns what a step minimizes."""
         return Objective(
             augmentation=self.augmentation,
             temperature=self.temperature,
@@ -179,7 +179,7 @@ class PretrainRun(TrainingRun):
 
     def begin_with(self, path: Path) -> str:
         """Takes the initial weights of a file; returns what to tell of them."""
-        return take(path, {**self.state.parameters, **self.state.buffers})
+        return load_into(path, {**self.state.parameters, **self.state.buffers})
 
     def inputs(self) -> Iterator[tuple[StepInputs, float]]:
         """Yields the inputs of every step left, and the seconds waited for them."""
@@ -191,7 +191,7 @@ class PretrainRun(TrainingRun):
             task.prefetch,
             machine.pin_memory.value,
         )
-        for batch, wait in transferred(timed(loader), self.device):
+        for batch, wait in prefetch_to_device(timed(loader), self.device):
             self.unreadable += batch.unreadable
             yield self._step_inputs(batch), wait
 
@@ -205,7 +205,7 @@ class PretrainRun(TrainingRun):
         return StepInputs(
             slots=collectives.exchange_patches(batch.patches, permutation),
             augmentation=augment.select_rows(drawn, rows, self.device),
-            permutation=placed(permutation, self.device),
+            permutation=to_device(permutation, self.device),
         )
 
     def take_step(self, inputs: StepInputs) -> dict[str, Tensor]:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from jigclu.data.images import ImageDataset, RandomCropDataset
-from jigclu.data.loader import labelled_loader
-from jigclu.data.prefetch import transferred
+from jigclu.data.loader import labeled_loader
+from jigclu.data.prefetch import prefetch_to_device
 from jigclu.data.sources import Source
-from jigclu.data.subsets import check_labelled
+from jigclu.data.subsets import check_labeled
 from jigclu.methods.classification import ClassificationInputs
 from jigclu.models.encoder import Encoder, create_encoder
 from jigclu.ops import metrics
-from jigclu.ops.normalize import check_normalisation
+from jigclu.ops.normalize import check_normalization
 from jigclu.system.machine import PRECISIONS, Machine
 from jigclu.training.features import FeatureSettings
 from jigclu.training.loop import TrainingTask, check_least, timed
@@ -73,30 +73,30 @@ class SupervisedTask(TrainingTask):
 
     def check_values(self) -> None:
         """Raises UserError for a field out of range, or data that fit not together."""
-        check_labelled(self.source, self.val, "source", "val")
+        check_labeled(self.source, self.val, "source", "val")
         super().check_values()
         self.training_images()
         self.plain_images(self.val)
-        check_normalisation(self.mean, self.std)
+        check_normalization(self.mean, self.std)
         check_least(self, {"val_batch_size": 1})
 
-    def labelled_batches(
+    def labeled_batches(
         self, start_step: int, device: torch.device, machine: Machine
     ) -> Iterator[tuple[ClassificationInputs, float]]:
         """Yields this rank's images and labels of every step left, and the seconds waited."""
-        loader = labelled_loader(
+        loader = labeled_loader(
             self.training_images(),
             self.sampler(start_step),
             machine.workers.value,
             self.prefetch,
             machine.pin_memory.value,
         )
-        for batch, wait in transferred(timed(loader), device):
+        for batch, wait in prefetch_to_device(timed(loader), device):
             yield ClassificationInputs(batch.image, batch.label), wait
 
 
 @torch.no_grad()
-def count_all(
+def evaluate_probe(
     batches: Iterable[tuple[Tensor, Tensor]],
     head: Callable[[Tensor], Tensor],
     classes: int,
@@ -116,11 +116,11 @@ def count_all(
     return metrics.total_over_ranks(counts)
 
 
-def report(
+def log_classification(
     monitor: Monitor, step: int, counts: metrics.Counts, classes: list[str]
 ) -> metrics.Scores:
-    """Shows in TensorBoard which classes are recognised and which confused; returns the scores."""
-    found = metrics.scores_of(counts)
+    """Shows in TensorBoard which classes are recognized and which confused; returns the scores."""
+    found = metrics.to_scores(counts)
     images = counts.confusion.sum(1).tolist()
     rows = [
         f"| {name} | {share:.1%} | {count} |"

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from jigclu.data.images import EpochView, ImageDataset
-from jigclu.data.loader import LabelledBatch, image_loader
+from jigclu.data.loader import LabeledBatch, image_loader
 from jigclu.models.encoder import Encoder
-from jigclu.ops.normalize import check_normalisation, normalised, pooled
+from jigclu.ops.normalize import check_normalization, normalize, pool
 from jigclu.system import collectives, progress
 from jigclu.system.errors import UserError
 
@@ -33,14 +33,14 @@ class FeatureSettings(NamedTuple):
 
 def check_settings(settings: FeatureSettings) -> None:
     """Raises UserError for a value out of range."""
-    check_normalisation(settings.mean, settings.std)
+    check_normalization(settings.mean, settings.std)
     for name, least in (("batch_size", 1), ("workers", 0)):
         value = getattr(settings, name)
         if value < least:
             raise UserError(f"{name} is {value}; it must be {least} or more")
 
 
-def own_share(images: int) -> range:
+def rank_indices(images: int) -> range:
     """Returns which of the images this rank encodes: every image is one rank's."""
     return range(collectives.rank(), images, collectives.world_size())
 
@@ -48,7 +48,7 @@ def own_share(images: int) -> range:
 @torch.no_grad()
 def encode(
     encoder: Encoder, images: ImageDataset | EpochView, settings: FeatureSettings
-) -> Iterator[tuple[Tensor, LabelledBatch]]:
+) -> Iterator[tuple[Tensor, LabeledBatch]]:
     """Yields features of this rank's share of the images, in order.
 
     The encoder runs in eval mode, its statistics untouched, and is left in the
@@ -68,7 +68,7 @@ def encode(
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
-    share = Subset(images, own_share(len(images)))
+    share = Subset(images, rank_indices(len(images)))
     try:
         with progress.status("encoding images", total=len(share)) as work:
             for batch in image_loader(share, settings.batch_size, settings.workers):
@@ -93,5 +93,5 @@ def encode_batch(encoder: Encoder, images: Tensor, settings: FeatureSettings) ->
     """Maps uint8 [batch, 3, height, width] to features float32 [batch, channels]."""
     enabled = settings.precision != torch.float32
     with torch.autocast(images.device.type, settings.precision, enabled=enabled):
-        maps = encoder(normalised(images, settings.mean, settings.std))
-    return pooled(maps)
+        maps = encoder(normalize(images, settings.mean, settings.std))
+    return pool(maps)

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours: how well frozen features tell classes apart, without training.
+"""Weighted nearest neighbors: how well frozen features tell classes apart, without training.
 
 The bank streams by: of its features only the nearest of every query are kept,
 so that a bank of any size fits.
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from jigclu.data.images import ImageDataset
-from jigclu.data.loader import LabelledBatch
+from jigclu.data.loader import LabeledBatch
 from jigclu.data.sources import Source
-from jigclu.data.subsets import check_labelled
+from jigclu.data.subsets import check_labeled
 from jigclu.models.encoder import Encoder
 from jigclu.system import collectives
 from jigclu.system.errors import UserError
@@ -39,29 +39,29 @@ class Score(NamedTuple):
 class Nearest(NamedTuple):
     """The nearest of every query so far.
 
-    similarity: float32 [queries, neighbours], cosines, falling; -inf where there are fewer.
-    labels: int64 [queries, neighbours].
+    similarity: float32 [queries, neighbors], cosines, falling; -inf where there are fewer.
+    labels: int64 [queries, neighbors].
     """
 
     similarity: Tensor
     labels: Tensor
 
 
-def none_near(queries: int, neighbours: int, device: torch.device) -> Nearest:
+def empty_nearest(queries: int, neighbors: int, device: torch.device) -> Nearest:
     """Returns the nearest of an empty bank."""
     return Nearest(
-        torch.full((queries, neighbours), -torch.inf, device=device),
-        torch.zeros(queries, neighbours, dtype=torch.int64, device=device),
+        torch.full((queries, neighbors), -torch.inf, device=device),
+        torch.zeros(queries, neighbors, dtype=torch.int64, device=device),
     )
 
 
-def nearer(nearest: Nearest, queries: Tensor, bank: Tensor, labels: Tensor) -> Nearest:
+def update_nearest(nearest: Nearest, queries: Tensor, bank: Tensor, labels: Tensor) -> Nearest:
     """Returns the nearest with those of one more piece of the bank.
 
     Args:
       nearest: so far.
-      queries: float32 [queries, channels], L2-normalised.
-      bank: float32 [piece, channels], L2-normalised.
+      queries: float32 [queries, channels], L2-normalized.
+      bank: float32 [piece, channels], L2-normalized.
       labels: int64 [piece], from 0.
     """
     pieces = []
@@ -77,8 +77,8 @@ def nearer(nearest: Nearest, queries: Tensor, bank: Tensor, labels: Tensor) -> N
     return Nearest(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
 
-def _nearest_of(similarity: Tensor, labels: Tensor, neighbours: int) -> Nearest:
-    kept, positions = similarity.topk(neighbours, 1)
+def _nearest_of(similarity: Tensor, labels: Tensor, neighbors: int) -> Nearest:
+    kept, positions = similarity.topk(neighbors, 1)
     return Nearest(kept, labels.gather(1, positions))
 
 
@@ -94,7 +94,7 @@ def merge_ranks(nearest: Nearest) -> Nearest:
 
 
 def _side_by_side(values: Tensor) -> Tensor:
-    """Returns the [queries, neighbours] of all ranks as [queries, ranks * neighbours]."""
+    """Returns the [queries, neighbors] of all ranks as [queries, ranks * neighbors]."""
     of_ranks = [torch.empty_like(values) for _ in range(collectives.world_size())]
     dist.all_gather(of_ranks, values)
     return torch.cat(of_ranks, 1)
@@ -121,11 +121,11 @@ def vote(nearest: Nearest, classes: int, temperature: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class KnnEvaluation:
-    """kNN accuracy of an encoder on a labelled data set.
+    """kNN accuracy of an encoder on a labeled data set.
 
     bank: images with known classes; queries: images to classify.
     resize, crop: pixels, of `ImageDataset`. mean, std: of RGB in [0, 1].
-    neighbours, temperature: of `predict`. batch_size: images, of one rank.
+    neighbors, temperature: of `predict`. batch_size: images, of one rank.
     workers: processes that read images.
     """
 
@@ -135,20 +135,20 @@ class KnnEvaluation:
     crop: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    neighbours: int
+    neighbors: int
     temperature: float
     batch_size: int
     workers: int | Auto
 
     def check(self) -> None:
         """Raises UserError for a value out of range, or data that fit not together."""
-        check_labelled(self.bank, self.queries, "knn.bank", "knn.queries")
+        check_labeled(self.bank, self.queries, "knn.bank", "knn.queries")
         ImageDataset(source=self.queries, resize=self.resize, crop=self.crop)
         check_workers(self.workers)
         features.check_settings(self._settings(torch.device("cpu"), torch.float32))
-        if not 1 <= self.neighbours <= len(self.bank):
+        if not 1 <= self.neighbors <= len(self.bank):
             raise UserError(
-                f"knn.neighbours is {self.neighbours}; it must lie in [1, {len(self.bank)}], "
+                f"knn.neighbors is {self.neighbors}; it must lie in [1, {len(self.bank)}], "
                 "the images of the bank"
             )
         if not self.temperature > 0:
@@ -165,9 +165,9 @@ class KnnEvaluation:
         """
         settings = self._settings(next(encoder.parameters()).device, precision)
         queries = self._all_queries(encoder, settings)
-        nearest = none_near(len(queries), self.neighbours, queries.device)
+        nearest = empty_nearest(len(queries), self.neighbors, queries.device)
         for piece, labels in _pieces(encode(encoder, self._images(self.bank), settings)):
-            nearest = nearer(nearest, queries, functional.normalize(piece, dim=1), labels)
+            nearest = update_nearest(nearest, queries, functional.normalize(piece, dim=1), labels)
         predicted = vote(merge_ranks(nearest), len(self.bank.classes), self.temperature)
         labels = torch.tensor(self.queries.labels, device=predicted.device)
         return Score(
@@ -183,7 +183,7 @@ class KnnEvaluation:
         return ImageDataset(source=source, resize=self.resize, crop=self.crop)
 
     def _all_queries(self, encoder: Encoder, settings: FeatureSettings) -> Tensor:
-        """Returns the normalised features of all queries, on every rank."""
+        """Returns the normalized features of all queries, on every rank."""
         device = next(encoder.parameters()).device
         queries = torch.zeros(len(self.queries), encoder.channels, device=device)
         for piece, batch in encode(encoder, self._images(self.queries), settings):
@@ -195,7 +195,7 @@ class KnnEvaluation:
 
 
 def _pieces(
-    batches: Iterable[tuple[Tensor, LabelledBatch]],
+    batches: Iterable[tuple[Tensor, LabeledBatch]],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Joins batches of features to larger pieces, each with its labels."""
     joined: list[Tensor] = []

@@ -124,7 +124,7 @@ class TrainingTask(ABC):
         if self.compilable and self.compile is True:
             check_compiler()
         if self.resume_from is not None:
-            checkpoint.require(Path(self.resume_from))
+            checkpoint.check_exists(Path(self.resume_from))
         found = self.starting_checkpoint(workdir)
         if found is not None:
             contents = checkpoint.load(found, "cpu")
@@ -226,7 +226,7 @@ class TrainingTask(ABC):
         with process_group(device):
             with progress.status("building the network"):
                 run = self.start(workdir, config, device)
-            run.to_the_end()
+            run.run()
             return run.scores[-1][1] if run.scores else {}
 
     def start(self, workdir: Path, config: str, device: torch.device) -> "TrainingRun":
@@ -327,7 +327,7 @@ class TrainingRun(ABC):
     def conclude(self) -> None:
         """Tells what came of it, after the last step."""
 
-    def to_the_end(self) -> None:
+    def run(self) -> None:
         """Takes all steps that are left."""
         task = self._task
         with self.monitor, ExitStack() as first_step:
@@ -352,7 +352,7 @@ class TrainingRun(ABC):
         if path is not None:
             contents = checkpoint.load(path, self.device)
             precision = self.context.machine.precision.value
-            self.state = resume.fill(self.state, contents, path, precision)
+            self.state = resume.restore(self.state, contents, path, precision)
             self.scores = [(step, dict(score)) for step, score in contents["scores"]]
             return f"resumed from {path} at step {self.state.step}"
         if self._task.init_from is not None:
@@ -388,7 +388,7 @@ class TrainingRun(ABC):
         with self.monitor.pause():
             checkpoint.save(
                 self.context.workdir,
-                resume.contents(
+                resume.to_checkpoint(
                     self.state,
                     self.context.config,
                     self._data,

@@ -45,6 +45,6 @@ def confusion_picture(confusion: Tensor) -> Tensor:
     """
     shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
     # Rare confusions are what one looks for: the root shows a share of 1 % as a tenth.
-    grey = ((1 - shares.sqrt()) * 255).round().to(torch.uint8)
-    zoom = max(1, _SIDE // len(grey))
-    return grey.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).expand(3, -1, -1)
+    gray = ((1 - shares.sqrt()) * 255).round().to(torch.uint8)
+    zoom = max(1, _SIDE // len(gray))
+    return gray.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).expand(3, -1, -1)

@@ -96,7 +96,7 @@ def _changes_learning(name: str) -> bool:
     )
 
 
-def contents(
+def to_checkpoint(
     state: TrainState,
     config: str,
     data: str,
@@ -147,7 +147,9 @@ def started_precision(contents: Mapping[str, Any]) -> str | None:
     return bound[1] if bound else None
 
 
-def fill(state: TrainState, contents: Mapping[str, Any], path: Path, precision: str) -> TrainState:
+def restore(
+    state: TrainState, contents: Mapping[str, Any], path: Path, precision: str
+) -> TrainState:
     """Copies a checkpoint into the tensors of a state; returns it at the checkpoint's step.
 
     Args:

@@ -12,7 +12,7 @@ class TrainState(NamedTuple):
 
     step: steps taken so far.
     parameters: of the model, by name, float32.
-    buffers: of the model (running statistics of batch normalisation), by name.
+    buffers: of the model (running statistics of batch normalization), by name.
     momentum: of the optimizer, by parameter name, float32.
     loss_scale: float32 [], what the loss is multiplied with before backward (1 without fp16).
     good_steps: int64 [], steps since the scale last changed.

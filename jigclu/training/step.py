@@ -2,7 +2,7 @@
 
 Forward and update are compiled whole; the update writes its results into the
 tensors that DistributedDataParallel holds, the one impure place. What is
-minimised is a `Forward`: `methods.jigsaw.JigsawForward`, `classification.ClassifierForward`.
+minimized is a `Forward`: `methods.jigsaw.JigsawForward`, `classification.ClassifierForward`.
 """
 
 import inspect
@@ -44,7 +44,7 @@ class TrainingStep:
         """Moves the model to the device; compilation itself happens in the first step.
 
         Args:
-          forward: what to minimise.
+          forward: what to minimize.
           optimizer: `optim.sgd` or `optim.lars` with their settings bound.
           loss_scaling: of float16; the others need none.
           compile: by torch.compile, forward and update each as one graph.

@@ -86,7 +86,7 @@ class ConfigTest(parameterized.TestCase):
     @parameterized.parameters(
         ("train.batchsize=3", "'batchsize'", "did you mean train.batch_size?"),
         ("trian.batch_size=3", "'trian'", "did you mean train?"),
-        ("knn.neighbors=3", "'neighbors'", "did you mean knn.neighbours?"),
+        ("knn.neighbors=3", "'neighbors'", "did you mean knn.neighbors?"),
         ("train.optimizer=@sgt()", "'@sgt()'", "did you mean sgd?"),
         ("lars.momentum=0.9", "lars.momentum = 0.9 never takes effect", "sgd.momentum?"),
         ("a/train.seed=3", "a/train.seed = 3 never takes effect", "did you mean train.seed?"),

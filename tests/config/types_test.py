@@ -57,9 +57,9 @@ class HintsTest(parameterized.TestCase):
         self.assertFalse(types.fits(value, hint))
 
     def test_hints_of(self) -> None:
-        self.assertEqual(types.hints_of(Pair), {"first": int, "second": str | None})
-        self.assertEqual(types.hints_of(File)["path"], str)
-        self.assertEqual(types.hints_of(rule)["return"], float)
+        self.assertEqual(types.parameter_hints(Pair), {"first": int, "second": str | None})
+        self.assertEqual(types.parameter_hints(File)["path"], str)
+        self.assertEqual(types.parameter_hints(rule)["return"], float)
 
     @parameterized.parameters(
         (int, "int"), (str | None, "str or None"), (tuple[float, float], "tuple[float, float]"),

@@ -50,12 +50,12 @@ class DecodeImageTest(parameterized.TestCase):
         self.assertLess(difference.mean(), 8)
 
     @parameterized.parameters(("JPEG", "L"), ("PNG", "L"), ("PNG", "LA"), ("PNG", "1"))
-    def test_grey_becomes_three_equal_channels(self, kind: str, mode: str) -> None:
-        grey = picture().convert(mode)
-        image = decode.decode_image(encode(grey, kind))
+    def test_gray_becomes_three_equal_channels(self, kind: str, mode: str) -> None:
+        gray = picture().convert(mode)
+        image = decode.decode_image(encode(gray, kind))
         self.assertEqual(image.shape, (3, 24, 40))
         self.assertTrue(torch.equal(image[0], image[1]) and torch.equal(image[0], image[2]))
-        self.assertLess(np.abs(as_array(image) - np.asarray(grey.convert("RGB"))).mean(), 3)
+        self.assertLess(np.abs(as_array(image) - np.asarray(gray.convert("RGB"))).mean(), 3)
 
     @parameterized.parameters("P", "RGBA")
     def test_palette_and_alpha_become_rgb(self, mode: str) -> None:
@@ -78,7 +78,7 @@ class DecodeImageTest(parameterized.TestCase):
         np.testing.assert_array_equal(image[1].flatten().numpy(), np.arange(256))
 
     def test_first_frame_of_an_animation(self) -> None:
-        frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+        frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
         image = decode.decode_image(
             encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
         )

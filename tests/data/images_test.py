@@ -11,7 +11,7 @@ from tests.samples import MemorySource, noise
 
 
 class ImageDatasetTest(parameterized.TestCase):
-    def test_is_the_centre_of_the_resized_image(self) -> None:
+    def test_is_the_center_of_the_resized_image(self) -> None:
         image = noise(3, 16, 30)
         source = MemorySource([image, image], labels=[7, 9])
         shown, label, index = images.ImageDataset(source=source, resize=16, crop=10)[1]

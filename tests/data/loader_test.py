@@ -85,7 +85,7 @@ class LoaderTest(absltest.TestCase):
         self.assertEqual(torch.cat([batch.label for batch in batches]).tolist(), source.labels)
         self.assertTrue(torch.equal(batches[1].image[2], dataset[6].image))
 
-    def test_labelled_batches_are_the_samplers_whatever_the_workers(self) -> None:
+    def test_labeled_batches_are_the_samplers_whatever_the_workers(self) -> None:
         os.remove(f"{self.root}/1/corrupt.png")
         self.source = sources.ImageFolder(self.root, "train")
         dataset = images.RandomCropDataset(
@@ -100,7 +100,7 @@ class LoaderTest(absltest.TestCase):
             length=10, batch_size=4, rank=0, world_size=1, seed=3, start_step=1, total_steps=4
         )
         drawn = [
-            list(loader.labelled_loader(dataset, steps, workers, prefetch=2, pin_memory=False))
+            list(loader.labeled_loader(dataset, steps, workers, prefetch=2, pin_memory=False))
             for workers in (0, 2)
         ]
         for batch, other, expected in zip(*drawn, steps, strict=True):

@@ -94,7 +94,7 @@ class PatchDatasetTest(parameterized.TestCase):
         Image.fromarray(np.stack(waves, 2).astype(np.uint8)).save(
             os.path.join(root, "a.jpg"), quality=95, subsampling=0
         )
-        source = sources.UnlabelledImages(root)
+        source = sources.UnlabeledImages(root)
         with mock.patch.object(source, "read", wraps=source.read) as read:
             for epoch in range(10):
                 scaled = dataset(source)[epoch, 0].patches
@@ -149,7 +149,7 @@ class PatchDatasetTest(parameterized.TestCase):
         root = self.create_tempdir().full_path
         Image.new("RGB", (30, 20), "red").save(os.path.join(root, "b.jpg"))
         self.create_tempfile(os.path.join(root, "a.jpg"), content="no image")
-        sample = dataset(sources.UnlabelledImages(root))[0, 0]
+        sample = dataset(sources.UnlabeledImages(root))[0, 0]
         self.assertEqual(sample.unreadable, 1)
         self.assertGreater(sample.patches[:, 0].min(), 240)
 

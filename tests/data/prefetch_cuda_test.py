@@ -30,7 +30,7 @@ def batches(count: int) -> list[tuple[Batch, float]]:
 
 class TransferCudaTest(absltest.TestCase):
     def test_the_next_batch_is_copied_while_the_device_computes(self) -> None:
-        taken = prefetch.transferred(batches(3), CUDA)
+        taken = prefetch.prefetch_to_device(batches(3), CUDA)
         next(taken)
         torch.cuda._sleep(_CYCLES)
         computed = torch.cuda.current_stream().record_event()
@@ -48,7 +48,7 @@ class TransferCudaTest(absltest.TestCase):
         self.assertFalse(computed.query(), "the copy waited for the computation")
 
     def test_batches_arrive_whole_and_in_order(self) -> None:
-        for number, (batch, _) in enumerate(prefetch.transferred(batches(4), CUDA)):
+        for number, (batch, _) in enumerate(prefetch.prefetch_to_device(batches(4), CUDA)):
             # Fills the memory of batches that were freed too early.
             torch.full_like(batch.patches, 255)
             self.assertEqual(batch.patches.unique().tolist(), [number])

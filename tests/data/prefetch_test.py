@@ -47,7 +47,7 @@ class TransferTest(absltest.TestCase):
     def test_on_the_cpu_batches_are_passed_on_as_they_come(self) -> None:
         told: list[str] = []
         for number, (batch, wait) in enumerate(
-            prefetch.transferred(batches(2, told), torch.device("cpu"))
+            prefetch.prefetch_to_device(batches(2, told), torch.device("cpu"))
         ):
             told.append(f"take {number}")
             self.assertEqual(batch.patches.unique().tolist(), [number])
@@ -63,7 +63,7 @@ class TransferTest(absltest.TestCase):
             mock.patch.object(Tensor, "to", lambda self, device, non_blocking: self),
             mock.patch.object(Tensor, "record_stream", lambda self, stream: recorded.append(self)),
         ):
-            taken = prefetch.transferred(batches(3, told), torch.device("cuda"))
+            taken = prefetch.prefetch_to_device(batches(3, told), torch.device("cuda"))
             for number, (batch, wait) in enumerate(taken):
                 told.append(f"take {number}")
                 self.assertEqual(batch.indices.tolist(), [number, number])

@@ -44,16 +44,16 @@ class ProceduralImagesTest(parameterized.TestCase):
         self.assertEqual(np.bincount(source.labels).tolist(), [5] * 10)
         self.assertEqual(source.name(13), f"val/{source.classes[3]}/000013")
 
-    def test_colour_tells_nothing_of_the_class(self) -> None:
+    def test_color_tells_nothing_of_the_class(self) -> None:
         train, val = (
             ProceduralImages(images=1000, size=16, seed=0, split=split)
             for split in ("train", "val")
         )
-        train_colours = read_all(train).float().mean((2, 3))
-        val_colours = read_all(val).float().mean((2, 3))
+        train_colors = read_all(train).float().mean((2, 3))
+        val_colors = read_all(val).float().mean((2, 3))
         labels = torch.tensor(train.labels)
-        centres = torch.stack([train_colours[labels == label].mean(0) for label in range(10)])
-        guesses = torch.cdist(val_colours, centres).argmin(1)
+        centers = torch.stack([train_colors[labels == label].mean(0) for label in range(10)])
+        guesses = torch.cdist(val_colors, centers).argmin(1)
         accuracy = (guesses == torch.tensor(val.labels)).float().mean().item()
         self.assertLess(accuracy, 0.17)  # Chance is 0.10, one standard deviation 0.01.
 

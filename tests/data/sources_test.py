@@ -22,7 +22,7 @@ class FilesTestCase(parameterized.TestCase):
         self.root = self.create_tempdir().full_path
 
     def add(self, *files: str) -> None:
-        """Writes one image per name, each of its own grey value."""
+        """Writes one image per name, each of its own gray value."""
         for file in files:
             path = os.path.join(self.root, file)
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -88,29 +88,29 @@ class ImageFolderTest(FilesTestCase):
             sources.ImageFolder(self.root, "train")
 
 
-class UnlabelledImagesTest(FilesTestCase):
+class UnlabeledImagesTest(FilesTestCase):
     def test_reads_flat_and_nested_folders(self) -> None:
         self.add("z.png", "deep/er/a.jpg", "b.webp")
-        source = sources.UnlabelledImages(self.root)
+        source = sources.UnlabeledImages(self.root)
         self.assertEqual(self.names(source), ["b.webp", "deep/er/a.jpg", "z.png"])
         self.assertEqual(source.classes, [])
         self.assertIsNone(source.labels)
 
     def test_refuses_an_empty_folder(self) -> None:
         with self.assertRaisesRegex(UserError, "holds no images"):
-            sources.UnlabelledImages(self.root)
+            sources.UnlabeledImages(self.root)
 
     def test_follows_links_but_not_in_circles(self) -> None:
         self.add("a/b.png", "elsewhere/c.png")
         os.symlink(self.root, os.path.join(self.root, "a", "back"))
         os.symlink(os.path.join(self.root, "elsewhere"), os.path.join(self.root, "a", "link"))
-        names = self.names(sources.UnlabelledImages(os.path.join(self.root, "a")))
+        names = self.names(sources.UnlabeledImages(os.path.join(self.root, "a")))
         self.assertEqual(names, ["a/b.png", "a/link/c.png"])
 
     def test_knows_the_users_own_folder(self) -> None:
         self.add("data/b.png")
         with mock.patch.dict(os.environ, HOME=self.root):
-            self.assertEqual(self.names(sources.UnlabelledImages("~/data")), ["data/b.png"])
+            self.assertEqual(self.names(sources.UnlabeledImages("~/data")), ["data/b.png"])
 
 
 class ProgressTest(FilesTestCase):
@@ -118,7 +118,7 @@ class ProgressTest(FilesTestCase):
         self.add("train/cat/0.png", "train/dog/0.png")
         with progress_log() as log:
             folder = sources.ImageFolder(self.root, "train")
-            sources.UnlabelledImages(self.root)
+            sources.UnlabeledImages(self.root)
             folder.fingerprint(deep=True)
         shown = [line.rsplit(", ", 1)[0] for line in log.getvalue().splitlines()]
         self.assertEqual(

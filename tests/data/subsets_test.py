@@ -28,7 +28,7 @@ LABELS = [0] * 10 + [1] * 25 + [2] * 1 + [4] * 4
 class SubsetSourceTest(absltest.TestCase):
     def test_shows_the_images_of_the_whole(self) -> None:
         whole = memory([0, 1, 1, 4])
-        part = subsets.SubsetSource(whole, subsets.labels_of(whole)[:2] + 2)
+        part = subsets.SubsetSource(whole, subsets.label_array(whole)[:2] + 2)
         part = pickle.loads(pickle.dumps(part))
         self.assertLen(part, 2)
         self.assertEqual((part.classes, part.labels), (list("abcde"), [1, 4]))
@@ -143,7 +143,7 @@ class BalancedSubsetTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, f"fraction is {fraction}"):
             subsets.BalancedSubset(memory(LABELS), fraction, seed=0)
 
-    def test_refuses_unlabelled_images(self) -> None:
+    def test_refuses_unlabeled_images(self) -> None:
         with self.assertRaisesRegex(UserError, "has no labels"):
             subsets.BalancedSubset(memory(None), 0.5, seed=0)
 
@@ -180,14 +180,14 @@ class HeldOutTest(parameterized.TestCase):
             subsets.HeldOut(**(settings | changes))
 
 
-class CheckLabelledTest(absltest.TestCase):
+class CheckLabeledTest(absltest.TestCase):
     def refused(self, train: Any, val: Any, message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
-            subsets.check_labelled(train, val, "source", "val")
+            subsets.check_labeled(train, val, "source", "val")
 
     def test_accepts_and_refuses(self) -> None:
         train, val = memory([0, 1], "train"), memory([1, 4], "val")
-        subsets.check_labelled(train, val, "source", "val")
+        subsets.check_labeled(train, val, "source", "val")
         self.refused(train, memory(None), "val has no labels")
         self.refused(train, train, "train image 0 is in source and in val")
         pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)

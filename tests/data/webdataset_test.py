@@ -84,7 +84,7 @@ class WebDatasetImagesTest(parameterized.TestCase):
         self.assertTrue(torch.equal(after.read(4), self.source.read(5)))
         self.assertNotEqual(before.fingerprint(False), after.fingerprint(False))
 
-    def test_unlabelled(self) -> None:
+    def test_unlabeled(self) -> None:
         self.write("a.tar", range(4), labels=False)
         self.write("b.tar", range(4, 7), labels=False)
         images = self.open()

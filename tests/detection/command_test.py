@@ -168,7 +168,7 @@ class CommandTest(parameterized.TestCase):
     def test_voc_from_exported_weights(self) -> None:
         _write_voc(self.folder / "voc")
         weights = self.folder / "weights.pth"
-        weights.write_bytes(FORMATS["detectron2"].serialise(create_encoder("resnet18", False), 64))
+        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
         status, out, errors = self.run_command(
             *("--voc", "mine", str(self.folder / "voc"), "train", "--class-names", "cat,dog"),
             *("--train-data", "mine", "--test-data", "mine"),
@@ -226,7 +226,7 @@ class CommandTest(parameterized.TestCase):
 
     def test_weights_of_another_depth(self) -> None:
         weights = self.folder / "weights.pth"
-        weights.write_bytes(FORMATS["detectron2"].serialise(create_encoder("resnet34", False), 64))
+        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet34", False), 64))
         self.refuse(
             "hold a ResNet-34 .*, expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
         )

@@ -13,7 +13,7 @@ from torch import nn
 
 from jigclu.detection import extra_norm
 from jigclu.models.encoder import Encoder, create_encoder
-from jigclu.ops.normalize import normalised
+from jigclu.ops.normalize import normalize
 from jigclu.tasks.export_formats import FORMATS
 
 CONFIGS = Path(__file__).parents[2] / "detection" / "configs"
@@ -65,7 +65,7 @@ class ModelsTest(parameterized.TestCase):
         model = build_model(cfg).eval()
         encoder = _encoder()
         path = Path(self.create_tempdir()) / "weights.pth"
-        path.write_bytes(FORMATS[layout].serialise(encoder, 64))
+        path.write_bytes(FORMATS[layout].serialize(encoder, 64))
         DetectionCheckpointer(model).load(str(path))
         # That norm alone is new, and counters are needed by nobody.
         new = re.compile(r".*\.res5\.norm\..*|.*\.num_batches_tracked")
@@ -77,7 +77,7 @@ class ModelsTest(parameterized.TestCase):
 
         pixels = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
         with torch.no_grad():
-            expected = _stages(encoder, normalised(pixels[None], MEAN, STD))
+            expected = _stages(encoder, normalize(pixels[None], MEAN, STD))
             backbone = getattr(model.backbone, "bottom_up", model.backbone)
             found = backbone(model.preprocess_image([{"image": pixels}]).tensor)
             if layout == "detectron2_c4":

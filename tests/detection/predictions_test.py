@@ -21,7 +21,7 @@ def _instances(boxes: list[list[float]], scores: list[float], classes: list[int]
 
 
 class DrawnTest(absltest.TestCase):
-    def test_edges_are_in_the_colour_of_the_class_and_all_else_stays(self) -> None:
+    def test_edges_are_in_the_color_of_the_class_and_all_else_stays(self) -> None:
         image = torch.zeros(3, 60, 80, dtype=torch.uint8)
         found = _instances([[10, 10, 70, 50], [10, 52, 70, 58]], [0.9, 0.4], [0, 1])
         picture = predictions.drawn(image, found, ("cat", "dog"))

@@ -1,4 +1,4 @@
-"""What pre-training minimises: its settings. What it computes is held by step_test."""
+"""What pre-training minimizes: its settings. What it computes is held by step_test."""
 
 from absl.testing import absltest, parameterized
 

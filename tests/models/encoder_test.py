@@ -57,7 +57,7 @@ class EncoderTest(parameterized.TestCase):
         with torch.no_grad():
             torch.testing.assert_close(encoder(images).flatten(1), theirs(images))
 
-    def test_normalises_over_all_ranks(self) -> None:
+    def test_normalizes_over_all_ranks(self) -> None:
         kinds = {type(module) for module in create_encoder("resnet18", False).modules()}
         self.assertIn(BatchNorm, kinds)
         self.assertNotIn(nn.BatchNorm2d, kinds)

@@ -92,7 +92,7 @@ class JigCluTest(parameterized.TestCase):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             outputs = small_model(2)(torch.randn(1, 3, 32, 32))
         self.assertEqual(outputs.embeddings.dtype, torch.float32)
-        # Normalised in bfloat16 their length would be off by some thousandths.
+        # Normalized in bfloat16 their length would be off by some thousandths.
         torch.testing.assert_close(outputs.embeddings.norm(dim=1), torch.ones(4))
 
 

@@ -48,7 +48,7 @@ class WeightsTest(parameterized.TestCase):
     def _load_file(
         self, model: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], weights.LoadReport]:
-        return weights.fit(weights.read_weights(self.path), model, self.path)
+        return weights.match_weights(weights.read_weights(self.path), model, self.path)
 
     @parameterized.named_parameters(
         ("torchvision", _with_prefix("")),
@@ -124,7 +124,7 @@ class WeightsTest(parameterized.TestCase):
     def test_takes_the_dtype_of_the_model(self) -> None:
         found = {"encoder.conv1.weight": torch.ones(2, dtype=torch.float16)}
         model = {"encoder.conv1.weight": torch.zeros(2)}
-        values, _ = weights.fit(found, model, self.path)
+        values, _ = weights.match_weights(found, model, self.path)
         self.assertEqual(values["encoder.conv1.weight"].dtype, torch.float32)
 
     @parameterized.parameters(
@@ -167,7 +167,7 @@ class WeightsTest(parameterized.TestCase):
     def test_take_fills_the_tensors_themselves(self) -> None:
         torch.save(_RESNET, self.path)
         model = _our_model()
-        told = weights.take(self.path, model)
+        told = weights.load_into(self.path, model)
         torch.testing.assert_close(model["encoder.conv1.weight"], _RESNET["conv1.weight"])
         self.assertStartsWith(told, f"initial weights of {self.path}: loaded 100 tensors")
 

@@ -39,7 +39,7 @@ ADJUST = (
 def random_patches(count: int, size: int = 24) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    patches[:, :, :3] = patches[:, :1, :3]  # Some grey rows: hue and chroma are 0 / 0 there.
+    patches[:, :, :3] = patches[:, :1, :3]  # Some gray rows: hue and chroma are 0 / 0 there.
     patches[:, :, 0, 0] = 0
     return patches
 
@@ -67,7 +67,7 @@ def one_by_one(patch: Tensor, row: AugmentationParameters, radius: int) -> Tenso
 
 
 class AugmentTest(parameterized.TestCase):
-    def test_identity_normalises_only(self) -> None:
+    def test_identity_normalizes_only(self) -> None:
         patches = random_patches(2)
         expected = functional.normalize(
             patches.float() / 255, list(PUBLISHED.mean), list(PUBLISHED.std)
@@ -80,7 +80,7 @@ class AugmentTest(parameterized.TestCase):
         (augment.SATURATION, [0.0, 0.6, 1.4]),
         (augment.HUE, [-0.5, -0.1, 0.07, 0.37]),
     )
-    def test_each_colour_operation_is_torchvisions(
+    def test_each_color_operation_is_torchvisions(
         self, operation: int, values: list[float]
     ) -> None:
         patches = random_patches(len(values))
@@ -99,7 +99,7 @@ class AugmentTest(parameterized.TestCase):
         for index, patch in enumerate(patches):
             row = AugmentationParameters._make(values[index] for values in parameters)
             expected = one_by_one(patch, row, radius=6)
-            # Hue turns one rounding of a nearly grey pixel into more: hence not 1e-6.
+            # Hue turns one rounding of a nearly gray pixel into more: hence not 1e-6.
             torch.testing.assert_close(actual[index], expected, atol=1e-4, rtol=0)
 
     def test_flip_mirrors_only_the_flipped(self) -> None:
@@ -117,7 +117,7 @@ class AugmentTest(parameterized.TestCase):
         np.testing.assert_allclose(actual[0], 0.2989, atol=1e-6)
         np.testing.assert_array_equal(actual[1, :, 0, 0], [1, 0, 0])
 
-    def test_blur_is_a_convolution_with_a_normalised_gaussian(self) -> None:
+    def test_blur_is_a_convolution_with_a_normalized_gaussian(self) -> None:
         patches = torch.zeros(3, 3, 31, 31, dtype=torch.uint8)
         patches[:, :, 15, 15] = 255
         sigmas = [0.0, 0.5, 2.0]

@@ -116,7 +116,7 @@ class PermutationTest(absltest.TestCase):
         patches = torch.arange(6).reshape(3, 2, 1, 1, 1).expand(3, 2, 1, 1, 1)
         flat = jigsaw.flatten_patches(patches).flatten().tolist()
         self.assertEqual(flat, [0, 2, 4, 1, 3, 5])
-        self.assertEqual(jigsaw.patch_of(torch.arange(6), 3).tolist(), [0, 0, 0, 1, 1, 1])
+        self.assertEqual(jigsaw.patch_locations(torch.arange(6), 3).tolist(), [0, 0, 0, 1, 1, 1])
 
 
 if __name__ == "__main__":

@@ -137,9 +137,9 @@ class ClusteringLossTest(parameterized.TestCase):
 
     def test_falls_as_siblings_meet(self) -> None:
         scattered = random_embeddings(4, 4, 8)
-        centres = scattered.mean(1, keepdim=True)
+        centers = scattered.mean(1, keepdim=True)
         values = [
-            clustering_loss(functional.normalize(scattered.lerp(centres, share), dim=2), 0, 4)
+            clustering_loss(functional.normalize(scattered.lerp(centers, share), dim=2), 0, 4)
             for share in (0.0, 0.5, 1.0)
         ]
         self.assertGreater(values[0], values[1])

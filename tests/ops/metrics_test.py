@@ -40,7 +40,7 @@ class ScoresTest(absltest.TestCase):
         expected = torch.zeros(7, 7, dtype=torch.int64)
         expected[0, 0], expected[4, 0], expected[5, 0], expected[1, 1] = 1, 2, 1, 1
         self.assertTrue(torch.equal(counts.confusion, expected))
-        top1, top5, per_class = metrics.scores_of(counts)
+        top1, top5, per_class = metrics.to_scores(counts)
         self.assertAlmostEqual(top1, 2 / 5)
         self.assertAlmostEqual(top5, 4 / 5)
         nan = float("nan")
@@ -54,7 +54,7 @@ class ScoresTest(absltest.TestCase):
         counts = metrics.add(
             metrics.no_counts(3, CPU), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
         )
-        self.assertEqual(metrics.scores_of(counts).top5, 1.0)
+        self.assertEqual(metrics.to_scores(counts).top5, 1.0)
 
     def test_every_image_counts_once_on_one_rank_and_on_two(self) -> None:
         alone = counts_of_seven()

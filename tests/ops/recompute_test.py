@@ -4,7 +4,7 @@ import torch
 from absl.testing import absltest
 from torch import Tensor, nn
 
-from jigclu.ops.recompute import recomputed
+from jigclu.ops.recompute import recompute
 
 
 class RecomputeTest(absltest.TestCase):
@@ -17,7 +17,7 @@ class RecomputeTest(absltest.TestCase):
             outputs = model(values)
             return outputs.sin(), outputs.cos()
 
-        (one, two), (plain_one, plain_two) = recomputed(function, model, inputs), function(inputs)
+        (one, two), (plain_one, plain_two) = recompute(function, model, inputs), function(inputs)
         self.assertTrue(torch.equal(one, plain_one))
         self.assertTrue(torch.equal(two, plain_two))
         actual = torch.autograd.grad((one * two + one).sum(), list(model.parameters()))
@@ -35,7 +35,7 @@ class RecomputeTest(absltest.TestCase):
             runs.append(torch.is_grad_enabled())
             return (model(values),)
 
-        (outputs,) = recomputed(function, model, torch.randn(8, 3))
+        (outputs,) = recompute(function, model, torch.randn(8, 3))
         after = {name: value.clone() for name, value in model.named_buffers()}
         self.assertEqual(int(after["num_batches_tracked"]), 1)
         outputs.square().sum().backward()
@@ -52,7 +52,7 @@ class RecomputeTest(absltest.TestCase):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            recomputed(lambda values: (model(values),), model, torch.randn(64, 16))
+            recompute(lambda values: (model(values),), model, torch.randn(64, 16))
         self.assertEmpty(kept)
 
 

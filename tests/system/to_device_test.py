@@ -22,8 +22,8 @@ class PlacementTest(absltest.TestCase):
             mock.patch.object(Tensor, "pin_memory", lambda _: pinned),
             mock.patch.object(Tensor, "to", to),
         ):
-            to_device.placed(values, "cuda")
-            to_device.placed(values, torch.device("cpu"))
+            to_device.to_device(values, "cuda")
+            to_device.to_device(values, torch.device("cpu"))
         self.assertIs(moved[0][0], pinned)
         self.assertIs(moved[1][0], values)
         self.assertEqual(moved[0][1:], ("cuda", True))

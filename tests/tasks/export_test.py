@@ -96,7 +96,7 @@ class ExportTest(parameterized.TestCase):
         self.run_task(formats=("torchvision", "safetensors"))
         for suffix in (".torchvision.pth", ".safetensors"):
             model = encoder_tensors(create_encoder("resnet18", False))
-            weights.take(self.workdir / f"resnet18{suffix}", model)
+            weights.load_into(self.workdir / f"resnet18{suffix}", model)
             for name, value in tensors.items():
                 torch.testing.assert_close(model[f"encoder.{name}"], value, rtol=0, atol=0)
 
@@ -152,7 +152,7 @@ class ExportTest(parameterized.TestCase):
             tensors["layer4.1.bn2.bias"] = tensors["layer4.1.bn2.bias"] + 0.01
             return safetensors.torch.save(tensors)
 
-        wrong = FORMATS["safetensors"]._replace(serialise=spoilt)
+        wrong = FORMATS["safetensors"]._replace(serialize=spoilt)
         with (
             mock.patch.dict(FORMATS, safetensors=wrong),
             self.assertRaisesRegex(
@@ -265,7 +265,7 @@ class FormatsTest(absltest.TestCase):
         encoder = create_encoder("resnet18", False).eval()
         path = Path(self.create_tempdir().full_path) / "model.onnx"
         checkpoint.write_whole(
-            path, lambda file: file.write(FORMATS["onnx"].serialise(encoder, 32))
+            path, lambda file: file.write(FORMATS["onnx"].serialize(encoder, 32))
         )
         features = FORMATS["onnx"].read(path, "resnet18", False)
         for count in (1, 3):

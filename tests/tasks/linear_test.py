@@ -53,7 +53,7 @@ def run_on_rank(workdir: str, cache: str | None) -> tuple[Tensor, list[Any]]:
     task = changed(cache=cache and FeatureCache(folder=cache, views=1), evaluate_every=1)
     with contextlib.redirect_stderr(io.StringIO()):
         training = task.start(Path(workdir), CONFIG, torch.device("cpu"))
-        training.to_the_end()
+        training.run()
     return training.state.parameters["fc.weight"], training.scores
 
 

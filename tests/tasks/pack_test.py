@@ -95,7 +95,7 @@ class PackTest(parameterized.TestCase):
         self.assertBetween(difference, 0.01, 3)
         self.assertNotEqual(jpeg.fingerprint(True), raw.fingerprint(True))
 
-    def test_unlabelled(self) -> None:
+    def test_unlabeled(self) -> None:
         task = self.task()
         task.source.classes, task.source.labels = [], None  # type: ignore[misc]
         task.run(self.workdir, "")

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from jigclu.data.procedural import ProceduralImages
-from jigclu.data.sources import UnlabelledImages
+from jigclu.data.sources import UnlabeledImages
 from jigclu.system import checkpoint, machine
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
@@ -35,7 +35,7 @@ EVALUATION = KnnEvaluation(
     crop=32,
     mean=(0.5, 0.5, 0.5),
     std=(0.25, 0.25, 0.25),
-    neighbours=3,
+    neighbors=3,
     temperature=0.07,
     batch_size=10,
     workers=0,
@@ -190,7 +190,7 @@ class PretrainTest(parameterized.TestCase):
         for index in range(4):
             Image.new("RGB", (40, 30), (60 * index, 0, 0)).save(data / f"{index}.png")
         (data / "2.png").write_bytes(b"no image")
-        task = changed(source=UnlabelledImages(str(data)), epochs=3)
+        task = changed(source=UnlabeledImages(str(data)), epochs=3)
         printed = run(task, self.folder / "run")
         self.assertIn("3 unreadable images were skipped", printed)
 
@@ -205,7 +205,7 @@ class PretrainTest(parameterized.TestCase):
         self.assertIn("steps: 6, 3 an epoch of 2 epochs", plan)
         self.assertIn("samples: 24 images, 4 a step\nmontages: 4 of 32x32 pixels a device", plan)
         # 11,168,832 of the encoder with its small stem and 330,372 of the heads, 4 bytes each,
-        # and 4800 channels of batch normalisation.
+        # and 4800 channels of batch normalization.
         self.assertIn("state: 92.0 MB a device (parameters 46.0, momentum 46.0", plan)
         self.assertIn("machine:\n  precision: float32 (bound)\n  compile: False (bound)", plan)
 
@@ -245,7 +245,7 @@ class PretrainTest(parameterized.TestCase):
         ({"init_from": "/nowhere/w.pth"}, "/nowhere/w.pth does not exist"),
         ({"resume_from": "/nowhere/c.pt"}, "/nowhere/c.pt does not exist"),
         ({"init_from": "a", "resume_from": "b"}, "give one"),
-        ({"evaluation": dataclasses.replace(EVALUATION, neighbours=99)}, "knn.neighbours is 99"),
+        ({"evaluation": dataclasses.replace(EVALUATION, neighbors=99)}, "knn.neighbors is 99"),
         ({"evaluation": dataclasses.replace(EVALUATION, crop=64)}, "crop is 64"),
     )
     def test_mistakes_are_found_before_anything_is_written(

@@ -32,7 +32,7 @@ train_split/ProceduralImages.images = 20
 val_split/ProceduralImages.images = 10
 knn.resize = 32
 knn.crop = 32
-knn.neighbours = 3
+knn.neighbors = 3
 train.batch_size = 10
 train.epochs = 1
 train.warmup_epochs = 0
@@ -59,7 +59,7 @@ val_split/ProceduralImages.images = 10
 val_split/ProceduralImages.split = 'val'
 knn.resize = 32
 knn.crop = 32
-knn.neighbours = 3
+knn.neighbors = 3
 knn.workers = 0
 """
 
@@ -176,15 +176,15 @@ class ReproduceTest(absltest.TestCase):
     def test_later_stages_are_checked_before_the_first_runs(self) -> None:
         for name, text in (("train", TRAIN), ("knn", KNN), ("all", STAGES)):
             (self.folder / f"{name}.gin").write_text(text.format(folder=self.folder))
-        (self.folder / "knn.gin").write_text(KNN.replace("neighbours = 3", "neighbours = 50"))
+        (self.folder / "knn.gin").write_text(KNN.replace("neighbors = 3", "neighbors = 50"))
         task = config.load([str(self.folder / "all.gin")], []).task
-        with self.assertRaisesRegex(UserError, "stage knn: knn.neighbours is 50"):
+        with self.assertRaisesRegex(UserError, "stage knn: knn.neighbors is 50"):
             task.check(self.folder / "run", "")
         self.assertFalse((self.folder / "run").exists())
 
     def test_an_export_is_checked_before_there_are_weights(self) -> None:
         samples.write_image_tree(self.folder / "images")
-        images = f"UnlabelledImages.root='{self.folder}/images'"
+        images = f"UnlabeledImages.root='{self.folder}/images'"
         bindings = ("export.init_from='{pretrained}'", images, "export.formats=('onxx',)")
         (self.folder / "train.gin").write_text(TRAIN)
         stages = (

@@ -52,7 +52,7 @@ class SettingsTest(parameterized.TestCase):
 
 
 class EncodeTest(absltest.TestCase):
-    def test_is_the_pooled_map_of_the_normalised_image(self) -> None:
+    def test_is_the_pooled_map_of_the_normalized_image(self) -> None:
         _, actual = indices_and_features()
         encoder = small_encoder().eval()
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (SETTINGS.mean, SETTINGS.std))

@@ -25,7 +25,7 @@ def evaluation(**changes: object) -> knn_evaluator.KnnEvaluation:
         "crop": 32,
         "mean": (0.5, 0.5, 0.5),
         "std": (0.25, 0.25, 0.25),
-        "neighbours": 3,
+        "neighbors": 3,
         "temperature": 0.07,
         "batch_size": 4,
         "workers": 0,
@@ -41,20 +41,20 @@ def score_and_features() -> tuple[float, float, Tensor]:
 
 
 def predict(
-    queries: Tensor, bank: Tensor, labels: Tensor, neighbours: int, temperature: float
+    queries: Tensor, bank: Tensor, labels: Tensor, neighbors: int, temperature: float
 ) -> Tensor:
     """Classifies with a bank that comes in three pieces, and is shared by the ranks."""
     own = slice(collectives.rank(), None, collectives.world_size())
-    nearest = knn_evaluator.none_near(len(queries), neighbours, CPU)
+    nearest = knn_evaluator.empty_nearest(len(queries), neighbors, CPU)
     for piece in zip(bank[own].chunk(3), labels[own].chunk(3), strict=True):
-        nearest = knn_evaluator.nearer(nearest, queries, *piece)
+        nearest = knn_evaluator.update_nearest(nearest, queries, *piece)
     return knn_evaluator.vote(
         knn_evaluator.merge_ranks(nearest), int(labels.max()) + 1, temperature
     )
 
 
-def predict_random(neighbours: int, temperature: float) -> Tensor:
-    return predict(*random_data(), neighbours, temperature)
+def predict_random(neighbors: int, temperature: float) -> Tensor:
+    return predict(*random_data(), neighbors, temperature)
 
 
 def random_data() -> tuple[Tensor, Tensor, Tensor]:
@@ -80,34 +80,32 @@ class PredictTest(parameterized.TestCase):
         self.assertEqual(predict(-query, bank, labels.flip(0), 3, 0.001).tolist(), [1])
 
     @parameterized.parameters((1, 0.07), (5, 0.07), (50, 1.0))
-    def test_equals_brute_force(self, neighbours: int, temperature: float) -> None:
+    def test_equals_brute_force(self, neighbors: int, temperature: float) -> None:
         queries, bank, labels = random_data()
-        actual = predict(queries, bank, labels, neighbours, temperature)
+        actual = predict(queries, bank, labels, neighbors, temperature)
         cosines = queries.double().numpy() @ bank.double().numpy().T
         for row, predicted in zip(cosines, actual.tolist(), strict=True):
             votes = np.zeros(4)
-            for index in np.argsort(-row)[:neighbours]:
+            for index in np.argsort(-row)[:neighbors]:
                 votes[labels[index]] += np.exp(row[index] / temperature)
             self.assertGreaterEqual(votes[predicted], votes.max() * (1 - 1e-4))
 
     @parameterized.parameters((5, 0.07), (40, 1.0))
-    def test_is_the_same_on_two_ranks(self, neighbours: int, temperature: float) -> None:
-        # 40 of 50 neighbours: more than one rank's share of the bank.
-        alone = predict_random(neighbours, temperature)
-        for rank in run_on_ranks(predict_random, 2, neighbours, temperature):
+    def test_is_the_same_on_two_ranks(self, neighbors: int, temperature: float) -> None:
+        # 40 of 50 neighbors: more than one rank's share of the bank.
+        alone = predict_random(neighbors, temperature)
+        for rank in run_on_ranks(predict_random, 2, neighbors, temperature):
             self.assertTrue(torch.equal(rank, alone))
 
 
 class KnnEvaluationTest(parameterized.TestCase):
     def test_a_bank_that_holds_the_queries_scores_one(self) -> None:
         images = ProceduralImages(images=20, size=32, seed=0, split="train")
-        score = evaluation(bank=images, queries=images, neighbours=1)(
-            small_encoder(), torch.float32
-        )
+        score = evaluation(bank=images, queries=images, neighbors=1)(small_encoder(), torch.float32)
         self.assertEqual(score.accuracy, 1.0)
         self.assertAlmostEqual(score.chance, 0.1)
 
-    def test_features_are_pooled_and_normalised(self) -> None:
+    def test_features_are_pooled_and_normalized(self) -> None:
         task, encoder = evaluation(), small_encoder().eval()
         features = task._all_queries(encoder, task._settings(torch.device("cpu"), torch.float32))
         image = (task.queries.read(6).float() / 255 - 0.5) / 0.25
@@ -131,8 +129,8 @@ class KnnEvaluationTest(parameterized.TestCase):
             self.assertTrue(torch.equal(value, before[name]), name)
 
     @parameterized.parameters(
-        ({"neighbours": 0}, "knn.neighbours is 0.*20"),
-        ({"neighbours": 21}, "knn.neighbours is 21.*20"),
+        ({"neighbors": 0}, "knn.neighbors is 0.*20"),
+        ({"neighbors": 21}, "knn.neighbors is 21.*20"),
         ({"temperature": 0.0}, "knn.temperature is 0.0"),
         (
             {"queries": ImageArray("x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [], None)},

@@ -68,7 +68,7 @@ class MonitorTest(parameterized.TestCase):
             read_at.append(step)
             return tolist(tensor)
 
-        forbidden = AssertionError("synchronised with the device")
+        forbidden = AssertionError("synchronized with the device")
         with (
             self._monitor() as run,
             mock.patch.object(Tensor, "tolist", counted),

@@ -11,7 +11,7 @@ PADDING = 2  # Pixels between the montages, of torchvision's grid.
 
 
 class PicturesTest(absltest.TestCase):
-    def test_undoes_the_normalisation(self) -> None:
+    def test_undoes_the_normalization(self) -> None:
         plain = AUGMENTATION._replace(
             jitter_probability=0.0,
             grayscale_probability=0.0,
@@ -33,10 +33,10 @@ class PicturesTest(absltest.TestCase):
 
     def test_shows_the_augmentation(self) -> None:
         inputs = inputs_of(0)
-        grey = inputs.augmentation._replace(
+        gray = inputs.augmentation._replace(
             grayscale=torch.ones_like(inputs.augmentation.grayscale)
         )
-        picture = montage_picture(inputs._replace(augmentation=grey), AUGMENTATION, 2).int()
+        picture = montage_picture(inputs._replace(augmentation=gray), AUGMENTATION, 2).int()
         self.assertLessEqual((picture[0] - picture[2]).abs().max(), 1)
 
     def test_confusion(self) -> None:

@@ -11,7 +11,7 @@ from jigclu.system.errors import UserError
 from jigclu.training import resume
 from jigclu.training.state import TrainState
 
-OLD = "train.seed = 0\ntrain.workers = 8\nknn.neighbours = 20\nImageFolder.root = 'a'"
+OLD = "train.seed = 0\ntrain.workers = 8\nknn.neighbors = 20\nImageFolder.root = 'a'"
 
 
 MACHINE = {"precision": ["bfloat16", "a reason"]}
@@ -35,7 +35,7 @@ def state_of(value: float) -> TrainState:
 class ResumeTest(parameterized.TestCase):
     @parameterized.parameters(
         ("train.workers = 8", "train.workers = 2"),
-        ("knn.neighbours = 20", "knn.neighbours = 5"),
+        ("knn.neighbors = 20", "knn.neighbors = 5"),
         ("ImageFolder.root = 'a'", "ImageFolder.root = 'b'"),
         ("train.workers = 8", "train.workers = 8\ntrain.device = 'cpu'"),
         ("train.workers = 8", "train.workers = 'auto'\ntrain.precision = 'float32'"),
@@ -80,8 +80,8 @@ class ResumeTest(parameterized.TestCase):
         self.assertEqual(resume.started_precision(contents), precision)
 
     def test_loss_scale_starts_anew_in_another_precision(self) -> None:
-        contents = resume.contents(state_of(5.0), OLD, "ab12", [], MACHINE)
-        state = resume.fill(state_of(0.0), contents, Path("c.pt"), "float16")
+        contents = resume.to_checkpoint(state_of(5.0), OLD, "ab12", [], MACHINE)
+        state = resume.restore(state_of(0.0), contents, Path("c.pt"), "float16")
         self.assertEqual((state.step, state.loss_scale, state.good_steps), (5, 3.0, 4))
 
     def test_data_may_not(self) -> None:
@@ -92,7 +92,7 @@ class ResumeTest(parameterized.TestCase):
     def test_state_survives_the_file(self) -> None:
         folder = Path(self.create_tempdir().full_path)
         torch.manual_seed(7)
-        contents = resume.contents(
+        contents = resume.to_checkpoint(
             state_of(5.0), OLD, "ab12", [(0, {"knn_accuracy": 0.25})], MACHINE
         )
         self.assertCountEqual(contents, (*checkpoint.KEYS, "machine"))
@@ -101,7 +101,7 @@ class ResumeTest(parameterized.TestCase):
 
         target = state_of(0.0)
         loaded = checkpoint.load(path, "cpu")
-        filled = resume.fill(target, loaded, path, "bfloat16")
+        filled = resume.restore(target, loaded, path, "bfloat16")
         for actual, wanted in zip(filled, state_of(5.0), strict=True):
             torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
         # Into the tensors themselves, which the model holds.
@@ -113,11 +113,11 @@ class ResumeTest(parameterized.TestCase):
 
     @parameterized.parameters("parameters", "buffers")
     def test_refuses_another_architecture(self, part: str) -> None:
-        contents: dict[str, Any] = resume.contents(state_of(5.0), OLD, "ab12", [], MACHINE)
+        contents: dict[str, Any] = resume.to_checkpoint(state_of(5.0), OLD, "ab12", [], MACHINE)
         contents[part] = {"other": torch.zeros(1)}
         target = state_of(0.0)
         with self.assertRaisesRegex(UserError, "c.pt is of another architecture: .*missing"):
-            resume.fill(target, contents, Path("c.pt"), "bfloat16")
+            resume.restore(target, contents, Path("c.pt"), "bfloat16")
 
 
 if __name__ == "__main__":

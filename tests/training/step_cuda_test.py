@@ -66,7 +66,7 @@ class StepsCudaTest(parameterized.TestCase):
                 inputs = StepInputs(
                     collectives.exchange_patches(patches, permutation),
                     augment.select_rows(drawn, permutation, CUDA),
-                    to_device.placed(permutation, CUDA),
+                    to_device.to_device(permutation, CUDA),
                 )
                 state, _ = step(state, inputs, 0.03)
             finally:

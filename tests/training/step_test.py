@@ -121,7 +121,7 @@ class StepsTest(parameterized.TestCase):
                 self.assertAlmostEqual(ours[name], value, delta=relative * abs(value), msg=name)
 
     def test_equals_a_plain_step(self) -> None:
-        # torch's own batch normalisation, optimizer and autograd, and the explicit mask.
+        # torch's own batch normalization, optimizer and autograd, and the explicit mask.
         model = small_model(nn.BatchNorm2d)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
         inputs = inputs_of(0)

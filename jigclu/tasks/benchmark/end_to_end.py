@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jigclu.data.loader import Batch
-from jigclu.data.prefetch import transferred
+from jigclu.data.prefetch import prefetch_to_device
 from jigclu.data.sampler import steps_per_epoch
 from jigclu.system import progress
 from jigclu.tasks.benchmark.stepping import jigsaw_step, jigsaw_stepper, random_inputs
@@ -97,7 +97,7 @@ def measure_copies(task: PretrainTask, repetitions: int, device: torch.device) -
     if machine.pin_memory.value:
         patches = patches.pin_memory()
     batch = Batch(patches, torch.arange(task.batch_size), 0)
-    ahead = transferred(itertools.repeat((batch, 0.0)), device)
+    ahead = prefetch_to_device(itertools.repeat((batch, 0.0)), device)
 
     def take_patches(values: Tensor) -> None:
         take(inputs._replace(slots=values.flatten(0, 1)))

@@ -180,7 +180,7 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
         crop=96,
         mean=tuple(task.augmentation.mean),
         std=tuple(task.augmentation.std),
-        neighbours=20,
+        neighbors=20,
         temperature=0.07,
         batch_size=256,
         workers=workers,

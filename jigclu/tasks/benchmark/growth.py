@@ -41,8 +41,8 @@ def measure_loss(
       repetitions: >= 1; one where half of `longest` is expected.
       device: on which to compute.
     """
-    losses_of = {"ours": _ours(task), "published": _theirs(task)}
-    expected = dict.fromkeys(losses_of, 0.0)
+    probe_losses = {"ours": _ours(task), "published": _theirs(task)}
+    expected = dict.fromkeys(probe_losses, 0.0)
     rows = []
     counts = zip((patches[0], *patches), patches, strict=False)
     for _, (before, count) in each_row({f"{pair[1]:,} patches": pair for pair in counts}):
@@ -53,7 +53,7 @@ def measure_loss(
         expected = {name: seconds * growth for name, seconds in expected.items()}
         actions: dict[str, Action] = {
             name: functools.partial(_gradient, loss, embeddings)
-            for name, loss in losses_of.items()
+            for name, loss in probe_losses.items()
             if expected[name] <= longest and _held(name, count) <= free_memory(device)
         }
         often = repetitions if max(expected.values()) <= longest / 2 else 1

@@ -59,7 +59,7 @@ class PublishedPatches:
         )
 
     def read(self, path: str) -> Tensor:
-        """Returns float32 [grid**2, 3, size, size], normalised, in patch order."""
+        """Returns float32 [grid**2, 3, size, size], normalized, in patch order."""
         with Image.open(path) as file:
             image = file.convert("RGB")
         boxes = jigsaw.patch_boxes(image.height, image.width, self._grid, self._cross_ratio)
@@ -76,7 +76,7 @@ def clustering_loss(
     """Returns `losses.clustering_loss` of all patches, by matrices of all pairs.
 
     Args:
-      embeddings: [patches, channels], L2-normalised, in any order.
+      embeddings: [patches, channels], L2-normalized, in any order.
       image: int64 [patches]: which one each patch is of.
       temperature: > 0.
       base_temperature: > 0.
@@ -121,7 +121,7 @@ class PublishedStep:
         outputs = self._model(montages)
         batch_size = len(montages)
         loss = clustering_loss(outputs.embeddings, permutation % batch_size, *self._temperatures)
-        location = jigsaw.patch_of(permutation, batch_size)
+        location = jigsaw.patch_locations(permutation, batch_size)
         loss = loss + functional.cross_entropy(outputs.location_logits, location)
         loss.backward()
         self._optimizer.step()

@@ -35,7 +35,7 @@ def check_reading(task: PretrainTask, images: int) -> None:
         if not Path(name).is_file():
             raise UserError(
                 f"the source gives {name}, not a file: the part 'reading' needs a folder of "
-                "images, such as ImageFolder or UnlabelledImages"
+                "images, such as ImageFolder or UnlabeledImages"
             )
         try:
             task.source.read(index)
@@ -63,7 +63,7 @@ def measure_reading(task: PretrainTask, images: int, repetitions: int) -> Table:
     with _packs(source) as packs, _one_thread():
         readers: dict[str, Callable[[int], object]] = {
             "published, PIL": _published(task, source, task.augmentation),
-            "published, PIL, colours left alone": _published(task, source, _unchanged(task)),
+            "published, PIL, colors left alone": _published(task, source, _unchanged(task)),
             "files, decoding alone, at full size": source.read,
             "files": _patches_of(task, source),
             "files, augmented on the same core": _augmented(task, source),
@@ -86,7 +86,7 @@ def measure_reading(task: PretrainTask, images: int, repetitions: int) -> Table:
         ],
         note=(
             f"{images} images to {task.grid**2} patches of {task.patch_size} pixels; seconds of "
-            "the processor. The published pipeline changes colours, too; here the training "
+            "the processor. The published pipeline changes colors, too; here the training "
             "device does, in large batches: one core would by itself as the row says. Packs have a "
             f"shorter side of {_SHORTER_SIDE} pixels."
         ),

@@ -44,8 +44,8 @@ class PublishedTest(absltest.TestCase):
     def test_augments(self) -> None:
         path = Path(self.create_tempdir().full_path) / "image.png"
         Image.new("RGB", (64, 64), (200, 40, 90)).save(path)
-        grey = STILL._replace(grayscale_probability=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        patches = published.PublishedPatches(2, 0.3, 16, (0.2, 1.0), (0.75, 1.33), grey).read(
+        gray = STILL._replace(grayscale_probability=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        patches = published.PublishedPatches(2, 0.3, 16, (0.2, 1.0), (0.75, 1.33), gray).read(
             str(path)
         )
         self.assertEqual(patches.shape, (4, 3, 16, 16))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl.testing import absltest
 
-from jigclu.data.sources import UnlabelledImages
+from jigclu.data.sources import UnlabeledImages
 from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark import reading
 from jigclu.tasks.pretrain import PretrainTask
@@ -20,7 +20,7 @@ class ReadingTest(absltest.TestCase):
         super().setUp()
         root = Path(self.create_tempdir().full_path)
         write_image_tree(root)
-        self.task = dataclasses.replace(GENERATED, source=UnlabelledImages(str(root)))
+        self.task = dataclasses.replace(GENERATED, source=UnlabeledImages(str(root)))
 
     def test_every_way_reads_and_is_compared(self) -> None:
         table = reading.measure_reading(self.task, 6, 1)
@@ -29,7 +29,7 @@ class ReadingTest(absltest.TestCase):
             names,
             [
                 "published, PIL",
-                "published, PIL, colours left alone",
+                "published, PIL, colors left alone",
                 "files, decoding alone, at full size",
                 "files",
                 "files, augmented on the same core",

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 
-from jigclu.data.sources import UnlabelledImages
+from jigclu.data.sources import UnlabeledImages
 from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark.task import BenchmarkTask
 from jigclu.tasks.pretrain import PretrainTask
@@ -41,7 +41,7 @@ class TaskTest(parameterized.TestCase):
 
     def run_parts(self, *parts: str) -> str:
         write_image_tree(self.folder / "images")
-        source = UnlabelledImages(str(self.folder / "images"))
+        source = UnlabeledImages(str(self.folder / "images"))
         task = dataclasses.replace(
             BENCHMARK, parts=parts, task=dataclasses.replace(BENCHMARK.task, source=source)
         )
