@@ -26,7 +26,7 @@ RUN_FILES = [file for file in FILES if not file.startswith("gin/base/")]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The task of a file, and what it leaves to its user to bind, by the base that it includes.
 TASKS = {
-    "gin/bench.gin": (BenchmarkTask, ()),
+    "gin/benchmark.gin": (BenchmarkTask, ()),
     "gin/base/pretrain.gin": (PretrainTask, ()),
     "gin/base/finetune.gin": (FinetuneTask, ("finetune.init_from",)),
     "gin/base/export.gin": (ExportTask, ()),

@@ -25,8 +25,9 @@ def _requirements(text: str) -> list[Requirement]:
 
 
 INSTALL = _requirements(_setup()["options"]["install_requires"])
-EXPORT, BENCH, DEVELOP = (
-    _requirements(_setup()["options.extras_require"][extra]) for extra in ("export", "bench", "dev")
+EXPORT, BENCHMARK, DEVELOP = (
+    _requirements(_setup()["options.extras_require"][extra])
+    for extra in ("export", "benchmark", "dev")
 )
 PINS = _requirements((ROOT / "constraints.txt").read_text())
 
@@ -58,10 +59,10 @@ class PackagingTest(parameterized.TestCase):
 
     def test_developing_tests_all_extras(self) -> None:
         own = next(requirement for requirement in DEVELOP if requirement.name == "jigclu")
-        self.assertEqual(own.extras, {"export", "bench"})
+        self.assertEqual(own.extras, {"export", "benchmark"})
 
     @parameterized.product(
-        requirement=[*INSTALL, *EXPORT, *BENCH, *(r for r in DEVELOP if r.name != "jigclu")],
+        requirement=[*INSTALL, *EXPORT, *BENCHMARK, *(r for r in DEVELOP if r.name != "jigclu")],
         python=["3.10", "3.11", "3.12", "3.13", "3.14"],
     )
     def test_one_pin_that_satisfies_the_requirement(

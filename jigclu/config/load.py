@@ -125,7 +125,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "knn_task": KnnTask,
     "export": ExportTask,
     "pack": PackTask,
-    "bench": BenchmarkTask,
+    "benchmark": BenchmarkTask,
     "augmentation": AugmentationSettings,
     "loss_scaling": optim.LossScaling,
     "sgd": sgd,

@@ -30,7 +30,7 @@ _COMPILED = 128  # Every kind of arithmetic compiles the same functions once mor
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTask:
-    """Measures what pre-training costs; what a field means stands in gin/bench.gin.
+    """Measures what pre-training costs; what a field means stands in gin/benchmark.gin.
 
     Units: images of one repetition of reading; steps of training end to end; patches
     of the global batch; longest in seconds.
