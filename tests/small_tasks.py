@@ -1,7 +1,6 @@
 """The fields that small training tasks of the tests have in common, and how they are run."""
 
 import contextlib
-import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -49,10 +48,10 @@ PRETRAINING: dict[str, Any] = TRAINING | {
     "base_temperature": 0.07,
     "clustering_weight": 1.0,
     "location_weight": 1.0,
-    "optimizer": functools.partial(optim.sgd, momentum=0.9, weight_decay=1e-4),
+    "optimizer": optim.SGD(momentum=0.9, weight_decay=1e-4),
     "learning_rate": 0.03,
-    "decay": schedules.cosine_decay,
-    "loss_scaling": optim.LossScaling(65536.0, 2.0, 0.5, 2000),
+    "decay": schedules.CosineDecay(),
+    "loss_scaling": optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
     "log_every": 2,
     "picture_every": 4,
     "checkpoint_every": 2,
@@ -62,7 +61,7 @@ PRETRAINING: dict[str, Any] = TRAINING | {
 }
 LABELLED: dict[str, Any] = TRAINING | {
     "batch_size": 8,
-    "decay": functools.partial(schedules.step_decay, milestones=(1,), factor=0.1),
+    "decay": schedules.StepDecay(milestones=(1,), factor=0.1),
     "train_size": 32,
     "crop_scale": (0.3, 1.0),
     "crop_ratio": (3 / 4, 4 / 3),

@@ -5,10 +5,8 @@ into plain arguments of code that does not.
 """
 
 import difflib
-import functools
 import inspect
 import logging
-import math
 import re
 import tokenize
 import typing
@@ -65,37 +63,6 @@ class Configuration(NamedTuple):
     unused: list[str]
 
 
-def sgd(momentum: float, weight_decay: float) -> optim.Optimizer:
-    """SGD with momentum; see `optim.sgd`."""
-    optim.check_optimizer(momentum, weight_decay)
-    return functools.partial(optim.sgd, momentum=momentum, weight_decay=weight_decay)
-
-
-def lars(momentum: float, weight_decay: float, trust_coefficient: float) -> optim.Optimizer:
-    """LARS; see `optim.lars`."""
-    optim.check_optimizer(momentum, weight_decay)
-    if not 0 < trust_coefficient < math.inf:
-        raise UserError(f"trust_coefficient is {trust_coefficient}; it must be above 0, and finite")
-    return functools.partial(
-        optim.lars,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        trust_coefficient=trust_coefficient,
-    )
-
-
-def cosine() -> schedules.Decay:
-    """Half a cosine; see `schedules.cosine_decay`."""
-    return schedules.cosine_decay
-
-
-def steps(milestones: Sequence[float], factor: float) -> schedules.Decay:
-    """Steps at epochs; see `schedules.step_decay`."""
-    if not 0 <= factor <= 1:
-        raise UserError(f"steps.factor is {factor}; it must lie in [0, 1]")
-    return functools.partial(schedules.step_decay, milestones=tuple(milestones), factor=factor)
-
-
 def launch(task: Task) -> Task:
     """The root of every configuration."""
     return task
@@ -128,10 +95,10 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "benchmark": BenchmarkTask,
     "augmentation": AugmentationSettings,
     "loss_scaling": optim.LossScaling,
-    "sgd": sgd,
-    "lars": lars,
-    "cosine": cosine,
-    "steps": steps,
+    "sgd": optim.SGD,
+    "lars": optim.LARS,
+    "cosine_decay": schedules.CosineDecay,
+    "step_decay": schedules.StepDecay,
     "ImageFolder": ImageFolder,
     "UnlabeledImages": UnlabeledImages,
     "ImageList": ImageList,
@@ -175,7 +142,12 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
                     f"{name}.{parameter} is {_spell(value)}; "
                     f"expected {_expected(expected[parameter])}"
                 )
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            # A check of a value begins with the name of its field; the user knows the binding.
+            is_of_field = str(error).split(" ")[0] in signature.parameters
+            raise UserError(f"{name}.{error}" if is_of_field else str(error)) from error
 
     # gin reads names and parameters off what it registers.
     call.__name__ = call.__qualname__ = name
@@ -189,8 +161,9 @@ def _spell(value: Any) -> str:
     """Returns a value as people write it; what a reference made, by its name."""
     if value is None or type(value) in (bool, int, float, str, tuple, list, dict):
         return f"{value!r}, of type {type(value).__name__}"
-    made = value.func if isinstance(value, functools.partial) else value
-    return f"a reference to {getattr(made, '__name__', type(made).__name__)}"
+    names = {function: name for name, function in CONFIGURABLES.items()}
+    made = type(value)
+    return f"a reference to {getattr(value, '__name__', names.get(made, made.__name__))}"
 
 
 def _expected(hint: Any) -> str:
@@ -209,8 +182,10 @@ def _expected(hint: Any) -> str:
 def _makes(function: Callable[..., Any], hint: Any) -> bool:
     if not isinstance(function, type):
         return types.parameter_hints(function).get("return") is hint
-    if types.is_protocol(hint) and not types.is_callable(hint):
-        return types.has_methods(function, hint)
+    if types.is_protocol(hint):
+        # Instances are called, so that their `__call__` is what has the arguments.
+        made: Any = function.__call__ if types.is_callable(hint) else function
+        return types.fits_protocol(made, hint)
     return function is hint
 
 

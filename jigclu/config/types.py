@@ -32,7 +32,7 @@ def fits(value: Any, hint: Any) -> bool:
         kinds = (int, float) if hint is float else (int,)
         return isinstance(value, kinds) and not isinstance(value, bool)
     if is_protocol(hint):
-        return not inspect.isclass(value) and _fits_protocol(value, hint)
+        return not inspect.isclass(value) and fits_protocol(value, hint)
     return isinstance(value, hint)
 
 
@@ -54,7 +54,8 @@ def is_callable(protocol: Any) -> bool:
     return "__call__" in vars(protocol)
 
 
-def _fits_protocol(value: Any, protocol: Any) -> bool:
+def fits_protocol(value: Any, protocol: Any) -> bool:
+    """Returns whether a value has a protocol's methods, and of a callable one the arguments."""
     if not has_methods(value, protocol):
         return False
     if not is_callable(protocol):

@@ -10,7 +10,7 @@ from jigclu.data.decode import UnreadableImageError, crop_resize
 from jigclu.data.sources import Source
 from jigclu.ops.crops import check_crop, random_generator, random_resized_crop
 from jigclu.ops.jigsaw import Box
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, check
 
 
 class LabeledImage(NamedTuple):
@@ -40,11 +40,8 @@ class ImageDataset(Dataset[LabeledImage]):
         Raises:
           UserError: crop is not within [1, resize].
         """
-        if not 1 <= crop <= resize:
-            raise UserError(
-                f"crop is {crop}; it must lie in [1, {resize}]: "
-                f"the shorter side is resized to {resize} pixels first"
-            )
+        expected = f"in [1, {resize}], as the shorter side is resized to {resize} pixels first"
+        check(1 <= crop <= resize, "crop", crop, expected)
         self._source = source
         self._resize = resize
         self._crop = crop
@@ -95,10 +92,8 @@ class RandomCropDataset(Dataset[LabeledImage]):
           UserError: a value out of its range.
         """
         check_crop(scale, ratio)
-        if size < 1:
-            raise UserError(f"train_size is {size}; it must be 1 pixel or more")
-        if not 0 <= flip_probability <= 1:
-            raise UserError(f"flip_probability is {flip_probability}; it must lie in [0, 1]")
+        check(size >= 1, "train_size", size, "1 or more, in pixels")
+        check(0 <= flip_probability <= 1, "flip_probability", flip_probability, "in [0, 1]")
         self._source = source
         self._seed = seed
         self._size = size

@@ -10,21 +10,19 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from jigclu.data.crops import CropDataset, CropSample
 from jigclu.data.images import LabeledImage, RandomCropDataset
-from jigclu.data.patches import PatchDataset, PatchSample
 from jigclu.data.sampler import GlobalBatchSampler
 
 
 class Batch(NamedTuple):
-    """The patches that one rank reads for one step.
+    """The crops that one rank reads for one step.
 
-    patches: uint8 [local_batch, grid**2, 3, size, size].
-    indices: int64 [local_batch], as asked for by the sampler.
+    crops: uint8 [local_batch, crops, 3, size, size].
     unreadable: images skipped while reading them.
     """
 
-    patches: Tensor
-    indices: Tensor
+    crops: Tensor
     unreadable: int
 
 
@@ -41,23 +39,23 @@ class LabeledBatch(NamedTuple):
     image_index: Tensor
 
 
-def patch_loader(
-    dataset: PatchDataset,
+def crop_loader(
+    dataset: CropDataset,
     sampler: GlobalBatchSampler,
     workers: int,
     prefetch: int,
     pin_memory: bool,
 ) -> "DataLoader[Batch]":
-    """Reads the sampler's batches of patches, in its order, whatever the number of workers.
+    """Reads the sampler's batches of crops, in its order, whatever the number of workers.
 
     Args:
-      dataset: of patches; pickled to the workers.
+      dataset: of crops; pickled to the workers.
       sampler: of this rank's batches, over all epochs.
       workers: processes; 0 reads in this one. PyTorch gives each one thread.
       prefetch: batches that each worker keeps ready.
       pin_memory: whether batches land in page-locked memory (CUDA).
     """
-    return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_patches)
+    return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_crops)
 
 
 def labeled_loader(
@@ -67,7 +65,7 @@ def labeled_loader(
     prefetch: int,
     pin_memory: bool,
 ) -> "DataLoader[LabeledBatch]":
-    """Reads the sampler's batches of labeled images; the arguments are those of `patch_loader`."""
+    """Reads the sampler's batches of labeled images; the arguments are those of `crop_loader`."""
     return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_images)
 
 
@@ -110,11 +108,10 @@ def image_loader(
     )
 
 
-def collate_patches(samples: list[PatchSample]) -> Batch:
+def collate_crops(samples: list[CropSample]) -> Batch:
     """Stacks samples to a Batch; within a worker straight into shared memory."""
     return Batch(
-        patches=default_collate([sample.patches for sample in samples]),
-        indices=default_collate([sample.image_index for sample in samples]),
+        crops=default_collate([sample.crops for sample in samples]),
         unreadable=sum(sample.unreadable for sample in samples),
     )
 
@@ -146,5 +143,5 @@ def worker_context() -> BaseContext:
     # A plain fork copies the locks of the threads of CUDA, NCCL and OpenMP, held or
     # not. The fork server has none of them, and imports torch once for all workers.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jigclu.data.patches"])
+    context.set_forkserver_preload(["jigclu.data.crops"])
     return context

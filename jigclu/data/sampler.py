@@ -44,7 +44,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
 
     The global batch of a step is a function of (seed, step) alone, so that any
     number of ranks sees the same images and a resumed run goes on where it
-    stopped, mid-epoch too. An item is an (epoch, index) for `PatchDataset`.
+    stopped, mid-epoch too. An item is an (epoch, index) for `CropDataset`.
     """
 
     def __init__(

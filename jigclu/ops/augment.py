@@ -9,6 +9,7 @@ section 4 (published: jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, grayscale
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from jigclu.ops.jigsaw import mix_seed
-from jigclu.system.errors import UserError
+from jigclu.ops.normalize import check_normalization
+from jigclu.system.errors import check
 from jigclu.system.to_device import per_channel, to_device
 
 # The numbers of the four color operations: columns of `factors`, entries of `order`.
@@ -29,7 +31,8 @@ _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as in torchvision.
 _SHARP_SIGMA = 1e-3
 
 
-class AugmentationSettings(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
     """What patches are augmented with.
 
     Brightness, contrast and saturation factors are drawn from
@@ -51,6 +54,19 @@ class AugmentationSettings(NamedTuple):
     mean: Sequence[float]
     std: Sequence[float]
 
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            value = getattr(self, name)
+            check(0 <= value < math.inf, name, value, f"0 or more; factors span 1 ± {name}")
+        check(0 <= self.hue <= 0.5, "hue", self.hue, "in [0, 0.5] turns of the color circle")
+        for name in ("jitter", "grayscale", "blur", "flip"):
+            probability = getattr(self, f"{name}_probability")
+            check(0 <= probability <= 1, f"{name}_probability", probability, "in [0, 1]")
+        low, high = self.blur_sigma_min, self.blur_sigma_max
+        check(0 < low < math.inf, "blur_sigma_min", low, "above 0, in pixels")
+        check(low <= high < math.inf, "blur_sigma_max", high, f"at least blur_sigma_min = {low}")
+        check_normalization(self.mean, self.std)
+
 
 class AugmentationParameters(NamedTuple):
     """What was drawn, one row a patch.
@@ -69,27 +85,6 @@ class AugmentationParameters(NamedTuple):
     flip: Tensor
 
 
-def check_augmentation(settings: AugmentationSettings) -> None:
-    """Raises UserError for the first setting that is out of range."""
-    for name in ("brightness", "contrast", "saturation"):
-        value = getattr(settings, name)
-        if not 0.0 <= value < math.inf:
-            raise UserError(f"{name} is {value}; it must be 0 or more: factors span 1 ± {name}")
-    if not 0.0 <= settings.hue <= 0.5:
-        raise UserError(f"hue is {settings.hue}; it must lie in [0, 0.5]: turns of the circle")
-    for name in (name for name in settings._fields if name.endswith("_probability")):
-        value = getattr(settings, name)
-        if not 0.0 <= value <= 1.0:
-            raise UserError(f"{name} is {value}; it must lie in [0, 1]")
-    low, high = settings.blur_sigma_min, settings.blur_sigma_max
-    if not 0.0 < low <= high < math.inf:
-        raise UserError(f"blur_sigma_min, blur_sigma_max are {low}, {high}; give 0 < min <= max")
-    for name in ("mean", "std"):
-        values = getattr(settings, name)
-        if len(values) != 3 or (name == "std" and min(values) <= 0):
-            raise UserError(f"{name} is {values}; it must be 3 numbers (RGB), a std above 0")
-
-
 def draw_augmentation(
     settings: AugmentationSettings, seed: int, step: int, count: int
 ) -> AugmentationParameters:
@@ -99,7 +94,7 @@ def draw_augmentation(
     takes its rows with `select_rows`.
 
     Args:
-      settings: checked by `check_augmentation`.
+      settings: distributions to draw from.
       seed: of the run.
       step: the step, from 0.
       count: patches of the global batch.

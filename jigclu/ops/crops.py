@@ -4,24 +4,72 @@ import math
 
 import numpy as np
 
-from jigclu.ops.jigsaw import Box, mix_seed
-from jigclu.system.errors import UserError
+from jigclu.ops.jigsaw import Box, mix_seed, patch_boxes
+from jigclu.system.errors import check
 
 TRIES = 10
 
 
 def check_crop(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
-    """Raises UserError unless 0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]."""
-    if not 0.0 < scale[0] <= scale[1] <= 1.0:
-        raise UserError(
-            f"crop scale is {tuple(scale)}; it must be (least, most) in (0, 1]: "
-            "the share of the region's area that a crop keeps"
-        )
-    if not 0.0 < ratio[0] <= ratio[1]:
-        raise UserError(
-            f"crop ratio is {tuple(ratio)}; it must be (least, most), both above 0: "
-            "the width of a crop over its height"
-        )
+    """Raises UserError for a crop_scale or a crop_ratio out of range."""
+    check(
+        0 < scale[0] <= scale[1] <= 1,
+        "crop_scale",
+        scale,
+        "(least, most) in (0, 1], the share of the region's area that a crop keeps",
+    )
+    check(
+        0 < ratio[0] <= ratio[1] < math.inf,
+        "crop_ratio",
+        ratio,
+        "(least, most), finite and above 0, the width of a crop over its height",
+    )
+
+
+def jigsaw_crops(
+    random: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    grid: int,
+    cross_ratio: float,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> list[Box]:
+    """Draws one crop inside each of the grid**2 regions of an image, in patch order.
+
+    Args:
+      random: the only source of randomness; advanced by the draws.
+      height: image height, pixels, at least grid.
+      width: image width, pixels, at least grid.
+      grid: patches per side (published 2).
+      cross_ratio: overlap of the regions (published 0.3); see `patch_boxes`.
+      scale: least and most share of its region's area (published 0.2, 1).
+      ratio: least and most width / height (published 3/4, 4/3).
+    """
+    regions = patch_boxes(height, width, grid, cross_ratio)
+    return [random_resized_crop(random, region, scale, ratio) for region in regions]
+
+
+def two_views(
+    random: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> list[Box]:
+    """Draws two independent crops of the whole image (Chen et al., ICML 2020, appendix A).
+
+    Args:
+      random: the only source of randomness; advanced by the draws.
+      height: image height, pixels.
+      width: image width, pixels.
+      scale: least and most share of the image's area (published 0.08, 1).
+      ratio: least and most width / height (published 3/4, 4/3).
+    """
+    whole = Box(0, 0, height, width)
+    return [random_resized_crop(random, whole, scale, ratio) for _ in range(2)]
 
 
 def random_generator(seed: int, epoch: int, index: int) -> np.random.Generator:

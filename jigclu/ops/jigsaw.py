@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu.system.errors import UserError
+from jigclu.system.errors import check
 
 
 class Box(NamedTuple):
@@ -27,14 +27,14 @@ class Box(NamedTuple):
 
 
 def check_grid(grid: int, cross_ratio: float) -> None:
-    """Raises UserError unless grid >= 2 and cross_ratio is in [0, 0.5]."""
-    if grid < 2:
-        raise UserError(f"grid is {grid}; it must be 2 or more: patches a side of an image")
-    if not 0.0 <= cross_ratio <= 0.5:
-        raise UserError(
-            f"cross_ratio is {cross_ratio}; it must lie in [0, 0.5]: "
-            "the share of a side that a patch reaches beyond its 1 / grid"
-        )
+    """Raises UserError for a grid or a cross_ratio out of range."""
+    check(grid >= 2, "grid", grid, "2 or more patches per side")
+    check(
+        0 <= cross_ratio <= 0.5,
+        "cross_ratio",
+        cross_ratio,
+        "in [0, 0.5], the share of a side by which a patch exceeds 1 / grid",
+    )
 
 
 def patch_boxes(height: int, width: int, grid: int, cross_ratio: float) -> list[Box]:
@@ -47,15 +47,9 @@ def patch_boxes(height: int, width: int, grid: int, cross_ratio: float) -> list[
     Args:
       height: image height, pixels, at least grid.
       width: image width, pixels, at least grid.
-      grid: patches a side, >= 2.
+      grid: patches per side, >= 2.
       cross_ratio: in [0, 0.5].
-
-    Raises:
-      UserError: a bad grid or cross_ratio, or an image smaller than the grid.
     """
-    check_grid(grid, cross_ratio)
-    if min(height, width) < grid:
-        raise UserError(f"an image of {width}x{height} pixels cannot be cut into {grid}x{grid}")
     tops, span_height = _starts(height, grid, cross_ratio)
     lefts, span_width = _starts(width, grid, cross_ratio)
     return [Box(top, left, span_height, span_width) for left in lefts for top in tops]
@@ -64,18 +58,6 @@ def patch_boxes(height: int, width: int, grid: int, cross_ratio: float) -> list[
 def _starts(side: int, grid: int, cross_ratio: float) -> tuple[list[int], int]:
     span = min(side, max(1, round(side * (1 / grid + cross_ratio))))
     return [round(k * (side - span) / (grid - 1)) for k in range(grid)], span
-
-
-def flatten_patches(patches: Tensor) -> Tensor:
-    """Brings patches of one rank into global patch order.
-
-    Args:
-      patches: [batch, grid**2, channels, size, size].
-
-    Returns:
-      [grid**2 * batch, channels, size, size]: all patches 0, then all patches 1, ...
-    """
-    return patches.transpose(0, 1).flatten(0, 1)
 
 
 def stitch_montages(slots: Tensor, grid: int) -> Tensor:
@@ -93,32 +75,14 @@ def stitch_montages(slots: Tensor, grid: int) -> Tensor:
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, grid * height, grid * width)
 
 
-def split_montages(montages: Tensor, grid: int) -> Tensor:
-    """Undoes `stitch_montages`.
-
-    Args:
-      montages: [montages, channels, height, width], sides divisible by grid.
-
-    Returns:
-      [montages * grid**2, channels, height / grid, width / grid].
-
-    Raises:
-      ValueError: a side is not divisible by grid.
-    """
-    count, channels, height, width = montages.shape
-    if height % grid or width % grid:
-        raise ValueError(f"montages of {width}x{height} do not divide into {grid}x{grid} slots")
-    tiles = montages.reshape(count, channels, grid, height // grid, grid, width // grid)
-    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height // grid, width // grid)
-
-
 def check_pooling_map(pooling_map: int | None, grid: int) -> None:
     """Raises UserError unless grid divides the side to which feature maps are resized."""
-    if pooling_map is not None and (pooling_map < grid or pooling_map % grid):
-        raise UserError(
-            f"pooling_map is {pooling_map}; it must be a multiple of grid = {grid}, or None to "
-            "pool the encoder's feature map as it is"
-        )
+    check(
+        pooling_map is None or (pooling_map >= grid and pooling_map % grid == 0),
+        "pooling_map",
+        pooling_map,
+        f"a multiple of grid = {grid}, or None to pool the encoder's feature map as it is",
+    )
 
 
 def split_features(features: Tensor, grid: int, pooling_map: int | None) -> Tensor:

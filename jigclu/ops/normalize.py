@@ -1,21 +1,25 @@
 """What surrounds an encoder: normalization of its images, pooling of its feature maps."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from jigclu.system.errors import UserError
+from jigclu.system.errors import check
 from jigclu.system.to_device import per_channel
 
 
-def check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raises UserError unless there are three means and three deviations above 0."""
-    if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
-        raise UserError(
-            f"mean is {tuple(mean)} and std {tuple(std)}; expected three numbers each, "
-            "of red, green and blue, std above 0"
-        )
+def check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises UserError for a mean or a std that is not that of RGB images."""
+    check(len(mean) == 3, "mean", mean, "three numbers, of red, green and blue")
+    check(
+        len(std) == 3 and all(deviation > 0 for deviation in std),
+        "std",
+        std,
+        "three numbers above 0, of red, green and blue",
+    )
 
 
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Maps bytes to zero mean and unit deviation: uint8 to float32 [batch, 3, height, width]."""
     center, spread = (per_channel(values, images.device) for values in (mean, std))
     return (images.float() / 255 - center) / spread

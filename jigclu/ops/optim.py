@@ -6,18 +6,19 @@ and nothing waits for the device.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from jigclu.system.errors import UserError
+from jigclu.system.errors import check
 
 TensorList = list[Tensor]
 
 
 class Optimizer(Protocol):
-    """Returns new parameters and momentum: `sgd` or `lars` with their settings bound."""
+    """An update rule. An instance holds its settings; the state is passed in and returned."""
 
     def __call__(
         self,
@@ -25,108 +26,139 @@ class Optimizer(Protocol):
         gradients: TensorList,
         momenta: TensorList,
         learning_rate: Tensor,
-    ) -> tuple[TensorList, TensorList]: ...
+    ) -> tuple[TensorList, TensorList]:
+        """Takes one step.
+
+        Args:
+          parameters: tensors of any shapes.
+          gradients: like the parameters.
+          momenta: like the parameters, 0 before the first step.
+          learning_rate: float32 [].
+
+        Returns:
+          New parameters and new momenta.
+        """
 
 
-def sgd(
-    parameters: TensorList,
-    gradients: TensorList,
-    momenta: TensorList,
-    learning_rate: Tensor,
-    *,
-    momentum: float,
-    weight_decay: float,
-) -> tuple[TensorList, TensorList]:
+@dataclass(frozen=True, kw_only=True)
+class SGD:
     """Stochastic gradient descent with momentum, as torch.optim.SGD (dampening 0).
 
-    Args:
-      parameters: tensors of any shapes.
-      gradients: like the parameters.
-      momenta: like the parameters, 0 before the first step.
-      learning_rate: float32 [].
-      momentum: in [0, 1).
-      weight_decay: L2, on every parameter (published 1e-4).
-
-    Returns:
-      New parameters and new momenta.
+    momentum: in [0, 1).
+    weight_decay: L2, on every parameter (published 1e-4).
     """
-    decayed = torch._foreach_add(gradients, parameters, alpha=weight_decay)
-    new_momenta = torch._foreach_add(decayed, torch._foreach_mul(momenta, momentum))
+
+    momentum: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        check_momentum(self.momentum)
+        check_weight_decay(self.weight_decay)
+
+    def __call__(
+        self,
+        parameters: TensorList,
+        gradients: TensorList,
+        momenta: TensorList,
+        learning_rate: Tensor,
+    ) -> tuple[TensorList, TensorList]:
+        """Takes one step; see `Optimizer`."""
+        decayed = torch._foreach_add(gradients, parameters, alpha=self.weight_decay)
+        return _momentum_step(parameters, decayed, momenta, learning_rate, self.momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LARS:
+    """SGD with a learning rate per layer (You et al. 2017, arXiv 1708.03888).
+
+    The step of a weight is multiplied by trust_coefficient * |weight| / |gradient +
+    weight_decay * weight|. Vectors (biases, batch normalization) take plain steps without
+    decay, as is usual in self-supervision.
+
+    momentum: in [0, 1).
+    weight_decay: L2, on weights.
+    trust_coefficient: > 0, usually 0.001.
+    """
+
+    momentum: float
+    weight_decay: float
+    trust_coefficient: float
+
+    def __post_init__(self) -> None:
+        check_momentum(self.momentum)
+        check_weight_decay(self.weight_decay)
+        trust = self.trust_coefficient
+        check(0 < trust < math.inf, "trust_coefficient", trust, "above 0 and finite")
+
+    def __call__(
+        self,
+        parameters: TensorList,
+        gradients: TensorList,
+        momenta: TensorList,
+        learning_rate: Tensor,
+    ) -> tuple[TensorList, TensorList]:
+        """Takes one step; see `Optimizer`."""
+        scaled = [
+            self._scale(parameter, gradient + self.weight_decay * parameter)
+            if parameter.ndim > 1
+            else gradient
+            for parameter, gradient in zip(parameters, gradients, strict=True)
+        ]
+        return _momentum_step(parameters, scaled, momenta, learning_rate, self.momentum)
+
+    def _scale(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        size, change = parameter.norm(), gradient.norm()
+        usable = (size > 0) & (change > 0)
+        return gradient * torch.where(usable, self.trust_coefficient * size / change, 1.0)
+
+
+def _momentum_step(
+    parameters: TensorList,
+    gradients: TensorList | tuple[Tensor, ...],
+    momenta: TensorList,
+    learning_rate: Tensor,
+    momentum: float,
+) -> tuple[TensorList, TensorList]:
+    new_momenta = torch._foreach_add(gradients, torch._foreach_mul(momenta, momentum))
     steps = torch._foreach_mul(new_momenta, learning_rate)
     return list(torch._foreach_sub(parameters, steps)), list(new_momenta)
 
 
-def lars(
-    parameters: TensorList,
-    gradients: TensorList,
-    momenta: TensorList,
-    learning_rate: Tensor,
-    *,
-    momentum: float,
-    weight_decay: float,
-    trust_coefficient: float,
-) -> tuple[TensorList, TensorList]:
-    """SGD whose steps are scaled layer by layer (You et al. 2017, arXiv 1708.03888).
-
-    A weight's step is multiplied by trust_coefficient * |weight| / |gradient +
-    weight_decay * weight|. Vectors (biases, batch normalization) take plain
-    steps without decay, as is usual in self-supervision.
-
-    Args: as `sgd`, and
-      trust_coefficient: > 0, usually 0.001.
-
-    Returns:
-      New parameters and new momenta.
-    """
-    scaled = [
-        _trusted(parameter, gradient + weight_decay * parameter, trust_coefficient)
-        if parameter.ndim > 1
-        else gradient
-        for parameter, gradient in zip(parameters, gradients, strict=True)
-    ]
-    return sgd(parameters, scaled, momenta, learning_rate, momentum=momentum, weight_decay=0.0)
-
-
-def _trusted(parameter: Tensor, gradient: Tensor, trust_coefficient: float) -> Tensor:
-    size, change = parameter.norm(), gradient.norm()
-    usable = (size > 0) & (change > 0)
-    return gradient * torch.where(usable, trust_coefficient * size / change, 1.0)
-
-
-def scaled(
-    parameters: TensorList,
-    gradients: TensorList,
-    momenta: TensorList,
-    learning_rate: Tensor,
-    *,
-    optimizer: Optimizer,
-    factors: Sequence[float],
-) -> tuple[TensorList, TensorList]:
+@dataclass(frozen=True, kw_only=True)
+class PerParameterRates:
     """Another optimizer, with a learning rate of its own for each parameter.
 
-    Args:
-      parameters, gradients, momenta, learning_rate: as of `sgd`.
-      optimizer: that takes the steps.
-      factors: of the learning rate, one a parameter.
-
-    Returns:
-      New parameters and new momenta.
+    optimizer: takes the steps.
+    factors: of the learning rate, one per parameter.
     """
-    new_parameters, new_momenta = list(parameters), list(momenta)
-    for factor in sorted(set(factors)):
-        chosen = [index for index, own in enumerate(factors) if own == factor]
-        moved = optimizer(
-            [parameters[index] for index in chosen],
-            [gradients[index] for index in chosen],
-            [momenta[index] for index in chosen],
-            learning_rate * factor,
-        )
-        for index, parameter, momentum in zip(chosen, *moved, strict=True):
-            new_parameters[index], new_momenta[index] = parameter, momentum
-    return new_parameters, new_momenta
+
+    optimizer: Optimizer
+    factors: Sequence[float]
+
+    def __call__(
+        self,
+        parameters: TensorList,
+        gradients: TensorList,
+        momenta: TensorList,
+        learning_rate: Tensor,
+    ) -> tuple[TensorList, TensorList]:
+        """Takes one step; see `Optimizer`."""
+        new_parameters, new_momenta = list(parameters), list(momenta)
+        for factor in sorted(set(self.factors)):
+            chosen = [index for index, own in enumerate(self.factors) if own == factor]
+            moved = self.optimizer(
+                [parameters[index] for index in chosen],
+                [gradients[index] for index in chosen],
+                [momenta[index] for index in chosen],
+                learning_rate * factor,
+            )
+            for index, parameter, momentum in zip(chosen, *moved, strict=True):
+                new_parameters[index], new_momenta[index] = parameter, momentum
+        return new_parameters, new_momenta
 
 
-class LossScaling(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class LossScaling:
     """How the loss scale of fp16 moves: its first value, factors, and steps between growths.
 
     The customary values (Micikevicius et al. 2018, and torch.amp.GradScaler)
@@ -138,33 +170,26 @@ class LossScaling(NamedTuple):
     backoff: float
     interval: int
 
+    def __post_init__(self) -> None:
+        check(0 < self.initial < math.inf, "initial", self.initial, "above 0 and finite")
+        check(1 <= self.growth < math.inf, "growth", self.growth, "1 or more and finite")
+        check(0 < self.backoff < 1, "backoff", self.backoff, "in (0, 1)")
+        check(self.interval >= 1, "interval", self.interval, "1 or more steps")
+
 
 def check_learning_rate(learning_rate: float) -> None:
-    """Raises UserError for a value out of range."""
-    if not 0 < learning_rate < math.inf:
-        raise UserError(f"learning_rate is {learning_rate}; it must be above 0, and finite")
+    """Raises UserError for a learning_rate out of range."""
+    check(0 < learning_rate < math.inf, "learning_rate", learning_rate, "above 0 and finite")
 
 
-def check_optimizer(momentum: float, weight_decay: float) -> None:
-    """Raises UserError for a value out of range."""
-    if not 0 <= momentum < 1:
-        raise UserError(f"momentum is {momentum}; it must lie in [0, 1)")
-    if not 0 <= weight_decay < math.inf:
-        raise UserError(f"weight_decay is {weight_decay}; it must be 0 or more, and finite")
+def check_momentum(momentum: float) -> None:
+    """Raises UserError for a momentum out of range."""
+    check(0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
 
 
-def check_loss_scaling(scaling: LossScaling) -> None:
-    """Raises UserError for a value out of range."""
-    if not (
-        0 < scaling.initial < math.inf
-        and 1 <= scaling.growth < math.inf
-        and 0 < scaling.backoff < 1
-        and scaling.interval >= 1
-    ):
-        raise UserError(
-            f"loss scaling is {tuple(scaling)}; initial must be above 0, growth 1 or more, "
-            "backoff in (0, 1) and interval 1 step or more"
-        )
+def check_weight_decay(weight_decay: float) -> None:
+    """Raises UserError for a weight_decay out of range."""
+    check(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "0 or more and finite")
 
 
 def next_loss_scale(
@@ -209,7 +234,7 @@ def update(
       momenta: like the parameters.
       learning_rate: float32 [].
       loss_scale: float32 [].
-      optimizer: `sgd` or `lars` with their settings bound.
+      optimizer: takes the step.
 
     Returns:
       New parameters, new momenta, and whether the step was taken (bool []).
@@ -229,7 +254,7 @@ def update_where(
 ) -> tuple[TensorList, TensorList]:
     """Takes one step of an optimizer, or none where `finite`, bool [], is false.
 
-    The other arguments are those of `sgd`.
+    The other arguments are those of `Optimizer`.
 
     Returns:
       New parameters and new momenta, to the bit the old ones where there was no step.

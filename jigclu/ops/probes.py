@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu.ops.optim import check_learning_rate, check_optimizer
+from jigclu.ops.optim import check_learning_rate, check_weight_decay
 from jigclu.system.errors import UserError
 
 
@@ -59,7 +59,7 @@ def step(
     weight_decays: Tensor,
     momentum: float,
 ) -> tuple[Probes, Probes]:
-    """Takes a step of SGD with momentum, as `optim.sgd`, each head by its own settings.
+    """Takes a step of SGD with momentum, as `optim.SGD`, each head by its own settings.
 
     Args:
       heads: to move.
@@ -98,5 +98,5 @@ def probe_settings(
         )
     for rate, decay in pairs:
         check_learning_rate(rate)
-        check_optimizer(0.0, decay)
+        check_weight_decay(decay)
     return pairs

@@ -3,9 +3,10 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from jigclu.system.errors import UserError
+from jigclu.system.errors import check
 
 
 class Decay(Protocol):
@@ -14,27 +15,36 @@ class Decay(Protocol):
     def __call__(self, epoch: float, epochs: int, warmup_epochs: float) -> float: ...
 
 
-def cosine_decay(epoch: float, epochs: int, warmup_epochs: float) -> float:
+@dataclass(frozen=True, kw_only=True)
+class CosineDecay:
     """Falls from 1 at the end of warm-up to 0 at the end of the run, along half a cosine.
 
     The published recipe has no warm-up; with one the cosine spans the remaining epochs, as
     in SimCLR (Chen et al. 2020) and MoCo v3 (Chen et al. 2021).
     """
-    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
-    return 0.5 * (1 + math.cos(math.pi * progress))
+
+    def __call__(self, epoch: float, epochs: int, warmup_epochs: float) -> float:
+        progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def step_decay(
-    epoch: float,
-    epochs: int,
-    warmup_epochs: float,
-    *,
-    milestones: Sequence[float],
-    factor: float,
-) -> float:
-    """Multiplies by `factor` at each of the `milestones` reached, epochs since the start."""
-    del epochs, warmup_epochs
-    return factor ** sum(epoch >= milestone for milestone in milestones)
+@dataclass(frozen=True, kw_only=True)
+class StepDecay:
+    """Multiplies by `factor` at each milestone.
+
+    milestones: epochs since the start of the run, warm-up included.
+    factor: in [0, 1].
+    """
+
+    milestones: Sequence[float]
+    factor: float
+
+    def __post_init__(self) -> None:
+        check(0 <= self.factor <= 1, "factor", self.factor, "in [0, 1]")
+
+    def __call__(self, epoch: float, epochs: int, warmup_epochs: float) -> float:
+        del epochs, warmup_epochs
+        return self.factor ** sum(epoch >= milestone for milestone in self.milestones)
 
 
 def learning_rate_at(
@@ -59,7 +69,7 @@ def learning_rate_at(
       epochs: of the run.
       warmup_epochs: epochs, 0 for none.
       per_epoch: hold the decay constant within an epoch, as published, or go by steps.
-      decay: `cosine_decay` or a `step_decay`.
+      decay: factor of the learning rate after warm-up.
     """
     epoch = step / steps_per_epoch
     if epoch < warmup_epochs:
@@ -81,19 +91,24 @@ def patch_size_at(epoch: int, patch_size: int, smaller: Sequence[tuple[int, int]
 
 
 def check_patch_sizes(patch_size: int, smaller: Sequence[tuple[int, int]], epochs: int) -> None:
-    """Raises UserError unless the patches grow, a size an epoch, to patch_size at the end."""
-    ends, sizes = [0, *(until for until, _ in smaller)], [0, *(size for _, size in smaller)]
-    grow = all(a < b for a, b in itertools.pairwise([*sizes, patch_size]))
-    if not grow or not all(a < b for a, b in itertools.pairwise([*ends, epochs])):
-        raise UserError(
-            f"smaller_patches is {tuple(smaller)}; it must be (epoch, pixels) pairs, both growing: "
-            f"epochs within (0, {epochs}), pixels from 1 to less than patch_size = {patch_size}"
-        )
+    """Raises UserError unless patches grow from epoch to epoch, to patch_size at the end."""
+    check(patch_size >= 1, "patch_size", patch_size, "1 or more, in pixels")
+    ends = [0, *(until for until, _ in smaller), epochs]
+    sizes = [0, *(size for _, size in smaller), patch_size]
+    check(
+        _increases(ends) and _increases(sizes),
+        "smaller_patches",
+        smaller,
+        f"(epoch, pixels) pairs, both increasing: epochs within (0, {epochs}), pixels from 1 "
+        f"to less than patch_size = {patch_size}",
+    )
+
+
+def _increases(values: Sequence[float]) -> bool:
+    return all(before < after for before, after in itertools.pairwise(values))
 
 
 def check_schedule(epochs: int, warmup_epochs: float) -> None:
-    """Raises UserError for a value out of range."""
-    if epochs < 1:
-        raise UserError(f"epochs is {epochs}; it must be 1 or more")
-    if not 0 <= warmup_epochs < epochs:
-        raise UserError(f"warmup_epochs is {warmup_epochs}; it must lie in [0, epochs = {epochs})")
+    """Raises UserError for epochs or warmup_epochs out of range."""
+    check(epochs >= 1, "epochs", epochs, "1 or more")
+    check(0 <= warmup_epochs < epochs, "warmup_epochs", warmup_epochs, f"in [0, epochs = {epochs})")

@@ -7,3 +7,16 @@ class UserError(ValueError):
     The message names the thing, its value, what was expected and what to do.
     `jigclu.launch` prints it and exits with status 2.
     """
+
+
+def check(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raises UserError unless the condition holds.
+
+    Args:
+      condition: whether the value is in range; False for NaN.
+      name: of the setting, as its owner spells it.
+      value: of the setting.
+      expected: completes "it must be …".
+    """
+    if not condition:
+        raise UserError(f"{name} is {value!r}; it must be {expected}")

@@ -1,6 +1,5 @@
 """Training an encoder and a classifier together: semi-supervised learning and transfer."""
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from jigclu.methods.classification import ClassificationInputs, ClassifierForwar
 from jigclu.models.classifier import Classifier
 from jigclu.models.encoder import encoder_tensors
 from jigclu.models.weights import load_into
-from jigclu.ops.optim import LossScaling, Optimizer, check_learning_rate, check_loss_scaling, scaled
+from jigclu.ops.optim import LossScaling, Optimizer, PerParameterRates, check_learning_rate
 from jigclu.system.errors import UserError
 from jigclu.tasks.supervised import SupervisedTask, evaluate_probe, log_classification
 from jigclu.training.features import encode
@@ -40,7 +39,7 @@ class FinetuneTask(SupervisedTask):
         factors = tuple(
             ratio if name.startswith("fc.") else 1.0 for name, _ in model.named_parameters()
         )
-        return functools.partial(scaled, optimizer=self.optimizer, factors=factors)
+        return PerParameterRates(optimizer=self.optimizer, factors=factors)
 
     def check_values(self) -> None:
         """Raises UserError for a field out of range."""
@@ -51,7 +50,6 @@ class FinetuneTask(SupervisedTask):
                 f"head_learning_rate is {self.head_learning_rate}; it must be above 0, or None "
                 "for that of the encoder"
             )
-        check_loss_scaling(self.loss_scaling)
 
     def plan_details(self) -> list[str]:
         """Returns the images to score on, and what is trained."""

@@ -18,7 +18,7 @@ from jigclu.methods.classification import ClassificationInputs
 from jigclu.models.encoder import encoder_tensors
 from jigclu.models.weights import load_into
 from jigclu.ops import probes
-from jigclu.ops.optim import check_optimizer
+from jigclu.ops.optim import check_momentum
 from jigclu.ops.probes import Probes
 from jigclu.system import collectives
 from jigclu.tasks.feature_cache import FeatureCache
@@ -68,7 +68,7 @@ class LinearTask(SupervisedTask):
     def check_values(self) -> None:
         """Raises UserError for a field out of range."""
         super().check_values()
-        check_optimizer(self.momentum, 0.0)
+        check_momentum(self.momentum)
         if self.cache is not None:
             self.cache.check()
 

@@ -1,5 +1,6 @@
 """Pre-training by jigsaw clustering, told everything by its fields."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jigclu.data.loader import Batch, patch_loader
-from jigclu.data.patches import PatchDataset
+from jigclu.data.crops import CropDataset
+from jigclu.data.loader import Batch, crop_loader
 from jigclu.data.prefetch import prefetch_to_device
 from jigclu.methods.jigsaw import JigsawForward, Objective, StepInputs, check_objective
 from jigclu.models.encoder import create_encoder
 from jigclu.models.jigclu import JigClu
 from jigclu.models.weights import load_into
-from jigclu.ops import augment, jigsaw, schedules
-from jigclu.ops.optim import LossScaling, Optimizer, check_learning_rate, check_loss_scaling
+from jigclu.ops import augment, crops, jigsaw, schedules
+from jigclu.ops.optim import LossScaling, Optimizer, check_learning_rate
 from jigclu.system import collectives
 from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError
@@ -86,17 +87,21 @@ class PretrainTask(TrainingTask):
             forward, self.optimizer, self.loss_scaling, machine.compile.value, device
         )
 
-    def dataset(self) -> PatchDataset:
+    def dataset(self) -> CropDataset:
         """Returns the images of the source, cut into patches."""
-        return PatchDataset(
+        return CropDataset(
             source=self.source,
             seed=self.seed,
-            grid=self.grid,
-            cross_ratio=self.cross_ratio,
-            patch_size=self.patch_size,
-            smaller_patches=self.smaller_patches,
-            scale=self.crop_scale,
-            ratio=self.crop_ratio,
+            draw=functools.partial(
+                crops.jigsaw_crops,
+                grid=self.grid,
+                cross_ratio=self.cross_ratio,
+                scale=self.crop_scale,
+                ratio=self.crop_ratio,
+            ),
+            size=self.patch_size,
+            smaller_sizes=self.smaller_patches,
+            least_side=self.grid,
             scaled_decoding=self.scaled_decoding,
         )
 
@@ -104,11 +109,10 @@ class PretrainTask(TrainingTask):
         """Raises UserError for a field out of range, or patches too small for the encoder."""
         super().check_values()
         check_learning_rate(self.learning_rate)
-        check_loss_scaling(self.loss_scaling)
-        augment.check_augmentation(self.augmentation)
         check_objective(self.objective())
+        jigsaw.check_grid(self.grid, self.cross_ratio)
         jigsaw.check_pooling_map(self.pooling_map, self.grid)
-        self.dataset()
+        crops.check_crop(self.crop_scale, self.crop_ratio)
         check_least(self, {"embedding_channels": 1, "picture_every": 0})
         self._check_micro_batch()
         schedules.check_patch_sizes(self.patch_size, self.smaller_patches, self.epochs)
@@ -184,14 +188,14 @@ class PretrainRun(TrainingRun):
     def inputs(self) -> Iterator[tuple[StepInputs, float]]:
         """Yields the inputs of every step left, and the seconds waited for them."""
         task, machine = self.task, self.context.machine
-        loader = patch_loader(
+        loader = crop_loader(
             task.dataset(),
             task.sampler(self.state.step),
             machine.workers.value,
             task.prefetch,
             machine.pin_memory.value,
         )
-        for batch, wait in prefetch_to_device(timed(loader), self.device):
+        for batch, wait in timed(prefetch_to_device(loader, self.device)):
             self.unreadable += batch.unreadable
             yield self._step_inputs(batch), wait
 
@@ -203,7 +207,7 @@ class PretrainRun(TrainingRun):
         rows = permutation[collectives.rank() * own :][:own]
         drawn = augment.draw_augmentation(task.augmentation, task.seed, step, count)
         return StepInputs(
-            slots=collectives.exchange_patches(batch.patches, permutation),
+            slots=collectives.exchange_patches(batch.crops, permutation),
             augmentation=augment.select_rows(drawn, rows, self.device),
             permutation=to_device(permutation, self.device),
         )

@@ -91,7 +91,7 @@ class SupervisedTask(TrainingTask):
             self.prefetch,
             machine.pin_memory.value,
         )
-        for batch, wait in prefetch_to_device(timed(loader), device):
+        for batch, wait in timed(prefetch_to_device(loader, device)):
             yield ClassificationInputs(batch.image, batch.label), wait
 
 

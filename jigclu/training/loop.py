@@ -17,7 +17,7 @@ from jigclu.models.weights import check_encoder
 from jigclu.ops import schedules
 from jigclu.system import checkpoint, collectives, machine, progress
 from jigclu.system.device import check_compiler, launched_processes, local_device, process_group
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, check
 from jigclu.system.machine import Auto, Machine
 from jigclu.training import resume
 from jigclu.training.monitor import Monitor
@@ -247,8 +247,7 @@ def check_least(task: object, least: Mapping[str, int]) -> None:
     """Raises UserError for a field below the least value that it may have."""
     for name, bound in least.items():
         value = getattr(task, name)
-        if value < bound:
-            raise UserError(f"{name} is {value}; it must be {bound} or more")
+        check(value >= bound, name, value, f"{bound} or more")
 
 
 class RunContext(NamedTuple):

@@ -24,7 +24,7 @@ _NO_BROADCAST: dict[str, Any] = {
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers": False
 }
-_UNSCALED = LossScaling(initial=1.0, growth=1.0, backoff=1.0, interval=1)
+_UNSCALED = LossScaling(initial=1.0, growth=1.0, backoff=0.5, interval=1)
 
 
 class TrainingStep:
@@ -45,7 +45,7 @@ class TrainingStep:
 
         Args:
           forward: what to minimize.
-          optimizer: `optim.sgd` or `optim.lars` with their settings bound.
+          optimizer: takes the steps.
           loss_scaling: of float16; the others need none.
           compile: by torch.compile, forward and update each as one graph.
           device: where to train.

@@ -28,7 +28,7 @@ class ImageDatasetTest(parameterized.TestCase):
     def test_refuses_unreadable_images_and_large_crops(self) -> None:
         with self.assertRaisesRegex(UserError, "memory 0 is unreadable .made so"):
             images.ImageDataset(source=MemorySource([None]), resize=32, crop=28)[0]
-        with self.assertRaisesRegex(UserError, "crop is 40; it must lie in"):
+        with self.assertRaisesRegex(UserError, "crop is 40; it must be in"):
             images.ImageDataset(source=MemorySource([None]), resize=32, crop=40)
 
 
@@ -81,7 +81,7 @@ class RandomCropDatasetTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"size": 0}, "train_size is 0"),
         ({"flip_probability": 1.5}, "flip_probability is 1.5"),
-        ({"scale": (0.0, 1.0)}, "crop scale is"),
+        ({"scale": (0.0, 1.0)}, "crop_scale is"),
     )
     def test_refuses_bad_settings(self, changes: dict[str, Any], message: str) -> None:
         with self.assertRaisesRegex(UserError, message):

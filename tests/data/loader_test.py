@@ -1,5 +1,6 @@
 """Tests of jigclu.data.loader."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import torch
 from absl.testing import absltest
 from PIL import Image
 
-from jigclu.data import images, loader, patches, sampler, sources
+from jigclu.data import crops, images, loader, sampler, sources
+from jigclu.ops.crops import jigsaw_crops
 from jigclu.system.errors import UserError
 
 
@@ -28,20 +30,9 @@ class LoaderTest(absltest.TestCase):
             file.write(b"no image")
         self.source = sources.ImageFolder(self.root, "train")
 
-    def batches(self, workers: int, rank: int = 0, world_size: int = 1) -> list[loader.Batch]:
-        """Four steps of 10 of the 11 images, one step an epoch."""
-        dataset = patches.PatchDataset(
-            source=self.source,
-            seed=0,
-            grid=2,
-            cross_ratio=0.3,
-            patch_size=8,
-            smaller_patches=(),
-            scale=(0.2, 1.0),
-            ratio=(3 / 4, 4 / 3),
-            scaled_decoding=False,
-        )
-        steps = sampler.GlobalBatchSampler(
+    def steps(self, rank: int = 0, world_size: int = 1) -> sampler.GlobalBatchSampler:
+        """Returns four steps of 10 of the 11 images, one step per epoch."""
+        return sampler.GlobalBatchSampler(
             length=len(self.source),
             batch_size=10,
             rank=rank,
@@ -50,30 +41,42 @@ class LoaderTest(absltest.TestCase):
             start_step=0,
             total_steps=4,
         )
-        return list(loader.patch_loader(dataset, steps, workers, prefetch=2, pin_memory=False))
+
+    def batches(self, workers: int, rank: int = 0, world_size: int = 1) -> list[loader.Batch]:
+        dataset = crops.CropDataset(
+            source=self.source,
+            seed=0,
+            draw=functools.partial(
+                jigsaw_crops, grid=2, cross_ratio=0.3, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)
+            ),
+            size=8,
+            smaller_sizes=(),
+            least_side=2,
+            scaled_decoding=False,
+        )
+        steps = self.steps(rank, world_size)
+        return list(loader.crop_loader(dataset, steps, workers, prefetch=2, pin_memory=False))
 
     def test_batches_have_the_promised_form(self) -> None:
         batches = self.batches(workers=0)
         self.assertLen(batches, 4)
-        self.assertEqual(batches[0].patches.shape, (10, 4, 3, 8, 8))
-        self.assertEqual(batches[0].patches.dtype, torch.uint8)
-        self.assertEqual(batches[0].indices.dtype, torch.int64)
+        self.assertEqual(batches[0].crops.shape, (10, 4, 3, 8, 8))
+        self.assertEqual(batches[0].crops.dtype, torch.uint8)
         corrupt = 10  # The last of class 1.
-        for batch in batches:
-            self.assertEqual(batch.unreadable, int(corrupt in batch.indices))
+        for batch, items in zip(batches, self.steps(), strict=True):
+            self.assertEqual(batch.unreadable, int(corrupt in [index for _, index in items]))
         self.assertGreater(sum(batch.unreadable for batch in batches), 0)
 
     def test_workers_do_not_change_what_is_read(self) -> None:
         for alone, helped in zip(self.batches(workers=0), self.batches(workers=2), strict=True):
-            self.assertTrue(torch.equal(alone.patches, helped.patches))
-            self.assertTrue(torch.equal(alone.indices, helped.indices))
+            self.assertTrue(torch.equal(alone.crops, helped.crops))
             self.assertEqual(alone.unreadable, helped.unreadable)
 
     def test_ranks_do_not_change_what_is_read(self) -> None:
         ranks = [self.batches(workers=0, rank=rank, world_size=2) for rank in range(2)]
         for whole, *parts in zip(self.batches(workers=0), *ranks, strict=True):
-            self.assertTrue(torch.equal(whole.patches, torch.cat([p.patches for p in parts])))
-            self.assertTrue(torch.equal(whole.indices, torch.cat([p.indices for p in parts])))
+            self.assertTrue(torch.equal(whole.crops, torch.cat([p.crops for p in parts])))
+            self.assertEqual(whole.unreadable, sum(part.unreadable for part in parts))
 
     def test_images_come_once_and_in_order(self) -> None:
         os.remove(f"{self.root}/1/corrupt.png")

@@ -13,22 +13,15 @@ CUDA = torch.device("cuda")
 _CYCLES = 2 * 10**9  # About a second on any GPU, far longer than the copies.
 
 
-def batches(count: int) -> list[tuple[Batch, float]]:
+def batches(count: int) -> list[Batch]:
     """Returns batches in page-locked memory, which is not allocated while the device computes."""
     return [
-        (
-            Batch(
-                torch.full((8, 4, 3, 32, 32), number, dtype=torch.uint8).pin_memory(),
-                torch.full((8,), number).pin_memory(),
-                0,
-            ),
-            0.0,
-        )
+        Batch(torch.full((8, 4, 3, 32, 32), number, dtype=torch.uint8).pin_memory(), 0)
         for number in range(count)
     ]
 
 
-class TransferCudaTest(absltest.TestCase):
+class PrefetchCudaTest(absltest.TestCase):
     def test_the_next_batch_is_copied_while_the_device_computes(self) -> None:
         taken = prefetch.prefetch_to_device(batches(3), CUDA)
         next(taken)
@@ -48,11 +41,11 @@ class TransferCudaTest(absltest.TestCase):
         self.assertFalse(computed.query(), "the copy waited for the computation")
 
     def test_batches_arrive_whole_and_in_order(self) -> None:
-        for number, (batch, _) in enumerate(prefetch.prefetch_to_device(batches(4), CUDA)):
+        for number, batch in enumerate(prefetch.prefetch_to_device(batches(4), CUDA)):
             # Fills the memory of batches that were freed too early.
-            torch.full_like(batch.patches, 255)
-            self.assertEqual(batch.patches.unique().tolist(), [number])
-            self.assertEqual(batch.patches.device.type, "cuda")
+            torch.full_like(batch.crops, 255)
+            self.assertEqual(batch.crops.unique().tolist(), [number])
+            self.assertEqual(batch.crops.device.type, "cuda")
         self.assertEqual(number, 3)
 
 

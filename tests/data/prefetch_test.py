@@ -12,11 +12,11 @@ from jigclu.data import prefetch
 from jigclu.data.loader import Batch
 
 
-def batches(count: int, told: list[str]) -> Iterator[tuple[Batch, float]]:
+def batches(count: int, told: list[str]) -> Iterator[Batch]:
     for number in range(count):
         told.append(f"read {number}")
-        patches = torch.full((2, 4, 3, 1, 1), number, dtype=torch.uint8)
-        yield Batch(patches, torch.tensor([number, number]), number), number / 10
+        crops = torch.full((2, 4, 3, 1, 1), number, dtype=torch.uint8)
+        yield Batch(crops, number)
 
 
 class FakeGpu:
@@ -43,15 +43,15 @@ class FakeGpu:
         self.told.append(f"wait for {event}")
 
 
-class TransferTest(absltest.TestCase):
+class PrefetchTest(absltest.TestCase):
     def test_on_the_cpu_batches_are_passed_on_as_they_come(self) -> None:
         told: list[str] = []
-        for number, (batch, wait) in enumerate(
+        for number, batch in enumerate(
             prefetch.prefetch_to_device(batches(2, told), torch.device("cpu"))
         ):
             told.append(f"take {number}")
-            self.assertEqual(batch.patches.unique().tolist(), [number])
-            self.assertEqual((batch.unreadable, wait), (number, number / 10))
+            self.assertEqual(batch.crops.unique().tolist(), [number])
+            self.assertEqual(batch.unreadable, number)
         self.assertEqual(told, ["read 0", "take 0", "read 1", "take 1"])
 
     def test_a_gpu_gets_the_next_batch_before_this_one_is_taken(self) -> None:
@@ -64,10 +64,9 @@ class TransferTest(absltest.TestCase):
             mock.patch.object(Tensor, "record_stream", lambda self, stream: recorded.append(self)),
         ):
             taken = prefetch.prefetch_to_device(batches(3, told), torch.device("cuda"))
-            for number, (batch, wait) in enumerate(taken):
+            for number, batch in enumerate(taken):
                 told.append(f"take {number}")
-                self.assertEqual(batch.indices.tolist(), [number, number])
-                self.assertEqual(wait, number / 10)
+                self.assertEqual(batch.crops.unique().tolist(), [number])
         self.assertEqual(
             told,
             [
@@ -75,7 +74,7 @@ class TransferTest(absltest.TestCase):
                 *("read 2", "copy 2", "wait for 1", "take 1", "wait for 2", "take 2"),
             ],
         )
-        self.assertLen(recorded, 6)  # Patches and indices of each.
+        self.assertEqual([int(crops[0, 0, 0, 0, 0]) for crops in recorded], [0, 1, 2])
 
 
 if __name__ == "__main__":

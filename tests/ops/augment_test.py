@@ -1,5 +1,6 @@
 """Tests of jigclu.ops.augment."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ PUBLISHED = AugmentationSettings(
     std=(0.229, 0.224, 0.225),
 )
 # Shows pixels in [0, 1] as they are.
-PLAIN = PUBLISHED._replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+PLAIN = dataclasses.replace(PUBLISHED, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 ADJUST = (
     functional.adjust_brightness,
     functional.adjust_contrast,
@@ -190,22 +191,19 @@ class DrawTest(parameterized.TestCase):
         torch.testing.assert_close(part, augment.augment(patches, drawn, PUBLISHED)[rows])
 
 
-class CheckTest(parameterized.TestCase):
-    def test_accepts_the_published_settings(self) -> None:
-        augment.check_augmentation(PUBLISHED)
-
+class SettingsTest(parameterized.TestCase):
     @parameterized.parameters(
         ("brightness", -0.1, "brightness is -0.1"),
         ("hue", 0.6, "hue is 0.6"),
         ("flip_probability", 1.5, "flip_probability is 1.5"),
-        ("blur_sigma_min", 0.0, "blur_sigma_min"),
-        ("blur_sigma_max", 0.05, "0.1, 0.05"),
-        ("mean", (0.5, 0.5), "3 numbers"),
+        ("blur_sigma_min", 0.0, "blur_sigma_min is 0.0"),
+        ("blur_sigma_max", 0.05, "blur_sigma_max is 0.05; it must be at least .* = 0.1"),
+        ("mean", (0.5, 0.5), "mean is .* three numbers"),
         ("std", (0.5, 0.5, 0.0), "std is"),
     )
-    def test_refuses(self, name: str, value: Any, message: str) -> None:
+    def test_rejects_values_out_of_range(self, name: str, value: Any, message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
-            augment.check_augmentation(PUBLISHED._replace(**{name: value}))
+            dataclasses.replace(PUBLISHED, **{name: value})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 from torchvision.transforms import RandomResizedCrop
 
 from jigclu.ops import crops
-from jigclu.ops.jigsaw import Box
+from jigclu.ops.jigsaw import Box, patch_boxes
 from jigclu.system.errors import UserError
 
 SCALE = (0.2, 1.0)
@@ -67,15 +67,37 @@ class RandomResizedCropTest(parameterized.TestCase):
         np.testing.assert_array_equal(draw(region, 5), draw(region, 5))
 
 
+class DrawsTest(absltest.TestCase):
+    def test_jigsaw_crops_lie_in_their_regions_one_each(self) -> None:
+        regions = patch_boxes(100, 200, 3, 0.1)
+        for seed in range(20):
+            random = np.random.default_rng(seed)
+            drawn = crops.jigsaw_crops(
+                random, 100, 200, grid=3, cross_ratio=0.1, scale=SCALE, ratio=RATIO
+            )
+            for region, crop in zip(regions, drawn, strict=True):
+                self.assertBetween(crop.top, region.top, region.top + region.height - crop.height)
+                self.assertBetween(crop.left, region.left, region.left + region.width - crop.width)
+
+    def test_two_views_are_two_draws_from_the_whole_image(self) -> None:
+        views = crops.two_views(np.random.default_rng(3), 100, 200, scale=SCALE, ratio=RATIO)
+        random = np.random.default_rng(3)
+        expected = [
+            crops.random_resized_crop(random, Box(0, 0, 100, 200), SCALE, RATIO) for _ in range(2)
+        ]
+        self.assertEqual(views, expected)
+        self.assertNotEqual(views[0], views[1])
+
+
 class CheckCropTest(parameterized.TestCase):
     @parameterized.parameters((0.0, 1.0), (0.5, 0.2), (0.2, 1.1))
     def test_refuses_a_bad_scale(self, low: float, high: float) -> None:
-        with self.assertRaisesRegex(UserError, "crop scale is"):
+        with self.assertRaisesRegex(UserError, "crop_scale is"):
             crops.check_crop((low, high), RATIO)
 
     @parameterized.parameters((0.0, 1.0), (2.0, 1.0))
     def test_refuses_a_bad_ratio(self, low: float, high: float) -> None:
-        with self.assertRaisesRegex(UserError, "crop ratio is"):
+        with self.assertRaisesRegex(UserError, "crop_ratio is"):
             crops.check_crop(SCALE, (low, high))
 
 

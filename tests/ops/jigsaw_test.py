@@ -36,30 +36,37 @@ class PatchBoxesTest(parameterized.TestCase):
             self.assertGreater((covered > 0).mean(), 0.95)
         self.assertTrue(covered[0, 0] and covered[-1, 0] and covered[0, -1] and covered[-1, -1])
 
-    def test_refuses_a_bad_grid_or_cross_ratio(self) -> None:
-        with self.assertRaisesRegex(UserError, "grid is 1"):
-            jigsaw.patch_boxes(10, 10, 1, 0.3)
-        with self.assertRaisesRegex(UserError, "cross_ratio is 0.6"):
-            jigsaw.patch_boxes(10, 10, 2, 0.6)
-        with self.assertRaisesRegex(UserError, "1x10 pixels"):
-            jigsaw.patch_boxes(10, 1, 2, 0.3)
+    @parameterized.parameters((2, 0.0), (5, 0.5))
+    def test_accepts_grids_and_cross_ratios_in_range(self, grid: int, cross_ratio: float) -> None:
+        jigsaw.check_grid(grid, cross_ratio)
+
+    @parameterized.parameters(
+        (1, 0.3, "grid is 1; it must be 2 or more"),
+        (2, 0.6, r"cross_ratio is 0.6; it must be in \[0, 0.5\]"),
+        (2, -0.1, "cross_ratio is -0.1"),
+    )
+    def test_rejects_grids_and_cross_ratios_out_of_range(
+        self, grid: int, cross_ratio: float, message: str
+    ) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            jigsaw.check_grid(grid, cross_ratio)
 
 
 class MontageTest(parameterized.TestCase):
     @parameterized.parameters(2, 3, 4)
-    def test_split_undoes_stitch(self, grid: int) -> None:
+    def test_every_slot_lies_whole_in_its_montage(self, grid: int) -> None:
         slots = torch.randn(5 * grid**2, 3, 6, 4)
         montages = jigsaw.stitch_montages(slots, grid)
         self.assertEqual(montages.shape, (5, 3, 6 * grid, 4 * grid))
-        self.assertTrue(torch.equal(jigsaw.split_montages(montages, grid), slots))
+        for number, slot in enumerate(slots):
+            montage, place = divmod(number, grid**2)
+            row, column = divmod(place, grid)
+            shown = montages[montage, :, 6 * row : 6 * (row + 1), 4 * column : 4 * (column + 1)]
+            self.assertTrue(torch.equal(shown, slot))
 
     def test_slots_are_row_major(self) -> None:
         slots = torch.arange(4).reshape(4, 1, 1, 1)
         self.assertEqual(jigsaw.stitch_montages(slots, 2).tolist(), [[[[0, 1], [2, 3]]]])
-
-    def test_split_refuses_a_grid_that_does_not_divide(self) -> None:
-        with self.assertRaisesRegex(ValueError, "do not divide into 3x3"):
-            jigsaw.split_montages(torch.zeros(1, 3, 8, 9), 3)
 
 
 class SplitFeaturesTest(parameterized.TestCase):
@@ -112,10 +119,8 @@ class PermutationTest(absltest.TestCase):
         seeds = {jigsaw.mix_seed(seed, step) for seed in range(50) for step in range(200)}
         self.assertLen(seeds, 50 * 200)
 
-    def test_patch_of_reads_global_patch_order(self) -> None:
-        patches = torch.arange(6).reshape(3, 2, 1, 1, 1).expand(3, 2, 1, 1, 1)
-        flat = jigsaw.flatten_patches(patches).flatten().tolist()
-        self.assertEqual(flat, [0, 2, 4, 1, 3, 5])
+    def test_locations_follow_global_patch_order(self) -> None:
+        # Patches of 3 images: all patches 0, then all patches 1.
         self.assertEqual(jigsaw.patch_locations(torch.arange(6), 3).tolist(), [0, 0, 0, 1, 1, 1])
 
 

@@ -1,6 +1,8 @@
 """Tests of jigclu.ops.optim."""
 
-import functools
+import dataclasses
+import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +15,8 @@ from jigclu.system.errors import UserError
 
 SHAPES = [(3, 4), (4,), (2, 3, 3, 3)]
 SCALING = LossScaling(initial=8.0, growth=2.0, backoff=0.5, interval=3)
-SGD = functools.partial(optim.sgd, momentum=0.9, weight_decay=1e-2)
-LARS = functools.partial(optim.lars, momentum=0.9, weight_decay=1e-2, trust_coefficient=1e-3)
+SGD = optim.SGD(momentum=0.9, weight_decay=1e-2)
+LARS = optim.LARS(momentum=0.9, weight_decay=1e-2, trust_coefficient=1e-3)
 
 
 def random_tensors(seed: int) -> list[Tensor]:
@@ -70,14 +72,12 @@ class LarsTest(parameterized.TestCase):
 
     @parameterized.parameters((0.0, 2.0), (3.0, 0.0), (0.0, 0.0))
     def test_a_zero_norm_gives_a_plain_step(self, weight: float, gradient: float) -> None:
-        (moved,), (momentum,) = optim.lars(
+        lars = optim.LARS(momentum=0.9, weight_decay=0.0, trust_coefficient=1e-3)
+        (moved,), (momentum,) = lars(
             [torch.full((2, 2), weight)],
             [torch.full((2, 2), gradient)],
             [torch.zeros(2, 2)],
             torch.tensor(0.5),
-            momentum=0.9,
-            weight_decay=0.0,
-            trust_coefficient=1e-3,
         )
         self.assertEqual(moved.tolist(), [[weight - 0.5 * gradient] * 2] * 2)
         self.assertEqual(momentum.tolist(), [[gradient] * 2] * 2)
@@ -155,15 +155,14 @@ class LossScaleTest(absltest.TestCase):
             self.assertEqual((scale.item(), good_steps.item()), (theirs.item(), tracker.item()))
 
 
-class ScaledTest(absltest.TestCase):
+class PerParameterRatesTest(absltest.TestCase):
     def test_each_parameter_moves_at_its_own_rate(self) -> None:
         values = [torch.tensor([1.0, 2.0]), torch.tensor([3.0]), torch.tensor([4.0])]
         gradients = [torch.tensor([0.5, 1.0]), torch.tensor([2.0]), torch.tensor([-1.0])]
         momenta = [torch.tensor([1.0, 1.0]), torch.tensor([0.0]), torch.tensor([2.0])]
-        sgd = functools.partial(optim.sgd, momentum=0.5, weight_decay=0.0)
-        parameters, new_momenta = optim.scaled(
-            values, gradients, momenta, torch.tensor(0.1), optimizer=sgd, factors=[1.0, 10.0, 1.0]
-        )
+        sgd = optim.SGD(momentum=0.5, weight_decay=0.0)
+        rates = optim.PerParameterRates(optimizer=sgd, factors=(1.0, 10.0, 1.0))
+        parameters, new_momenta = rates(values, gradients, momenta, torch.tensor(0.1))
         # Momenta 0.5 * old + gradient; steps 0.1, 0.1 * 10 and 0.1 of them.
         for actual, expected in zip(new_momenta, ([1.0, 1.5], [2.0], [0.0]), strict=True):
             torch.testing.assert_close(actual, torch.tensor(expected))
@@ -171,21 +170,28 @@ class ScaledTest(absltest.TestCase):
             torch.testing.assert_close(actual, torch.tensor(expected))
 
 
-class CheckOptimizerTest(absltest.TestCase):
-    def test_refuses_values_out_of_range(self) -> None:
-        optim.check_optimizer(momentum=0.0, weight_decay=0.0)
-        for momentum in (1.0, -0.1, float("nan")):
-            with self.assertRaisesRegex(UserError, f"momentum is {momentum}"):
-                optim.check_optimizer(momentum, 1e-4)
-        for weight_decay in (-1e-4, float("nan"), float("inf")):
-            with self.assertRaisesRegex(UserError, f"weight_decay is {weight_decay}"):
-                optim.check_optimizer(0.9, weight_decay)
+class SettingsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("momentum", math.nan),
+        ("weight_decay", -1e-4),
+        ("weight_decay", math.nan),
+        ("weight_decay", math.inf),
+        ("trust_coefficient", 0.0),
+        ("trust_coefficient", math.nan),
+        ("trust_coefficient", math.inf),
+    )
+    def test_optimizers_reject_settings_out_of_range(self, name: str, value: Any) -> None:
+        for optimizer in (SGD, LARS):
+            if hasattr(optimizer, name):
+                with self.assertRaisesRegex(UserError, f"^{name} is {value}; it must be"):
+                    dataclasses.replace(optimizer, **{name: value})
 
-    def test_refuses_loss_scaling_out_of_range(self) -> None:
-        optim.check_loss_scaling(SCALING)
-        for change in ({"initial": -5.0}, {"growth": 0.5}, {"backoff": 1.0}, {"interval": 0}):
-            with self.assertRaisesRegex(UserError, "loss scaling is"):
-                optim.check_loss_scaling(SCALING._replace(**change))
+    @parameterized.parameters(("initial", -5.0), ("growth", 0.5), ("backoff", 1.0), ("interval", 0))
+    def test_loss_scaling_rejects_values_out_of_range(self, name: str, value: Any) -> None:
+        with self.assertRaisesRegex(UserError, f"^{name} is {value}; it must be"):
+            dataclasses.replace(SCALING, **{name: value})
 
     def test_refuses_learning_rates_out_of_range(self) -> None:
         optim.check_learning_rate(10.0)

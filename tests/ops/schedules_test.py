@@ -1,6 +1,5 @@
 """Tests of jigclu.ops.schedules."""
 
-import functools
 import itertools
 import math
 from typing import Any
@@ -11,7 +10,7 @@ from jigclu.ops import schedules
 from jigclu.system.errors import UserError
 
 # Linear evaluation: a tenth at epochs 60 and 80 of 100.
-TENTHS = functools.partial(schedules.step_decay, milestones=[60, 80], factor=0.1)
+TENTHS = schedules.StepDecay(milestones=[60, 80], factor=0.1)
 
 
 def rate(step: int, steps_per_epoch: int, **changes: Any) -> float:
@@ -21,7 +20,7 @@ def rate(step: int, steps_per_epoch: int, **changes: Any) -> float:
         "epochs": 200,
         "warmup_epochs": 0.0,
         "per_epoch": True,
-        "decay": schedules.cosine_decay,
+        "decay": schedules.CosineDecay(),
     }
     return schedules.learning_rate_at(step, steps_per_epoch, **settings | changes)
 
@@ -97,6 +96,11 @@ class LearningRateTest(parameterized.TestCase):
             settings = {"epochs": 100, "decay": TENTHS}
             self.assertEqual(rate(step, 4, warmup_epochs=2, **settings), rate(step, 4, **settings))
 
+    @parameterized.parameters(-0.1, 1.1, math.nan)
+    def test_step_decay_rejects_factors_out_of_range(self, factor: float) -> None:
+        with self.assertRaisesRegex(UserError, f"^factor is {factor}; it must be in"):
+            schedules.StepDecay(milestones=(60,), factor=factor)
+
 
 class PatchSizeTest(parameterized.TestCase):
     def test_sizes_by_hand(self) -> None:
@@ -122,6 +126,10 @@ class PatchSizeTest(parameterized.TestCase):
     def test_refuses(self, *smaller: tuple[int, int]) -> None:
         with self.assertRaisesRegex(UserError, r"smaller_patches is .*\(0, 10\).* = 112"):
             schedules.check_patch_sizes(112, smaller, 10)
+
+    def test_rejects_patches_without_pixels(self) -> None:
+        with self.assertRaisesRegex(UserError, "patch_size is 0; it must be 1 or more"):
+            schedules.check_patch_sizes(0, (), 10)
 
 
 class CheckScheduleTest(parameterized.TestCase):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,10 @@ TASK = FinetuneTask(
     **LABELLED,
     source=ProceduralImages(images=20, size=32, seed=0, split="train"),
     val=ProceduralImages(images=7, size=32, seed=0, split="val"),
-    optimizer=functools.partial(optim.sgd, momentum=0.9, weight_decay=0.0),
+    optimizer=optim.SGD(momentum=0.9, weight_decay=0.0),
     learning_rate=1e-3,
     head_learning_rate=0.05,
-    loss_scaling=optim.LossScaling(65536.0, 2.0, 0.5, 2000),
+    loss_scaling=optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
     checkpoint_every=2,
 )
 

@@ -1,5 +1,6 @@
 """Tests of jigclu.tasks.pack: what is packed is what is read."""
 
+import functools
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from torch import Tensor
 
+from jigclu.data.crops import CropDataset
 from jigclu.data.packed import PackedImages
-from jigclu.data.patches import PatchDataset
 from jigclu.data.sources import ImageFolder, Source
+from jigclu.ops.crops import jigsaw_crops
 from jigclu.system.errors import UserError
 from jigclu.tasks import pack
 from jigclu.tasks.pack import PackTask
@@ -21,18 +23,18 @@ from tests.samples import write_image_tree
 
 
 def _patches(source: Source, indices: list[int]) -> list[Tensor]:
-    dataset = PatchDataset(
+    dataset = CropDataset(
         source=source,
         seed=3,
-        grid=2,
-        cross_ratio=0.3,
-        patch_size=8,
-        smaller_patches=(),
-        scale=(0.2, 1.0),
-        ratio=(0.75, 1.33),
+        draw=functools.partial(
+            jigsaw_crops, grid=2, cross_ratio=0.3, scale=(0.2, 1.0), ratio=(0.75, 1.33)
+        ),
+        size=8,
+        smaller_sizes=(),
+        least_side=2,
         scaled_decoding=False,
     )
-    return [dataset[(1, index)].patches for index in indices]
+    return [dataset[(1, index)].crops for index in indices]
 
 
 class PackTest(parameterized.TestCase):

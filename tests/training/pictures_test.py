@@ -1,5 +1,7 @@
 """The picture of montages shows the patches that the network gets."""
 
+import dataclasses
+
 import torch
 from absl.testing import absltest
 
@@ -12,7 +14,8 @@ PADDING = 2  # Pixels between the montages, of torchvision's grid.
 
 class PicturesTest(absltest.TestCase):
     def test_undoes_the_normalization(self) -> None:
-        plain = AUGMENTATION._replace(
+        plain = dataclasses.replace(
+            AUGMENTATION,
             jitter_probability=0.0,
             grayscale_probability=0.0,
             blur_probability=0.0,

@@ -1,6 +1,5 @@
 """The training step against a plain one, on two ranks against one, compiled against eager."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from tests.samples import AUGMENTATION, BATCH, inputs_of, small_model, tiny_mode
 
 OBJECTIVE = Objective(AUGMENTATION, 0.3, 0.07, 1.0, 1.0)
 SCALING = optim.LossScaling(initial=1024.0, growth=2.0, backoff=0.5, interval=2)
-SGD = functools.partial(optim.sgd, momentum=0.9, weight_decay=1e-4)
+SGD = optim.SGD(momentum=0.9, weight_decay=1e-4)
 
 
 def pretrain_step(

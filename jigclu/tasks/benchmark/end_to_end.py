@@ -96,15 +96,15 @@ def measure_copies(task: PretrainTask, repetitions: int, device: torch.device) -
     patches = inputs.slots.cpu().unflatten(0, (task.batch_size, task.grid**2))
     if machine.pin_memory.value:
         patches = patches.pin_memory()
-    batch = Batch(patches, torch.arange(task.batch_size), 0)
-    ahead = prefetch_to_device(itertools.repeat((batch, 0.0)), device)
+    batch = Batch(patches, 0)
+    ahead = prefetch_to_device(itertools.repeat(batch), device)
 
     def take_patches(values: Tensor) -> None:
         take(inputs._replace(slots=values.flatten(0, 1)))
 
     actions: dict[str, Action] = {
         "no copies": lambda: take(inputs),
-        "copied during the step before": lambda: take_patches(next(ahead)[0].patches),
+        "copied during the step before": lambda: take_patches(next(ahead).crops),
         "copied before each step": lambda: take_patches(patches.to(device)),
     }
     seconds = {

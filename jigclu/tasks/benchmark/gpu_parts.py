@@ -192,7 +192,7 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
         batch_size=128,
         epochs=10**6,
         # Constant: the end is a matter of time, so there is no last epoch to decay to.
-        decay=functools.partial(schedules.step_decay, milestones=(), factor=1.0),
+        decay=schedules.StepDecay(milestones=(), factor=1.0),
         warmup_epochs=1,
         learning_rate=0.1,
         device="cuda",

@@ -35,7 +35,7 @@ class PublishedPatches:
         ratio: tuple[float, float],
         settings: AugmentationSettings,
     ) -> None:
-        """The arguments are those of `PatchDataset`, and of `augment`."""
+        """The arguments are those of `crops.jigsaw_crops`, and of `augment`."""
         self._grid = grid
         self._cross_ratio = cross_ratio
         jitter = (settings.brightness, settings.contrast, settings.saturation, settings.hue)

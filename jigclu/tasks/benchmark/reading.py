@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from jigclu.data.crops import CropSample
 from jigclu.data.decode import UnreadableImageError
 from jigclu.data.packed import FORMATS, PackedImages
-from jigclu.data.patches import PatchSample
 from jigclu.data.sources import ImageFiles, Source
 from jigclu.ops.augment import AugmentationSettings, augment, draw_augmentation
 from jigclu.system.errors import UserError
@@ -104,8 +104,8 @@ def _published(
 
 
 def _unchanged(task: PretrainTask) -> AugmentationSettings:
-    return task.augmentation._replace(
-        jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0
+    return dataclasses.replace(
+        task.augmentation, jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0
     )
 
 
@@ -114,12 +114,12 @@ def _augmented(task: PretrainTask, source: Source) -> Callable[[int], object]:
 
     def read_and_augment(index: int) -> object:
         drawn = draw_augmentation(settings, task.seed, index, task.grid**2)
-        return augment(read(index).patches, drawn, settings)
+        return augment(read(index).crops, drawn, settings)
 
     return read_and_augment
 
 
-def _patches_of(task: PretrainTask, source: Source) -> Callable[[int], PatchSample]:
+def _patches_of(task: PretrainTask, source: Source) -> Callable[[int], CropSample]:
     dataset = dataclasses.replace(task, source=source, smaller_patches=()).dataset()
     return lambda index: dataset[0, index]
 

@@ -5,7 +5,6 @@ gin/pretrain_r50.gin, where each has its unit and source; a test compares the tw
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 from jigclu.data.sources import Source
@@ -55,16 +54,16 @@ def published_recipe(source: Source) -> PretrainTask:
         base_temperature=0.07,
         clustering_weight=1.0,
         location_weight=1.0,
-        optimizer=functools.partial(optim.sgd, momentum=0.9, weight_decay=1e-4),
+        optimizer=optim.SGD(momentum=0.9, weight_decay=1e-4),
         learning_rate=0.03,
         warmup_epochs=0,
-        decay=schedules.cosine_decay,
+        decay=schedules.CosineDecay(),
         per_epoch=True,
         device="auto",
         precision="float32",
         compile="auto",
         channels_last="auto",
-        loss_scaling=optim.LossScaling(65536.0, 2.0, 0.5, 2000),
+        loss_scaling=optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
         workers="auto",
         prefetch=2,
         init_from=None,
@@ -85,6 +84,6 @@ def with_patch_size(task: PretrainTask, patch_size: int, **changes: Any) -> Pret
     return dataclasses.replace(
         task,
         patch_size=patch_size,
-        augmentation=task.augmentation._replace(blur_sigma_max=sigma),
+        augmentation=dataclasses.replace(task.augmentation, blur_sigma_max=sigma),
         **changes,
     )

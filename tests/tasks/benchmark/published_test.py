@@ -1,5 +1,6 @@
 """Tests of jigclu.tasks.benchmark.published: it does what this project does, another way."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,12 @@ from tests.samples import AUGMENTATION
 
 CPU = torch.device("cpu")
 # Nothing is changed but mean and std.
-STILL = AUGMENTATION._replace(
-    jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0, flip_probability=0.0
+STILL = dataclasses.replace(
+    AUGMENTATION,
+    jitter_probability=0.0,
+    grayscale_probability=0.0,
+    blur_probability=0.0,
+    flip_probability=0.0,
 )
 
 
@@ -44,7 +49,9 @@ class PublishedTest(absltest.TestCase):
     def test_augments(self) -> None:
         path = Path(self.create_tempdir().full_path) / "image.png"
         Image.new("RGB", (64, 64), (200, 40, 90)).save(path)
-        gray = STILL._replace(grayscale_probability=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        gray = dataclasses.replace(
+            STILL, grayscale_probability=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+        )
         patches = published.PublishedPatches(2, 0.3, 16, (0.2, 1.0), (0.75, 1.33), gray).read(
             str(path)
         )

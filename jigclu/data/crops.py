@@ -1,9 +1,10 @@
-"""The data set of pre-training: the patches of images."""
+"""Images as sets of random crops: the patches of a jigsaw, the two views of SimCLR."""
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from absl import logging
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch.utils.data import Dataset
 
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, crop_resize
 from jigclu.data.sources import Source
-from jigclu.ops.crops import check_crop, random_generator, random_resized_crop
-from jigclu.ops.jigsaw import Box, check_grid, patch_boxes
+from jigclu.ops.crops import random_generator
+from jigclu.ops.jigsaw import Box
 from jigclu.ops.schedules import patch_size_at
 from jigclu.system.errors import UserError
 
@@ -20,17 +21,19 @@ from jigclu.system.errors import UserError
 UNREADABLE_IN_A_ROW = 100
 _FACTORS = (1, 2, 4, 8)  # By which JPEG decoders shrink.
 
+# Draws the crops of an image of (height, width) pixels. It is pickled to worker processes:
+# a functools.partial of a module-level function.
+Draw = Callable[[np.random.Generator, int, int], list[Box]]
 
-class PatchSample(NamedTuple):
-    """The patches of one image.
 
-    patches: uint8 [grid**2, 3, size, size], in patch order, not yet augmented.
-    image_index: the index that was asked for.
-    unreadable: images that had to be skipped to find a readable one.
+class CropSample(NamedTuple):
+    """The crops of one image.
+
+    crops: uint8 [crops, 3, size, size], in the order drawn, not yet augmented.
+    unreadable: images that were skipped to find a readable one.
     """
 
-    patches: Tensor
-    image_index: int
+    crops: Tensor
     unreadable: int
 
 
@@ -38,14 +41,14 @@ class _Crops:
     """The crops of one image, drawn at its full size, which decoding may shrink."""
 
     def __init__(self, draw: Callable[[int, int], list[Box]], size: int) -> None:
-        """Keeps how to draw them, of height and width, and the side of the patches, pixels."""
+        """Keeps how to draw them, of height and width, and the side to resize to, pixels."""
         self._draw = draw
         self._size = size
         self._full = (0, 0)
         self._boxes: list[Box] = []
 
     def reduction(self, height: int, width: int) -> int:
-        """Returns by how much decoding may shrink: every crop keeps the pixels of its patch."""
+        """Returns by how much decoding may shrink: every crop keeps `size` pixels per side."""
         self._full, self._boxes = (height, width), []
         if min(height, width) < _FACTORS[1] * self._size:
             return 1
@@ -68,11 +71,11 @@ def _scaled(box: Box, vertical: float, horizontal: float) -> Box:
     return Box(top, left, bottom - top, right - left)
 
 
-class PatchDataset(Dataset[PatchSample]):
-    """Cuts images into randomly cropped patches; indexed by (epoch, index).
+class CropDataset(Dataset[CropSample]):
+    """Images, each as several random crops of one size; indexed by (epoch, index).
 
-    The crops are a function of (seed, epoch, index) alone, whichever rank or
-    worker draws them. Flip and color follow on the device.
+    The crops are a function of (seed, epoch, index), whichever rank or worker draws them.
+    Flip and color follow on the device.
     """
 
     def __init__(
@@ -80,50 +83,37 @@ class PatchDataset(Dataset[PatchSample]):
         *,
         source: Source,
         seed: int,
-        grid: int,
-        cross_ratio: float,
-        patch_size: int,
-        smaller_patches: Sequence[tuple[int, int]],
-        scale: tuple[float, float],
-        ratio: tuple[float, float],
+        draw: Draw,
+        size: int,
+        smaller_sizes: Sequence[tuple[int, int]],
+        least_side: int,
         scaled_decoding: bool,
     ) -> None:
-        """Keeps the settings; reads nothing yet.
+        """Keeps the settings, which their owner has checked; reads nothing yet.
 
         Args:
           source: of the images.
           seed: of the run.
-          grid: patches a side of an image, >= 2 (published 2).
-          cross_ratio: overlap of the regions, in [0, 0.5] (published 0.3).
-          patch_size: side of a patch, pixels (published 112).
-          smaller_patches: of earlier epochs; see `schedules.patch_size_at`.
-          scale: least and most area of a crop, share of its region (published 0.2, 1).
-          ratio: least and most width / height of a crop (published 3/4, 4/3).
-          scaled_decoding: shrink JPEG while decoding, by as much as every crop can take
-            and still be no smaller than its patch.
-
-        Raises:
-          UserError: a value out of its range.
+          draw: draws the crops of an image.
+          size: side to which crops are resized, pixels.
+          smaller_sizes: (epoch, pixels): sizes of earlier epochs; see `schedules.patch_size_at`.
+          least_side: images whose shorter side has fewer pixels count as unreadable.
+          scaled_decoding: shrink JPEG while decoding, as far as no crop becomes smaller than
+            the size to which it is resized.
         """
-        check_grid(grid, cross_ratio)
-        check_crop(scale, ratio)
-        if patch_size < 1:
-            raise UserError(f"patch_size is {patch_size}; it must be 1 pixel or more")
         self._source = source
         self._seed = seed
-        self._grid = grid
-        self._cross_ratio = cross_ratio
-        self._patch_size = patch_size
-        self._smaller_patches = smaller_patches
-        self._scale = scale
-        self._ratio = ratio
+        self._draw = draw
+        self._size = size
+        self._smaller_sizes = smaller_sizes
+        self._least_side = least_side
         self._scaled_decoding = scaled_decoding
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> PatchSample:
-        """Returns the patches of image `index` as drawn in `epoch`.
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> CropSample:
+        """Returns the crops of image `index` as drawn in `epoch`.
 
         An unreadable image is replaced by the next readable one, and counted.
 
@@ -131,18 +121,16 @@ class PatchDataset(Dataset[PatchSample]):
           UserError: too many unreadable images in a row.
         """
         epoch, index = epoch_and_index
-        size = patch_size_at(epoch, self._patch_size, self._smaller_patches)
-        crops = _Crops(functools.partial(self._draw, epoch, index), size)
+        size = patch_size_at(epoch, self._size, self._smaller_sizes)
+        crops = _Crops(functools.partial(self._draw_boxes, epoch, index), size)
         image, unreadable = self._readable(
             index, crops.reduction if self._scaled_decoding else at_full_size
         )
-        patches = [crop_resize(image, crop, size) for crop in crops.of(image)]
-        return PatchSample(torch.stack(patches), index, unreadable)
+        resized = [crop_resize(image, box, size) for box in crops.of(image)]
+        return CropSample(torch.stack(resized), unreadable)
 
-    def _draw(self, epoch: int, index: int, height: int, width: int) -> list[Box]:
-        regions = patch_boxes(height, width, self._grid, self._cross_ratio)
-        random = random_generator(self._seed, epoch, index)
-        return [random_resized_crop(random, region, self._scale, self._ratio) for region in regions]
+    def _draw_boxes(self, epoch: int, index: int, height: int, width: int) -> list[Box]:
+        return self._draw(random_generator(self._seed, epoch, index), height, width)
 
     def _readable(self, index: int, reduction: Reduction) -> tuple[Tensor, int]:
         """Returns the first readable image from index on, and how many were skipped."""
@@ -163,8 +151,8 @@ class PatchDataset(Dataset[PatchSample]):
     def _read(self, index: int, reduction: Reduction) -> Tensor:
         image = self._source.read(index, reduction)
         _, height, width = image.shape
-        if min(height, width) < self._grid:
+        if min(height, width) < self._least_side:
             raise UnreadableImageError(
-                f"{width}x{height} pixels are fewer than its {self._grid}x{self._grid} patches"
+                f"{width}x{height} pixels; the shorter side must have {self._least_side} or more"
             )
         return image

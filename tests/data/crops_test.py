@@ -1,7 +1,8 @@
-"""Tests of jigclu.data.patches."""
+"""Tests of jigclu.data.crops."""
 
 import functools
 import os
+import pickle
 from typing import Any
 from unittest import mock
 
@@ -10,34 +11,41 @@ import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from jigclu.data import patches, sources
+from jigclu.data import crops, sources
+from jigclu.ops.crops import jigsaw_crops, two_views
 from jigclu.ops.jigsaw import Box
 from jigclu.system.errors import UserError
 from tests.samples import MemorySource, noise
 
-SETTINGS: dict[str, Any] = {
-    "seed": 0,
+DRAW: dict[str, Any] = {
     "grid": 2,
     "cross_ratio": 0.3,
-    "patch_size": 16,
-    "smaller_patches": (),
     "scale": (0.2, 1.0),
     "ratio": (3 / 4, 4 / 3),
+}
+SETTINGS: dict[str, Any] = {
+    "seed": 0,
+    "size": 16,
+    "smaller_sizes": (),
+    "least_side": 2,
     "scaled_decoding": True,
 }
 
 
-def dataset(source: sources.Source, **changes: Any) -> patches.PatchDataset:
-    return patches.PatchDataset(source=source, **{**SETTINGS, **changes})
+def dataset(source: sources.Source, **changes: Any) -> crops.CropDataset:
+    """Returns the patches of a source; the changes are to `DRAW` or to `SETTINGS`."""
+    draw = {name: changes.pop(name, value) for name, value in DRAW.items()}
+    settings = {"draw": functools.partial(jigsaw_crops, **draw)} | SETTINGS | changes
+    return crops.CropDataset(source=source, **settings)
 
 
-class PatchDatasetTest(parameterized.TestCase):
+class CropDatasetTest(parameterized.TestCase):
     @parameterized.parameters((2, 4), (3, 9))
-    def test_returns_uint8_patches(self, grid: int, count: int) -> None:
+    def test_returns_uint8_crops(self, grid: int, count: int) -> None:
         sample = dataset(MemorySource([noise(3, 50, 70)] * 3), grid=grid)[0, 2]
-        self.assertEqual(sample.patches.dtype, torch.uint8)
-        self.assertEqual(sample.patches.shape, (count, 3, 16, 16))
-        self.assertEqual((sample.image_index, sample.unreadable), (2, 0))
+        self.assertEqual(sample.crops.dtype, torch.uint8)
+        self.assertEqual(sample.crops.shape, (count, 3, 16, 16))
+        self.assertEqual(sample.unreadable, 0)
 
     def test_every_patch_shows_its_own_corner(self) -> None:
         image = torch.zeros(3, 80, 80, dtype=torch.uint8)
@@ -46,8 +54,8 @@ class PatchDatasetTest(parameterized.TestCase):
         source = MemorySource([image])
         means = torch.stack(
             [
-                dataset(source, cross_ratio=0.0)[0, 0].patches,
-                dataset(source, cross_ratio=0.0)[5, 0].patches,
+                dataset(source, cross_ratio=0.0)[0, 0].crops,
+                dataset(source, cross_ratio=0.0)[5, 0].crops,
             ]
         )
         red = means[:, :, 0].flatten(2)
@@ -59,31 +67,27 @@ class PatchDatasetTest(parameterized.TestCase):
 
     def test_whole_regions_are_the_patch_boxes(self) -> None:
         image = noise(3, 20, 20)
-        sample = dataset(MemorySource([image]), patch_size=16, scale=(1.0, 1.0), ratio=(1.0, 1.0))[
-            0, 0
-        ]
+        sample = dataset(MemorySource([image]), size=16, scale=(1.0, 1.0), ratio=(1.0, 1.0))[0, 0]
         expected = [image[:, t : t + 16, x : x + 16] for x in (0, 4) for t in (0, 4)]
-        self.assertTrue(torch.equal(sample.patches, torch.stack(expected)))
+        self.assertTrue(torch.equal(sample.crops, torch.stack(expected)))
 
     def test_is_a_function_of_seed_epoch_and_index(self) -> None:
         source = MemorySource([noise(3, 50, 70)] * 4)
         data = dataset(source)
         np.random.seed(1)
         torch.manual_seed(1)
-        first = data[3, 1].patches
+        first = data[3, 1].crops
         _ = data[3, 2], np.random.uniform(), torch.rand(1)
-        self.assertTrue(torch.equal(first, dataset(source)[3, 1].patches))
+        self.assertTrue(torch.equal(first, dataset(source)[3, 1].crops))
         for other in (data[4, 1], data[3, 2], dataset(source, seed=1)[3, 1]):
-            self.assertFalse(torch.equal(first, other.patches))
+            self.assertFalse(torch.equal(first, other.crops))
 
     def test_early_epochs_show_smaller_patches(self) -> None:
         source = MemorySource([noise(3, 50, 70)])
-        data = dataset(source, smaller_patches=((2, 8), (3, 12)))
-        sides = [data[epoch, 0].patches.shape[-1] for epoch in range(5)]
+        data = dataset(source, smaller_sizes=((2, 8), (3, 12)))
+        sides = [data[epoch, 0].crops.shape[-1] for epoch in range(5)]
         self.assertEqual(sides, [8, 8, 12, 16, 16])
-        self.assertTrue(
-            torch.equal(data[1, 0].patches, dataset(source, patch_size=8)[1, 0].patches)
-        )
+        self.assertTrue(torch.equal(data[1, 0].crops, dataset(source, size=8)[1, 0].crops))
 
     def test_scaled_decoding_shows_the_same_crops(self) -> None:
         rows, columns = np.mgrid[0:300, 0:400]
@@ -97,8 +101,8 @@ class PatchDatasetTest(parameterized.TestCase):
         source = sources.UnlabeledImages(root)
         with mock.patch.object(source, "read", wraps=source.read) as read:
             for epoch in range(10):
-                scaled = dataset(source)[epoch, 0].patches
-                plain = dataset(source, scaled_decoding=False)[epoch, 0].patches
+                scaled = dataset(source)[epoch, 0].crops
+                plain = dataset(source, scaled_decoding=False)[epoch, 0].crops
                 # Edges are rounded to pixels of an image of an eighth of the side, in waves
                 # that change by 3 a pixel of the full image at most.
                 difference = (scaled.float() - plain.float()).abs().mean()
@@ -113,25 +117,25 @@ class PatchDatasetTest(parameterized.TestCase):
         self.assertNotIn(1, factors[::2])
 
     def test_no_crop_is_decoded_smaller_than_its_patch(self) -> None:
-        data = dataset(MemorySource([]), patch_size=40)
+        data = dataset(MemorySource([]), size=40)
         shrunk = 0
         for epoch in range(50):
-            crops = patches._Crops(functools.partial(data._draw, epoch, 0), 40)
-            factor = crops.reduction(400, 500)
+            drawn = crops._Crops(functools.partial(data._draw_boxes, epoch, 0), 40)
+            factor = drawn.reduction(400, 500)
             image = torch.empty(3, -(-400 // factor), -(-500 // factor))
-            sides = [min(crop.height, crop.width) for crop in crops.of(image)]
+            sides = [min(crop.height, crop.width) for crop in drawn.of(image)]
             self.assertTrue(factor == 1 or min(sides) >= 40)
-            full = [min(crop.height, crop.width) for crop in data._draw(epoch, 0, 400, 500)]
+            full = [min(crop.height, crop.width) for crop in data._draw_boxes(epoch, 0, 400, 500)]
             self.assertTrue(factor == 8 or min(full) < 2 * factor * 40)
             shrunk += factor > 1
         self.assertBetween(shrunk, 10, 50)
 
     def test_crops_of_a_shrunk_image_are_those_of_the_whole(self) -> None:
         drawn = [Box(0, 0, 80, 100), Box(41, 13, 60, 87)]
-        crops = patches._Crops(lambda height, width: drawn, 10)
-        self.assertEqual(crops.of(torch.empty(3, 101, 100)), drawn)
-        self.assertEqual(crops.reduction(101, 100), 4)
-        shrunk = crops.of(torch.empty(3, 26, 25))
+        of_image = crops._Crops(lambda height, width: drawn, 10)
+        self.assertEqual(of_image.of(torch.empty(3, 101, 100)), drawn)
+        self.assertEqual(of_image.reduction(101, 100), 4)
+        shrunk = of_image.of(torch.empty(3, 26, 25))
         self.assertEqual(shrunk, [Box(0, 0, 21, 25), Box(11, 3, 15, 22)])
 
     def test_unreadable_images_are_replaced_and_counted(self) -> None:
@@ -139,9 +143,9 @@ class PatchDatasetTest(parameterized.TestCase):
         source = MemorySource([good, None, noise(3, 1, 40), None])
         with self.assertLogs(level="WARNING") as logs:
             sample = dataset(source, scale=(1.0, 1.0), ratio=(1.0, 1.0))[0, 1]
-        self.assertEqual((sample.image_index, sample.unreadable), (1, 3))
+        self.assertEqual(sample.unreadable, 3)
         expected = dataset(source, scale=(1.0, 1.0), ratio=(1.0, 1.0))[0, 0]
-        self.assertTrue(torch.equal(sample.patches, expected.patches))
+        self.assertTrue(torch.equal(sample.crops, expected.crops))
         self.assertIn("memory 1 (made so)", logs.output[0])
         self.assertIn("memory 2 (40x1 pixels", logs.output[1])
 
@@ -151,7 +155,7 @@ class PatchDatasetTest(parameterized.TestCase):
         self.create_tempfile(os.path.join(root, "a.jpg"), content="no image")
         sample = dataset(sources.UnlabeledImages(root))[0, 0]
         self.assertEqual(sample.unreadable, 1)
-        self.assertGreater(sample.patches[:, 0].min(), 240)
+        self.assertGreater(sample.crops[:, 0].min(), 240)
 
     def test_stops_when_nothing_is_readable(self) -> None:
         with self.assertRaisesRegex(UserError, "3 images in a row .* memory 0 .made so"):
@@ -159,16 +163,16 @@ class PatchDatasetTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "100 images in a row"):
             dataset(MemorySource([None] * 300))[0, 0]
 
-    @parameterized.parameters(
-        ("grid", 1),
-        ("cross_ratio", 0.7),
-        ("patch_size", 0),
-        ("scale", (0.0, 1.0)),
-        ("ratio", (2, 1)),
-    )
-    def test_refuses_bad_settings(self, name: str, value: Any) -> None:
-        with self.assertRaisesRegex(UserError, f"{name} is"):
-            dataset(MemorySource([]), **{name: value})
+    def test_two_views_are_crops_of_the_whole_image(self) -> None:
+        image = noise(3, 16, 16)
+        draw = functools.partial(two_views, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+        sample = dataset(MemorySource([image]), draw=draw, least_side=1)[0, 0]
+        self.assertTrue(torch.equal(sample.crops, torch.stack([image, image])))
+
+    def test_is_pickled_with_its_draw(self) -> None:
+        data = dataset(MemorySource([noise(3, 50, 70)]))
+        again = pickle.loads(pickle.dumps(data))
+        self.assertTrue(torch.equal(again[1, 0].crops, data[1, 0].crops))
 
 
 if __name__ == "__main__":
