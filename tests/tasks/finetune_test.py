@@ -148,7 +148,7 @@ class FinetuneTest(parameterized.TestCase):
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"head_learning_rate": -1.0}, "head_learning_rate is -1.0"),
         ({"val_batch_size": 0}, "val_batch_size is 0"),
-        ({"std": (0.0, 1.0, 1.0)}, "and std .0.0, 1.0, 1.0."),
+        ({"std": (0.0, 1.0, 1.0)}, "std is .0.0, 1.0, 1.0."),
         ({"crop": 40}, "crop is 40"),
         ({"encoder": "resnet19"}, "resnet19"),
         ({"val": ONE_CLASS}, "source has 10 classes and val 1"),
