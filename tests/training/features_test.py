@@ -41,7 +41,7 @@ def indices_and_features() -> tuple[Tensor, Tensor]:
 
 class SettingsTest(parameterized.TestCase):
     @parameterized.parameters(
-        ({"std": (0.1, 0.0, 0.1)}, "std .0.1, 0.0, 0.1.; expected three numbers each"),
+        ({"std": (0.1, 0.0, 0.1)}, "std is .0.1, 0.0, 0.1.; it must be three numbers"),
         ({"mean": (0.5,)}, "mean is .0.5,."),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"workers": -1}, "workers is -1"),
