@@ -212,7 +212,7 @@ class ExportTest(parameterized.TestCase):
         ({"images": 0}, r"images is 0; it must lie in \[1, 10\]"),
         ({"images": 11}, r"images is 11; it must lie in \[1, 10\]"),
         ({"crop": 41}, r"crop is 41; it must be in \[1, 40\]"),
-        ({"std": (0.0, 1.0, 1.0)}, "std above 0"),
+        ({"std": (0.0, 1.0, 1.0)}, "std is .0.0, 1.0, 1.0.; it must be three numbers above 0"),
         ({"encoder": "resnet50"}, "encoder = 'resnet18' and small_stem = False: bind these"),
         ({"small_stem": True}, "encoder = 'resnet18' and small_stem = False: bind these"),
     )
