@@ -15,7 +15,7 @@ with progress.status("loading libraries"):
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from jigclu import config
-    from jigclu.system import checkpoint
+    from jigclu.system import files
     from jigclu.system.device import launched_rank
 
 _GIN_FILES = flags.DEFINE_multi_string("gin_file", None, "gin file to read; repeatable.")
@@ -53,8 +53,8 @@ def _run() -> None:
             print(f"{configuration.resolved}\n\n{task.plan(workdir)}\nworkdir: {workdir}")
         return
     if is_main:
-        checkpoint.write_file(workdir / "config.gin", configuration.given.encode())
-        checkpoint.write_file(workdir / "operative_config.gin", configuration.operative.encode())
+        files.write_file(workdir / "config.gin", configuration.given.encode())
+        files.write_file(workdir / "operative_config.gin", configuration.operative.encode())
         for name in configuration.unused:
             logging.warning("%s has no effect: the command line replaced what read it", name)
         logging.info("workdir %s\n%s", workdir, task.plan(workdir))

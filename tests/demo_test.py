@@ -10,7 +10,7 @@ import torch
 from absl.testing import absltest
 
 from jigclu import config
-from jigclu.system import checkpoint
+from jigclu.training import checkpoint
 
 # Limits ATen and oneDNN to the instructions of a CPU without AVX-512.
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu import config
-from jigclu.system import checkpoint
+from jigclu.training import checkpoint
 
 # The demo in miniature: 3 steps in all.
 SMALL = """

@@ -27,6 +27,13 @@ BELOW = {
     for number, rooms in enumerate(ROOMS)
     for room in rooms
 } | {"detection": DETECTION}
+# Modules that may import torch.distributed, and which part of it: the others go through
+# `collectives`, so that none of them needs to know whether there are other ranks.
+DISTRIBUTED = {
+    "jigclu.system.collectives": "torch.distributed.",
+    "jigclu.system.device": "torch.distributed.",
+    "jigclu.launch": "torch.distributed.elastic.",
+}
 SHELL = ("config", "launch")
 # Modules whose functions run in every step: a read from the device would stop it.
 NEVER_SYNCHRONIzED = {
@@ -133,6 +140,18 @@ def _shell_faults(name: str, tree: ast.Module) -> list[str]:
     ]
 
 
+def _distributed_faults(name: str, tree: ast.Module) -> list[str]:
+    # The `torch.distributed` of `torch.distributed.barrier`.
+    attributes = (node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    used = [*_imports(tree), *map(ast.unparse, attributes)]
+    allowed = DISTRIBUTED.get(name, "nothing")
+    return [
+        f"{name} uses {other}"
+        for other in used
+        if f"{other}.".startswith("torch.distributed.") and not f"{other}.".startswith(allowed)
+    ]
+
+
 def _calls(tree: ast.Module, method: str) -> Iterator[ast.Call]:
     for node in ast.walk(tree):
         if (
@@ -199,6 +218,9 @@ class LayersTest(absltest.TestCase):
         ]
         self.assertEmpty(faults)
 
+    def test_only_collectives_and_device_call_torch_distributed(self) -> None:
+        self.assertEmpty([f for item in _modules().items() for f in _distributed_faults(*item)])
+
     def test_gin_holds_no_python(self) -> None:
         # A module there would hide the library of the same name.
         self.assertEmpty(list((ROOT / "gin").rglob("*.py")))
@@ -253,11 +275,21 @@ class RulesTest(parameterized.TestCase):
         self.assertLen(_shell_faults("jigclu.training.monitor", source), 3)
         self.assertEmpty(_shell_faults("jigclu.config.load", source))
 
+    def test_torch_distributed(self) -> None:
+        source = ast.parse(
+            "import torch.distributed as dist\nfrom torch import distributed\n"
+            "from torch.nn.parallel import DistributedDataParallel\ntorch.distributed.barrier\n"
+            "from torch.distributed.elastic.multiprocessing.errors import record"
+        )
+        self.assertLen(_distributed_faults("jigclu.training.step", source), 4)
+        self.assertLen(_distributed_faults("jigclu.launch", source), 3)
+        self.assertEmpty(_distributed_faults("jigclu.system.device", source))
+
     def test_torch_load(self) -> None:
         source = (
             "torch.load(p)\ntorch.load(p, weights_only=False)\ntorch.load(p, weights_only=True)"
         )
-        self.assertLen(_load_faults("jigclu.system.checkpoint", ast.parse(source)), 2)
+        self.assertLen(_load_faults("jigclu.training.checkpoint", ast.parse(source)), 2)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from jigclu.data.procedural import ProceduralImages
 from jigclu.ops import optim, schedules
-from jigclu.system import checkpoint
+from jigclu.training import checkpoint
 from jigclu.training.loop import TrainingTask
 from tests.samples import AUGMENTATION
 

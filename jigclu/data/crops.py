@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, crop_resize
 from jigclu.data.sources import Source
-from jigclu.ops.crops import random_generator
 from jigclu.ops.jigsaw import Box
 from jigclu.ops.schedules import patch_size_at
+from jigclu.system import seeds
 from jigclu.system.errors import UserError
 
 # So many unreadable images in a row are a broken disk or the wrong files.
@@ -130,7 +130,7 @@ class CropDataset(Dataset[CropSample]):
         return CropSample(torch.stack(resized), unreadable)
 
     def _draw_boxes(self, epoch: int, index: int, height: int, width: int) -> list[Box]:
-        return self._draw(random_generator(self._seed, epoch, index), height, width)
+        return self._draw(seeds.image_crops(self._seed, epoch, index), height, width)
 
     def _readable(self, index: int, reduction: Reduction) -> tuple[Tensor, int]:
         """Returns the first readable image from index on, and how many were skipped."""

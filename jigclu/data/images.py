@@ -8,8 +8,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from jigclu.data.decode import UnreadableImageError, crop_resize
 from jigclu.data.sources import Source
-from jigclu.ops.crops import check_crop, random_generator, random_resized_crop
+from jigclu.ops.crops import check_crop, random_resized_crop
 from jigclu.ops.jigsaw import Box
+from jigclu.system import seeds
 from jigclu.system.errors import UserError, check
 
 
@@ -112,7 +113,7 @@ class RandomCropDataset(Dataset[LabeledImage]):
         """
         epoch, index = epoch_and_index
         image = _read(self._source, index)
-        random = random_generator(self._seed, epoch, index)
+        random = seeds.image_crops(self._seed, epoch, index)
         whole = Box(0, 0, *image.shape[1:])
         crop = random_resized_crop(random, whole, self._scale, self._ratio)
         image = crop_resize(image, crop, self._size)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_upright_jpeg
 from jigclu.data.sources import digest
-from jigclu.system import checkpoint, progress
+from jigclu.system import files, progress
 from jigclu.system.errors import UserError
 
 FORMATS = ("jpeg", "raw")
@@ -161,7 +161,7 @@ def _open_shard(root: Path, number: int, shard: dict[str, Any], verify: bool) ->
     # Records are few bytes, and labels among them.
     checksums = {records: "records_sha256"} | ({images: "sha256"} if verify else {})
     for path, name in checksums.items():
-        if checkpoint.sha256(path) != shard[name]:
+        if files.sha256(path) != shard[name]:
             raise UserError(
                 f"{path} is damaged, its SHA-256 is another: copy it again, or pack the images "
                 "again"

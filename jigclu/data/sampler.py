@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from jigclu.ops.jigsaw import mix_seed
+from jigclu.system import seeds
 from jigclu.system.errors import UserError
-
-# Keeps the order of the images apart from other uses of the run's seed.
-_ORDER_STREAM = 0x6F72646572
 
 
 def steps_per_epoch(length: int, batch_size: int) -> int:
@@ -35,8 +32,7 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
 
 def epoch_order(seed: int, epoch: int, length: int) -> Tensor:
     """Returns the order of the images in one epoch: int64 [length], of (seed, epoch) alone."""
-    generator = torch.Generator().manual_seed(mix_seed(mix_seed(seed, _ORDER_STREAM), epoch))
-    return torch.randperm(length, generator=generator)
+    return torch.randperm(length, generator=seeds.image_order(seed, epoch))
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):

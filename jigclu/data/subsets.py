@@ -9,6 +9,7 @@ import os
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,14 +18,10 @@ from torch import Tensor
 
 from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.sources import Source, digest, read_list
-from jigclu.ops.jigsaw import mix_seed
-from jigclu.system import progress
+from jigclu.system import files, progress, seeds
 from jigclu.system.errors import UserError
 
 PARTS = ("train", "held_out")
-
-# Keep the draws apart: what is held out must not be what a balanced draw of the same seed takes.
-_BALANCED_STREAM, _HELD_OUT_STREAM = 0, 1
 
 
 class SubsetSource:
@@ -133,10 +130,7 @@ def _downloaded(address: str, folder: str) -> str:
             ):
                 content = answer.read()
             # Several ranks may do this at once: each writes its own, the last one stays.
-            temporary = f"{path}.{os.getpid()}"
-            with open(temporary, "wb") as file:
-                file.write(content)
-            os.replace(temporary, path)
+            files.write_atomically(Path(path), lambda file: file.write(content))
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise UserError(
                 f"{address} cannot be downloaded to {path} ({error}): download it "
@@ -161,7 +155,7 @@ class BalancedSubset(SubsetSource):
         """
         if not 0 < fraction <= 1:
             raise UserError(f"fraction is {fraction}; it must lie in (0, 1]")
-        drawn, _ = _drawn(label_array(source), fraction, mix_seed(seed, _BALANCED_STREAM))
+        drawn, _ = _drawn(label_array(source), fraction, seeds.balanced_subset(seed))
         super().__init__(source, drawn)
 
 
@@ -185,7 +179,7 @@ class HeldOut(SubsetSource):
         if part not in PARTS:
             raise UserError(f"part is {part!r}; it must be one of {', '.join(PARTS)}")
         labels = label_array(source)
-        drawn, rest = _drawn(labels, fraction, mix_seed(seed, _HELD_OUT_STREAM))
+        drawn, rest = _drawn(labels, fraction, seeds.held_out(seed))
         alone = np.setdiff1d(labels, labels[rest])
         if len(alone):
             raise UserError(
@@ -196,10 +190,9 @@ class HeldOut(SubsetSource):
 
 
 def _drawn(
-    labels: NDArray[np.int64], fraction: float, seed: int
+    labels: NDArray[np.int64], fraction: float, generator: torch.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns the indices of a share of every class, and those of the rest, both ascending."""
-    generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator).numpy()
     by_class = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)

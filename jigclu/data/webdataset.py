@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
 from jigclu.data.sources import EXTENSIONS, digest
-from jigclu.system import checkpoint, progress
+from jigclu.system import files, progress
 from jigclu.system.errors import UserError
 
 # Where an image lies in its shard, bytes, and its class number or -1.
@@ -107,7 +107,7 @@ def _records(shard: Path, index_folder: Path) -> Any:
     rows = _looked_up(shard)
     try:
         index_folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_whole(kept, lambda file: np.save(file, rows))
+        files.write_atomically(kept, lambda file: np.save(file, rows))
     except OSError as error:
         raise UserError(
             f"index_folder {index_folder} cannot be written ({error.strerror}): give another"

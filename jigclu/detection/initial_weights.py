@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from jigclu.models import state_dicts
 from jigclu.models.detectron2_names import PREFIXES, is_name, to_detectron2
 from jigclu.models.encoder import create_encoder
-from jigclu.system import checkpoint
+from jigclu.system import tensor_files
 from jigclu.system.errors import UserError
 
 _CLASSIFIER = "roi_heads.box_predictor.cls_score.bias"
@@ -45,7 +46,7 @@ def check(path: str, depth: int, layout: str, *, classes: int | None, unpickle: 
         return
     found = _tensors(Path(path), layout)
     expected = _expected(depth, layout)
-    difference = checkpoint.describe_mismatch(expected, _resnet(found, layout))
+    difference = state_dicts.describe_mismatch(expected, _resnet(found, layout))
     if difference:
         raise UserError(
             f"weights {path} hold {_held(found)}, expected a ResNet-{depth} of the layout "
@@ -72,7 +73,7 @@ def _check_heads(path: str, found: Mapping[str, Tensor], classes: int) -> None:
 
 
 def _tensors(path: Path, layout: str) -> dict[str, Tensor]:
-    contents = checkpoint.read(path, "cpu")
+    contents = tensor_files.read(path, "cpu")
     model = contents.get("model")
     named = isinstance(model, Mapping) and any(
         is_name(str(name), layout) for name in model for layout in PREFIXES
@@ -107,6 +108,6 @@ def _held(found: Mapping[str, Tensor]) -> str:
     for layout in PREFIXES:
         for depth in (18, 34, 50, 101, 152):
             expected = _expected(depth, layout)
-            if not checkpoint.describe_mismatch(expected, _resnet(found, layout)):
+            if not state_dicts.describe_mismatch(expected, _resnet(found, layout)):
                 return f"a ResNet-{depth} of the layout {layout}"
     return "another network"

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jigclu.models import state_dicts
 from jigclu.models.encoder import create_encoder, encoder_names, encoder_tensors
-from jigclu.system import checkpoint
+from jigclu.system import tensor_files
 from jigclu.system.errors import UserError
 
 # What other trainers put before torchvision's names; the first that fits is stripped.
@@ -64,7 +65,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
       UserError: no such file, unreadable, or without tensors.
     """
-    contents = checkpoint.read(path, "cpu")
+    contents = tensor_files.read(path, "cpu")
     if "parameters" in contents:
         weights = _tensors(contents["parameters"]) | _tensors(contents.get("buffers"))
     else:
@@ -124,10 +125,10 @@ def match_weights(
     Raises:
       UserError: not every tensor of the encoder is there, in its shape.
     """
-    missing, unexpected, mismatched = checkpoint.differences(expected, found)
+    missing, unexpected, mismatched = state_dicts.differences(expected, found)
     loaded = [key for key in expected if key in found and found[key].shape == expected[key].shape]
     of_encoder = {key: value for key, value in expected.items() if key.startswith("encoder.")}
-    wrong = checkpoint.describe_mismatch(
+    wrong = state_dicts.describe_mismatch(
         of_encoder, {key: found[key] for key in of_encoder if key in found}
     )
     if wrong:

@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu.ops.jigsaw import mix_seed
 from jigclu.ops.normalize import check_normalization
+from jigclu.system import seeds
 from jigclu.system.errors import check
 from jigclu.system.to_device import per_channel, to_device
 
 # The numbers of the four color operations: columns of `factors`, entries of `order`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
-_STREAM = 0xA06  # Sets these draws apart from those of `jigsaw.global_permutation`.
 _IDENTITY = (1.0, 1.0, 1.0, 0.0)
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as in torchvision.
 # A kernel this narrow is exactly [0, ..., 0, 1, 0, ..., 0] in float32; 0 would divide by zero.
@@ -102,7 +101,7 @@ def draw_augmentation(
     Returns:
       `count` rows on the CPU. Every patch has its own order of operations.
     """
-    generator = torch.Generator().manual_seed(mix_seed(mix_seed(seed, _STREAM), step))
+    generator = seeds.augmentation(seed, step)
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator)

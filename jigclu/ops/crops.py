@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from jigclu.ops.jigsaw import Box, mix_seed, patch_boxes
+from jigclu.ops.jigsaw import Box, patch_boxes
 from jigclu.system.errors import check
 
 TRIES = 10
@@ -70,12 +70,6 @@ def two_views(
     """
     whole = Box(0, 0, height, width)
     return [random_resized_crop(random, whole, scale, ratio) for _ in range(2)]
-
-
-def random_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Returns the randomness of one image in one epoch, whichever rank or worker asks."""
-    key = np.array([mix_seed(seed, epoch), index], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
 
 
 def random_resized_crop(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jigclu.system import seeds
 from jigclu.system.errors import check
 
 
@@ -120,16 +121,7 @@ def global_permutation(seed: int, step: int, count: int) -> Tensor:
     Returns:
       int64 [count] on the CPU: slot s of the global batch shows patch permutation[s].
     """
-    generator = torch.Generator().manual_seed(mix_seed(seed, step))
-    return torch.randperm(count, generator=generator)
-
-
-def mix_seed(seed: int, step: int) -> int:
-    """Hashes (seed, step) to one 63-bit seed, so that nearby steps share no stream."""
-    value = (seed * 0x9E3779B97F4A7C15 + step + 1) & 0xFFFFFFFFFFFFFFFF
-    for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
-        value = ((value ^ (value >> 30)) * multiplier) & 0xFFFFFFFFFFFFFFFF
-    return (value ^ (value >> 31)) >> 1
+    return torch.randperm(count, generator=seeds.patch_order(seed, step))
 
 
 def patch_locations(permutation: Tensor, batch_size: int) -> Tensor:

@@ -3,10 +3,7 @@
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-
-from jigclu.system import collectives
 
 
 class Counts(NamedTuple):
@@ -55,16 +52,6 @@ def add(counts: Counts, logits: Tensor, labels: Tensor) -> Counts:
     confusion = cells.bincount(minlength=classes**2).view(classes, classes)
     in_top5 = (likeliest == labels[:, None]).sum()
     return Counts(counts.confusion + confusion, counts.in_top5 + in_top5)
-
-
-def total_over_ranks(counts: Counts) -> Counts:
-    """Adds up the counts of all ranks, each of images of its own."""
-    if collectives.world_size() == 1:
-        return counts
-    totals = Counts(*(count.clone() for count in counts))
-    for total in totals:
-        dist.all_reduce(total)
-    return totals
 
 
 def to_scores(counts: Counts) -> Scores:

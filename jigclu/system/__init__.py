@@ -1,1 +1,1 @@
-"""Processes, devices, files and errors."""
+"""Processes, devices, files, seeds and errors."""

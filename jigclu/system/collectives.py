@@ -38,6 +38,36 @@ def broadcast(value: _Value) -> _Value:
     return values[0]
 
 
+def barrier() -> None:
+    """Waits until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Returns the sum of a tensor of one shape over all ranks, without gradient."""
+    if world_size() == 1:
+        return values.detach()
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Returns the mean of a tensor of one shape over all ranks, without gradient."""
+    total = sum_over_ranks(values)
+    return total if world_size() == 1 else total / world_size()
+
+
+def gather(values: Tensor, dim: int) -> Tensor:
+    """Concatenates a tensor of one shape on all ranks along a dimension, in the order of ranks."""
+    if world_size() == 1:
+        return values
+    gathered = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(gathered, values)
+    return torch.cat(gathered, dim)
+
+
 def gather_with_gradient(values: Tensor) -> Tensor:
     """Concatenates a tensor of all ranks along dimension 0, in the order of ranks.
 

@@ -20,7 +20,7 @@ from jigclu.data.sources import Source
 from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
 from jigclu.models.weights import check_encoder, load_into
 from jigclu.ops.normalize import check_normalization, normalize, pool
-from jigclu.system import checkpoint, progress
+from jigclu.system import files, progress, tensor_files
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
 from jigclu.tasks.export_formats import FORMATS
@@ -92,9 +92,9 @@ class ExportTask:
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, several lines."""
         del workdir
-        files = ", ".join(self._file_name(name) for name in self.formats)
+        names = ", ".join(self._file_name(name) for name in self.formats)
         return (
-            f"writes: {files}, card.md\n"
+            f"writes: {names}, card.md\n"
             f"compares: features of {self.images} images of {self.crop}x{self.crop} pixels, "
             f"at most {TOLERANCE:g} apart"
         )
@@ -120,15 +120,15 @@ class ExportTask:
             with progress.status("encoding images"):
                 images = self._images()
                 expected = self._features(encoder, images)
-            files = []
+            written = []
             for name in progress.track(self.formats, "writing formats"):
-                files.append(self._write(name, encoder, workdir, images, expected))
+                written.append(self._write(name, encoder, workdir, images, expected))
                 monitor.message(
-                    f"{files[-1].path}: features of {_told(expected)}, differ by "
-                    f"{files[-1].difference:.2g} at most"
+                    f"{written[-1].path}: features of {_told(expected)}, differ by "
+                    f"{written[-1].difference:.2g} at most"
                 )
-            card = self._card(files, expected, checkpoint.read(self.origin, "cpu"))
-            checkpoint.write_file(workdir / "card.md", card.encode())
+            card = self._card(written, expected, tensor_files.read(self.origin, "cpu"))
+            files.write_file(workdir / "card.md", card.encode())
             monitor.text("card", 0, card)
 
     def _encoder(self) -> Encoder:
@@ -163,7 +163,7 @@ class ExportTask:
     ) -> Written:
         path = workdir / self._file_name(name)
         data = FORMATS[name].serialize(encoder, self.crop)
-        checkpoint.write_file(path, data)
+        files.write_file(path, data)
         features = FORMATS[name].read(path, self.encoder, self.small_stem)
         with torch.no_grad():
             difference = (features(images) - expected).abs().max().item()
@@ -177,12 +177,12 @@ class ExportTask:
             )
         return Written(name, path, hashlib.sha256(data).hexdigest(), difference)
 
-    def _card(self, files: list[Written], expected: Tensor, contents: Mapping[Any, Any]) -> str:
+    def _card(self, written: list[Written], expected: Tensor, contents: Mapping[Any, Any]) -> str:
         """Returns the Markdown text that goes with the files."""
         origin = self.origin
         sections = [
             f"# {self.encoder}, an image encoder exported by JigClu",
-            f"Weights of `{origin.name}` (SHA-256 `{checkpoint.sha256(origin)}`), without heads. "
+            f"Weights of `{origin.name}` (SHA-256 `{files.sha256(origin)}`), without heads. "
             f"Images: RGB in [0, 1], minus {self.mean}, divided by {self.std}. "
             "Features: the mean of the last feature map.",
         ]
@@ -192,7 +192,7 @@ class ExportTask:
                 "`conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)` and "
                 "`maxpool = torch.nn.Identity()`."
             )
-        sections += ["## Files", _table(files, expected)]
+        sections += ["## Files", _table(written, expected)]
         if self.notes:
             sections += ["## Notes", self.notes]
         sections += ["## Data and recipe", _recipe(contents)]
@@ -225,11 +225,11 @@ def _told(features: Tensor) -> str:
     return f"{len(features)} images, up to {features.abs().max().item():.3g}"
 
 
-def _table(files: list[Written], expected: Tensor) -> str:
+def _table(written: list[Written], expected: Tensor) -> str:
     rows = [
         f"| `{file.path.name}` | {FORMATS[file.format].usage} | {file.difference:.2g} "
         f"| `{file.sha256}` |"
-        for file in files
+        for file in written
     ]
     return "\n".join(
         [

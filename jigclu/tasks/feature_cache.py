@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 
 from jigclu.data.images import EpochView, ImageDataset
@@ -89,7 +88,7 @@ class FeatureCache:
             if collectives.rank() == 0:
                 os.makedirs(self.folder, exist_ok=True)
                 _allocate(temporary, (len(images), encoder.channels))
-            _wait_for_all()
+            collectives.barrier()
             file = np.lib.format.open_memmap(temporary, "r+")
             for features, batch in encode(encoder, images, settings):
                 if features.abs().max() > torch.finfo(torch.half).max:
@@ -98,10 +97,10 @@ class FeatureCache:
                     )
                 file[batch.image_index.numpy()] = features.half().cpu().numpy()
             file.flush()
-            _wait_for_all()
+            collectives.barrier()
             if collectives.rank() == 0:
                 os.replace(temporary, path)
-            _wait_for_all()
+            collectives.barrier()
         finally:
             if collectives.rank() == 0:
                 with contextlib.suppress(OSError):
@@ -115,11 +114,6 @@ def _allocate(path: str, shape: tuple[int, int]) -> None:
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
-
-
-def _wait_for_all() -> None:
-    if collectives.world_size() > 1:
-        dist.barrier()
 
 
 def encoder_digest(encoder: Encoder) -> str:

@@ -11,6 +11,7 @@ from jigclu.models.classifier import Classifier
 from jigclu.models.encoder import encoder_tensors
 from jigclu.models.weights import load_into
 from jigclu.ops.optim import LossScaling, Optimizer, PerParameterRates, check_learning_rate
+from jigclu.system import seeds
 from jigclu.system.errors import UserError
 from jigclu.tasks.supervised import SupervisedTask, evaluate_probe, log_classification
 from jigclu.training.features import encode
@@ -29,7 +30,8 @@ class FinetuneTask(SupervisedTask):
 
     def model(self) -> Classifier:
         """Builds the network with initial weights of the seed: the same on every rank."""
-        return Classifier(self.new_encoder(), len(self.source.classes))
+        with seeds.initial_weights(self.seed):
+            return Classifier(self.new_encoder(), len(self.source.classes))
 
     def rates(self, model: Classifier) -> Optimizer:
         """Returns the optimizer, with the head's own learning rate where it has one."""

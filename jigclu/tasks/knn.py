@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
 from jigclu.models.weights import check_encoder, load_into
-from jigclu.system import collectives, machine, progress
+from jigclu.system import collectives, machine, progress, seeds
 from jigclu.system.device import launched_processes, local_device, process_group
 from jigclu.training.knn_evaluator import KnnEvaluation
 from jigclu.training.monitor import Monitor
@@ -53,8 +51,8 @@ class KnnTask:
         """Scores, prints the score and writes it to TensorBoard; returns it by name."""
         device = local_device(self.device)
         with process_group(device):
-            torch.manual_seed(self.seed)
-            encoder = create_encoder(self.encoder, self.small_stem).to(device)
+            with seeds.initial_weights(self.seed):
+                encoder = create_encoder(self.encoder, self.small_stem).to(device)
             with Monitor.of_one_step(workdir, collectives.rank() == 0) as monitor:
                 monitor.message(self._load(encoder))
                 precision = collectives.broadcast(self._precision())

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from jigclu.models.weights import load_into
 from jigclu.ops import probes
 from jigclu.ops.optim import check_momentum
 from jigclu.ops.probes import Probes
-from jigclu.system import collectives
+from jigclu.system import collectives, seeds
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.supervised import SupervisedTask, evaluate_probe, log_classification
 from jigclu.training.features import encode, encode_batch, rank_indices
@@ -92,14 +91,16 @@ class LinearRun(TrainingRun):
         """As `TrainingRun`; builds the encoder and the classifiers."""
         self.task = task
         self.settings = task.feature_settings(context.machine)
-        self.encoder = task.new_encoder().to(context.device).eval()
+        self.classes = len(task.source.classes)
+        with seeds.initial_weights(task.seed):
+            encoder = task.new_encoder()
+            begun = probes.initial_probes(len(task.pairs), self.classes, encoder.channels)
+        self.encoder = encoder.to(context.device).eval()
         if context.machine.channels_last.value:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
-        self.classes = len(task.source.classes)
         rates, decays = zip(*task.pairs, strict=True)
         self.learning_rates = torch.tensor(rates, device=context.device)
         self.weight_decays = torch.tensor(decays, device=context.device)
-        begun = probes.initial_probes(len(task.pairs), self.classes, self.encoder.channels)
         self.heads = Probes(*(value.to(context.device) for value in begun))
         self.momenta = Probes(*map(torch.zeros_like, self.heads))
         self.encode = (
@@ -174,14 +175,13 @@ class LinearRun(TrainingRun):
         wanted = Probes(*(value.requires_grad_() for value in self.heads))
         logits = probes.probe_logits(wanted, features)
         losses = probes.probe_losses(logits, labels)
-        gradients = Probes(*torch.autograd.grad(losses.sum(), wanted))
+        gradients = torch.autograd.grad(losses.sum(), wanted)
         with torch.no_grad():
             metrics = torch.stack([losses, (logits.argmax(2) == labels).float().mean(1)])
-            for value in (*gradients, metrics):
-                _average_over_ranks(value)
+            metrics = collectives.mean_over_ranks(metrics)
             moved = probes.step(
                 self.heads,
-                gradients,
+                Probes(*map(collectives.mean_over_ranks, gradients)),
                 self.momenta,
                 self.learning_rates * factor,
                 self.weight_decays,
@@ -240,9 +240,7 @@ class LinearRun(TrainingRun):
         right = torch.zeros(len(self.task.pairs), device=self.device)
         for features, labels in self._batches(self.task.comparison_source):
             right += (probes.probe_logits(self.heads, features).argmax(2) == labels).sum(1)
-        if collectives.world_size() > 1:
-            dist.all_reduce(right)
-        return right / len(self.task.comparison_source)
+        return collectives.sum_over_ranks(right) / len(self.task.comparison_source)
 
     def conclude(self) -> None:
         """Tells the accuracy after the last step."""
@@ -260,9 +258,3 @@ class LinearRun(TrainingRun):
             f"top-1 {score['top1']:.2%}, top-5 {score['top5']:.2%} "
             f"of {len(self.task.val):,} images of val, after {step} steps{chosen}"
         )
-
-
-def _average_over_ranks(values: Tensor) -> None:
-    if collectives.world_size() > 1:
-        dist.all_reduce(values)
-        values /= collectives.world_size()

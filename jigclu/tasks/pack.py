@@ -19,7 +19,7 @@ from jigclu.data.decode import UnreadableImageError
 from jigclu.data.loader import worker_context
 from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, index_of, shard_files
 from jigclu.data.sources import Source, digest
-from jigclu.system import checkpoint, progress
+from jigclu.system import files, progress
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
 from jigclu.system.machine import Auto, check_workers, choose_pack_workers
@@ -40,8 +40,8 @@ class _Shard(NamedTuple):
         return (
             images.exists()
             and records.exists()
-            and checkpoint.sha256(images) == self.sha256
-            and checkpoint.sha256(records) == self.records_sha256
+            and files.sha256(images) == self.sha256
+            and files.sha256(records) == self.records_sha256
         )
 
 
@@ -180,9 +180,9 @@ def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
         offset = data.tell()
         data.write(_encoded(image, task.format, task.quality))
         rows.append((offset, data.tell() - offset, *image.shape[1:], label, index))
-    checkpoint.write_whole(images, lambda file: file.write(data.getbuffer()))
-    checkpoint.write_whole(records, lambda file: np.save(file, np.array(rows, RECORD)))
-    checksums = checkpoint.sha256(images), checkpoint.sha256(records)
+    files.write_atomically(images, lambda file: file.write(data.getbuffer()))
+    files.write_atomically(records, lambda file: np.save(file, np.array(rows, RECORD)))
+    checksums = files.sha256(images), files.sha256(records)
     shard = _Shard(len(rows), data.tell(), *checksums, unreadable)
     _write_json(summary, shard._asdict())
     return shard
@@ -206,4 +206,4 @@ def _encoded(image: Tensor, format: str, quality: int) -> bytes:
 
 def _write_json(path: Path, contents: dict[str, Any]) -> None:
     text = json.dumps(contents, indent=1)
-    checkpoint.write_whole(path, lambda file: file.write(text.encode()))
+    files.write_atomically(path, lambda file: file.write(text.encode()))

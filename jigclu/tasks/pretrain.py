@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from jigclu.data.crops import CropDataset
@@ -18,7 +17,7 @@ from jigclu.models.jigclu import JigClu
 from jigclu.models.weights import load_into
 from jigclu.ops import augment, crops, jigsaw, schedules
 from jigclu.ops.optim import LossScaling, Optimizer, check_learning_rate
-from jigclu.system import collectives
+from jigclu.system import collectives, seeds
 from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError
 from jigclu.system.machine import PRECISIONS, Machine
@@ -70,9 +69,9 @@ class PretrainTask(TrainingTask):
 
     def model(self) -> JigClu:
         """Builds the network with initial weights of the seed: the same on every rank."""
-        torch.manual_seed(self.seed)
-        encoder = create_encoder(self.encoder, self.small_stem)
-        return JigClu(encoder, self.grid, self.pooling_map, self.embedding_channels)
+        with seeds.initial_weights(self.seed):
+            encoder = create_encoder(self.encoder, self.small_stem)
+            return JigClu(encoder, self.grid, self.pooling_map, self.embedding_channels)
 
     def training_step(self, model: JigClu, device: torch.device, machine: Machine) -> TrainingStep:
         """Builds the step that trains a network, and moves that to the device."""
@@ -234,9 +233,7 @@ class PretrainRun(TrainingRun):
 
     def conclude(self) -> None:
         """Tells how many images were unreadable, and what the encoder learned."""
-        unreadable = torch.tensor(self.unreadable, device=self.device)
-        if collectives.world_size() > 1:
-            dist.all_reduce(unreadable)
+        unreadable = collectives.sum_over_ranks(torch.tensor(self.unreadable, device=self.device))
         if unreadable:
             self.monitor.message(
                 f"{int(unreadable)} unreadable images were skipped, the warnings name them"

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from jigclu.system import checkpoint
+from jigclu.system import files
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
 from jigclu.tasks.export import ExportTask
 from jigclu.tasks.knn import KnnTask
+from jigclu.training import checkpoint
 from jigclu.training.loop import TrainingTask
 from jigclu.training.monitor import Monitor
 
@@ -103,7 +104,7 @@ class ReproduceTask:
             monitor.message(table(rows))
         if is_main:
             text = f"# Results\n\n{table(rows)}\n"
-            checkpoint.write_file(workdir / "results.md", text.encode())
+            files.write_file(workdir / "results.md", text.encode())
         return {f"{row.stage}/{row.score}": row.ours for row in rows}
 
     def _run_stage(self, index: int, workdir: Path, monitor: Monitor) -> dict[str, float]:
@@ -135,7 +136,7 @@ class ReproduceTask:
         """Returns the SHA-256 of the weights that a stage begins with, if the first made them."""
         found = checkpoint.latest(workdir / self.stages[0][0])
         needed = index > 0 and PRETRAINED in str(self.stages[index][2])
-        return checkpoint.sha256(found) if needed and found is not None else None
+        return files.sha256(found) if needed and found is not None else None
 
     def _stage(self, index: int, workdir: Path) -> tuple[Task, str]:
         name, file, bindings = self.stages[index]
@@ -152,7 +153,7 @@ class ReproduceTask:
 
 def _note(path: Path, contents: Mapping[str, Any]) -> None:
     if launched_rank() == 0:
-        checkpoint.write_file(path, json.dumps(contents, indent=1).encode())
+        files.write_file(path, json.dumps(contents, indent=1).encode())
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -15,6 +15,7 @@ from jigclu.methods.classification import ClassificationInputs
 from jigclu.models.encoder import Encoder, create_encoder
 from jigclu.ops import metrics
 from jigclu.ops.normalize import check_normalization
+from jigclu.system import collectives
 from jigclu.system.machine import PRECISIONS, Machine
 from jigclu.training.features import FeatureSettings
 from jigclu.training.loop import TrainingTask, check_least, timed
@@ -67,8 +68,7 @@ class SupervisedTask(TrainingTask):
         )
 
     def new_encoder(self) -> Encoder:
-        """Builds the encoder with random weights of the seed: the same on every rank."""
-        torch.manual_seed(self.seed)
+        """Builds the encoder; within `seeds.initial_weights` every rank builds the same."""
         return create_encoder(self.encoder, self.small_stem)
 
     def check_values(self) -> None:
@@ -113,7 +113,7 @@ def evaluate_probe(
     counts = metrics.no_counts(classes, device)
     for features, labels in batches:
         counts = metrics.add(counts, head(features), labels.to(device))
-    return metrics.total_over_ranks(counts)
+    return metrics.Counts(*map(collectives.sum_over_ranks, counts))
 
 
 def log_classification(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
@@ -84,20 +83,15 @@ def _nearest_of(similarity: Tensor, labels: Tensor, neighbors: int) -> Nearest:
 
 def merge_ranks(nearest: Nearest) -> Nearest:
     """Returns the nearest in the banks of all ranks, on every rank."""
-    if collectives.world_size() == 1:
-        return nearest
     merged = [
-        _nearest_of(_side_by_side(similarity), _side_by_side(labels), labels.shape[1])
+        _nearest_of(
+            collectives.gather(similarity, dim=1),
+            collectives.gather(labels, dim=1),
+            nearest.labels.shape[1],
+        )
         for similarity, labels in zip(*(v.split(_QUERIES) for v in nearest), strict=True)
     ]
     return Nearest(*(torch.cat(parts) for parts in zip(*merged, strict=True)))
-
-
-def _side_by_side(values: Tensor) -> Tensor:
-    """Returns the [queries, neighbors] of all ranks as [queries, ranks * neighbors]."""
-    of_ranks = [torch.empty_like(values) for _ in range(collectives.world_size())]
-    dist.all_gather(of_ranks, values)
-    return torch.cat(of_ranks, 1)
 
 
 def vote(nearest: Nearest, classes: int, temperature: float) -> Tensor:
@@ -188,10 +182,8 @@ class KnnEvaluation:
         queries = torch.zeros(len(self.queries), encoder.channels, device=device)
         for piece, batch in encode(encoder, self._images(self.queries), settings):
             queries[batch.image_index.to(device)] = functional.normalize(piece, dim=1)
-        if collectives.world_size() > 1:
-            # Every row was filled by one rank and is 0 elsewhere.
-            dist.all_reduce(queries)
-        return queries
+        # Every row was filled by one rank and is 0 elsewhere.
+        return collectives.sum_over_ranks(queries)
 
 
 def _pieces(

@@ -15,11 +15,11 @@ from jigclu.data.sampler import GlobalBatchSampler, steps_per_epoch
 from jigclu.data.sources import Source
 from jigclu.models.weights import check_encoder
 from jigclu.ops import schedules
-from jigclu.system import checkpoint, collectives, machine, progress
+from jigclu.system import collectives, machine, progress, tensor_files
 from jigclu.system.device import check_compiler, launched_processes, local_device, process_group
 from jigclu.system.errors import UserError, check
 from jigclu.system.machine import Auto, Machine
-from jigclu.training import resume
+from jigclu.training import checkpoint, resume
 from jigclu.training.monitor import Monitor
 from jigclu.training.state import TrainState
 
@@ -124,7 +124,7 @@ class TrainingTask(ABC):
         if self.compilable and self.compile is True:
             check_compiler()
         if self.resume_from is not None:
-            checkpoint.check_exists(Path(self.resume_from))
+            tensor_files.check_exists(Path(self.resume_from))
         found = self.starting_checkpoint(workdir)
         if found is not None:
             contents = checkpoint.load(found, "cpu")

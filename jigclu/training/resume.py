@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor
 
 import jigclu
-from jigclu.system import checkpoint
+from jigclu.models import state_dicts
 from jigclu.system.errors import UserError
 from jigclu.training.state import TrainState
 
@@ -168,7 +168,7 @@ def restore(
         (state.buffers, contents["buffers"]),
         (state.momentum, optimizer["momentum"]),
     ):
-        copy(own, checkpoint.load_strict(found, own, path))
+        copy(own, state_dicts.load_strict(found, own, path))
     torch.set_rng_state(contents["rng"]["cpu"].cpu())
     if torch.cuda.is_available() and "cuda" in contents["rng"]:
         torch.cuda.set_rng_state(contents["rng"]["cuda"].cpu())

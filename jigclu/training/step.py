@@ -9,7 +9,6 @@ import inspect
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -147,8 +146,5 @@ class TrainingStep:
 
 
 def _mean_over_ranks(values: Any) -> dict[str, Tensor]:
-    stacked = torch.stack([value.detach() for value in values])
-    if collectives.world_size() > 1:
-        dist.all_reduce(stacked)
-        stacked /= collectives.world_size()
-    return dict(zip(values._fields, stacked.unbind(), strict=True))
+    means = collectives.mean_over_ranks(torch.stack([value.detach() for value in values]))
+    return dict(zip(values._fields, means.unbind(), strict=True))

@@ -22,6 +22,9 @@ class Probe(NamedTuple):
     rank: int
     world_size: int
     agreed: str
+    total: Tensor
+    mean: Tensor
+    side_by_side: Tensor
     gathered: Tensor
     gradient: Tensor
     slots: list[Tensor]
@@ -59,6 +62,8 @@ def probe() -> tuple[Any, ...]:
     gathered = collectives.gather_with_gradient(own)
     loss_of(gathered, rank).backward()
     assert own.grad is not None
+    values = own.detach()
+    collectives.barrier()
     patches = patches_of(world_size)[rank * BATCH : (rank + 1) * BATCH]
     transposed = patches.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     return tuple(
@@ -66,6 +71,9 @@ def probe() -> tuple[Any, ...]:
             rank,
             world_size,
             collectives.broadcast(f"of rank {rank}"),
+            collectives.sum_over_ranks(values),
+            collectives.mean_over_ranks(values),
+            collectives.gather(values, dim=1),
             gathered.detach().clone(),
             own.grad,
             *(
@@ -88,9 +96,13 @@ class OneProcessTest(absltest.TestCase):
     def test_agrees_with_itself(self) -> None:
         self.assertEqual(collectives.broadcast("mine"), "mine")
 
-    def test_gathers_itself(self) -> None:
+    def test_sum_mean_and_gather_are_its_own_values(self) -> None:
         values = torch.randn(3, 2)
+        self.assertTrue(torch.equal(collectives.sum_over_ranks(values), values))
+        self.assertTrue(torch.equal(collectives.mean_over_ranks(values), values))
+        self.assertTrue(torch.equal(collectives.gather(values, dim=1), values))
         self.assertIs(collectives.gather_with_gradient(values), values)
+        collectives.barrier()
 
     def test_exchange_is_an_index_in_global_patch_order(self) -> None:
         patches = patches_of(1)
@@ -107,8 +119,16 @@ class ManyRanksTest(parameterized.TestCase):
         self.assertEqual([each.rank for each in probes], list(range(world_size)))
         self.assertEqual([each.world_size for each in probes], [world_size] * world_size)
         self.assertEqual([each.agreed for each in probes], ["of rank 0"] * world_size)
+        self._check_reductions(probes)
         self._check_gather(probes)
         self._check_exchange(probes)
+
+    def _check_reductions(self, probes: list[Probe]) -> None:
+        values = values_of(len(probes)).chunk(len(probes))
+        for each in probes:
+            torch.testing.assert_close(each.total, torch.stack(values).sum(0))
+            torch.testing.assert_close(each.mean, torch.stack(values).mean(0))
+            self.assertTrue(torch.equal(each.side_by_side, torch.cat(values, 1)))
 
     def _check_gather(self, probes: list[Probe]) -> None:
         values = values_of(len(probes)).requires_grad_()

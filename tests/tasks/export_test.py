@@ -19,7 +19,7 @@ from torch import Tensor
 from jigclu.data.procedural import ProceduralImages
 from jigclu.models import weights
 from jigclu.models.encoder import create_encoder, encoder_tensors
-from jigclu.system import checkpoint
+from jigclu.system import files
 from jigclu.system.errors import UserError
 from jigclu.tasks.export import ExportTask
 from jigclu.tasks.export_formats import FORMATS
@@ -264,7 +264,7 @@ class FormatsTest(absltest.TestCase):
     def test_onnx_takes_any_number_of_images(self) -> None:
         encoder = create_encoder("resnet18", False).eval()
         path = Path(self.create_tempdir().full_path) / "model.onnx"
-        checkpoint.write_whole(
+        files.write_atomically(
             path, lambda file: file.write(FORMATS["onnx"].serialize(encoder, 32))
         )
         features = FORMATS["onnx"].read(path, "resnet18", False)

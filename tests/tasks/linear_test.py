@@ -17,10 +17,10 @@ from torch.nn import functional
 from jigclu.data.procedural import ProceduralImages
 from jigclu.models.encoder import create_encoder
 from jigclu.models.weights import read_weights
-from jigclu.system import checkpoint
 from jigclu.system.errors import UserError
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.linear import LinearTask
+from jigclu.training import checkpoint
 from tests.ranks import run_on_ranks
 from tests.samples import TinyEncoder
 from tests.small_tasks import LABELLED, final, run_task

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sources import UnlabeledImages
-from jigclu.system import checkpoint, machine
+from jigclu.system import machine
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training import checkpoint
 from jigclu.training.knn_evaluator import KnnEvaluation
 from jigclu.training.loop import _first_step_phrase
 from tests.ranks import run_on_ranks

@@ -11,9 +11,9 @@ import torch
 from absl.testing import absltest
 
 from jigclu import config
-from jigclu.system import checkpoint
 from jigclu.system.errors import UserError
 from jigclu.tasks.reproduce import ReproduceTask, Row, Task, table
+from jigclu.training import checkpoint
 from tests import samples
 
 STAGES = """

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from absl.testing import absltest, parameterized
 
-from jigclu.system import checkpoint
 from jigclu.system.errors import UserError
-from jigclu.training import resume
+from jigclu.training import checkpoint, resume
 from jigclu.training.state import TrainState
 
 OLD = "train.seed = 0\ntrain.workers = 8\nknn.neighbors = 20\nImageFolder.root = 'a'"

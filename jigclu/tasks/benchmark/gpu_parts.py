@@ -21,7 +21,7 @@ import torch
 
 from jigclu.data.procedural import ProceduralImages
 from jigclu.ops import schedules
-from jigclu.system import checkpoint
+from jigclu.system import files
 from jigclu.system.cores import available_cores
 from jigclu.system.machine import choose_precision
 from jigclu.tasks.benchmark.end_to_end import measure_copies, measure_end_to_end
@@ -285,7 +285,7 @@ def write_findings(findings: Findings, path: Path) -> None:
         "targets": [target._asdict() for target in findings.targets],
         "failure": findings.failure,
     }
-    checkpoint.write_file(path, json.dumps(contents, indent=1).encode())
+    files.write_file(path, json.dumps(contents, indent=1).encode())
 
 
 def main(arguments: Sequence[str]) -> int:

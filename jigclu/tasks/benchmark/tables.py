@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jigclu.system import checkpoint
+from jigclu.system import files
 from jigclu.tasks.benchmark.timing import Seconds
 
 
@@ -68,7 +68,7 @@ def write_json(path: Path, environment: dict[str, str], tables: Sequence[Table])
       UserError: the file cannot be written.
     """
     contents = {"environment": environment, "tables": [table._asdict() for table in tables]}
-    checkpoint.write_file(path, f"{json.dumps(contents, indent=1)}\n".encode())
+    files.write_file(path, f"{json.dumps(contents, indent=1)}\n".encode())
 
 
 def plot(tables: Sequence[Table], path: Path) -> Tensor:
@@ -99,7 +99,7 @@ def plot(tables: Sequence[Table], path: Path) -> Tensor:
         draw(axes, table, columns)
     file = io.BytesIO()
     figure.savefig(file, dpi=100)
-    checkpoint.write_file(path, file.getvalue())
+    files.write_file(path, file.getvalue())
     return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1)
 
 

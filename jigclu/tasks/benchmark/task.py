@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from jigclu.system import checkpoint, progress
+from jigclu.system import files, progress
 from jigclu.system.device import check_compiler, launched_processes, local_device
 from jigclu.system.errors import UserError
 from jigclu.system.machine import check_precision, choose_precision
@@ -164,4 +164,4 @@ def _write(workdir: Path, environment: dict[str, str], tables: list[Table]) -> N
     write_json(workdir / "benchmark.json", environment, tables)
     told = "\n".join(f"- {name}: {value}" for name, value in environment.items())
     text = "\n\n".join(["# Benchmark", told, *map(markdown, tables)])
-    checkpoint.write_file(workdir / "benchmark.md", f"{text}\n".encode())
+    files.write_file(workdir / "benchmark.md", f"{text}\n".encode())

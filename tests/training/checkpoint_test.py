@@ -1,18 +1,15 @@
-"""Tests of jigclu.system.checkpoint."""
+"""Tests of jigclu.training.checkpoint."""
 
-import hashlib
 import os
-import re
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
-from torch import Tensor
 
-from jigclu.system import checkpoint
 from jigclu.system.errors import UserError
+from jigclu.training import checkpoint
 
 
 def _contents(step: int = 7) -> dict[str, Any]:
@@ -100,15 +97,6 @@ class SaveAndLoadTest(parameterized.TestCase):
             self._save(2)
         self.assertEqual(checkpoint.latest(self.workdir), self.folder / "step_00000001.pt")
 
-    def test_is_on_the_disk_before_it_has_its_name(self) -> None:
-        calls = mock.Mock()
-        with (
-            mock.patch.object(os, "fsync", side_effect=lambda _: calls("fsync")),
-            mock.patch.object(os, "replace", side_effect=lambda *_: calls("replace")),
-        ):
-            self._save(1)
-        self.assertEqual([call.args[0] for call in calls.mock_calls], ["fsync", "replace", "fsync"])
-
     def test_workdir_that_is_a_file(self) -> None:
         (self.workdir / "checkpoints").touch()
         with self.assertRaisesRegex(UserError, "cannot be written"):
@@ -120,39 +108,12 @@ class SaveAndLoadTest(parameterized.TestCase):
             self._save(step, keep_last=9)
         self.assertEqual(checkpoint.latest(self.workdir), self.folder / "step_100000000.pt")
 
-    @parameterized.parameters(0, 3, 2**20, 2**20 + 1)
-    def test_sha256_is_of_the_whole_file(self, size: int) -> None:
-        path = Path(self.create_tempdir()) / "file"
-        path.write_bytes(b"x" * size)
-        self.assertEqual(checkpoint.sha256(path), hashlib.sha256(b"x" * size).hexdigest())
-
-    def test_missing_file_names_it_and_what_there_is(self) -> None:
-        self._save(10)
-        message = r"step_00000011\.pt does not exist; .*step_00000010\.pt"
-        with self.assertRaisesRegex(UserError, message):
+    def test_file_that_cannot_be_read(self) -> None:
+        with self.assertRaisesRegex(UserError, r"step_00000011\.pt does not exist"):
             checkpoint.load(self.folder / "step_00000011.pt", "cpu")
-        with self.assertRaisesRegex(UserError, "nor does the folder"):
-            checkpoint.load(self.workdir / "no" / "step_1.pt", "cpu")
-
-    @parameterized.parameters(0, 1, 100, 1000, -1)
-    def test_truncated_file(self, size: int) -> None:
         path = self._save(1)
-        path.write_bytes(path.read_bytes()[:size])
+        path.write_bytes(path.read_bytes()[:-1])
         with self.assertRaisesRegex(UserError, r"step_00000001\.pt cannot be read"):
-            checkpoint.load(path, "cpu")
-
-    def test_a_byte_that_changed_on_the_disk(self) -> None:
-        path = self._save(1)
-        data = bytearray(path.read_bytes())
-        data[data.index(torch.arange(3.0).numpy().tobytes())] ^= 1
-        path.write_bytes(data)
-        with self.assertRaisesRegex(UserError, r"step_00000001\.pt cannot be read: it is damaged"):
-            checkpoint.load(path, "cpu")
-
-    def test_file_that_would_run_code(self) -> None:
-        path = self.workdir / "evil.pt"
-        torch.save({"step": re.compile("x")}, path)
-        with self.assertRaisesRegex(UserError, "more than plain values"):
             checkpoint.load(path, "cpu")
 
     def test_not_of_this_project(self) -> None:
@@ -160,35 +121,15 @@ class SaveAndLoadTest(parameterized.TestCase):
         torch.save({"step": 1, "parameters": {}, "buffers": {}, "config": ""}, path)
         with self.assertRaisesRegex(UserError, "lacks optimizer, rng, versions"):
             checkpoint.load(path, "cpu")
-        torch.save([1, 2], path)
-        with self.assertRaisesRegex(UserError, "holds a list, expected a dict"):
+
+    def test_value_of_the_wrong_type(self) -> None:
+        path = self.workdir / "other.pt"
+        torch.save(_contents() | {"step": "7", "scores": {}}, path)
+        with self.assertRaisesRegex(UserError, "damaged: its step, scores"):
             checkpoint.load(path, "cpu")
 
-
-def _zeros(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
-    return {key: torch.zeros(shape) for key, shape in shapes.items()}
-
-
-class MismatchTest(absltest.TestCase):
-    def test_equal_is_none(self) -> None:
-        self.assertIsNone(checkpoint.describe_mismatch(_zeros(a=(2,)), _zeros(a=(2,))))
-
-    def test_names_all_three_kinds(self) -> None:
-        expected = _zeros(a=(1,), b=(2,), c=(3,), d=(4,), e=(5, 6))
-        found = _zeros(e=(6, 5), z=())
-        self.assertEqual(
-            checkpoint.describe_mismatch(expected, found),
-            "4 missing: a [1], b [2], c [3] and 1 more; 1 unexpected: z []; "
-            "1 of another shape: e [6, 5] instead of [5, 6]",
-        )
-
-    def test_load_strict(self) -> None:
-        found = {"b": torch.ones(2), "a": torch.ones(1)}
-        loaded = checkpoint.load_strict(found, _zeros(a=(1,), b=(2,)), Path("x.pt"))
-        self.assertEqual(list(loaded), ["a", "b"])
-        self.assertIs(loaded["a"], found["a"])
-        with self.assertRaisesRegex(UserError, r"x\.pt is of another architecture: 1 missing: c"):
-            checkpoint.load_strict(found, _zeros(a=(1,), b=(2,), c=(3,)), Path("x.pt"))
+    def test_peek_reads_plain_values(self) -> None:
+        self.assertEqual(checkpoint.peek(self._save(7))["config"], _contents()["config"])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""Tests of jigclu.system.files."""
+
+import hashlib
+import os
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from jigclu.system import files
+from jigclu.system.errors import UserError
+
+
+class FilesTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+        self.path = self.folder / "file.txt"
+
+    def _write(self, data: bytes) -> None:
+        files.write_atomically(self.path, lambda file: file.write(data))
+
+    def test_writes_and_replaces(self) -> None:
+        self._write(b"old")
+        self._write(b"new")
+        self.assertEqual(self.path.read_bytes(), b"new")
+        self.assertEqual(list(self.folder.iterdir()), [self.path])
+
+    def test_interrupted_write_leaves_the_old_file(self) -> None:
+        self._write(b"old")
+        with (
+            mock.patch.object(os, "replace", side_effect=KeyboardInterrupt),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            self._write(b"new")
+        self.assertEqual(self.path.read_bytes(), b"old")
+        self.assertEqual(list(self.folder.iterdir()), [self.path])
+
+    def test_data_are_on_disk_before_the_file_gets_its_name(self) -> None:
+        calls = mock.Mock()
+        with (
+            mock.patch.object(os, "fsync", side_effect=lambda _: calls("fsync")),
+            mock.patch.object(os, "replace", side_effect=lambda *_: calls("replace")),
+        ):
+            self._write(b"new")
+        self.assertEqual([call.args[0] for call in calls.mock_calls], ["fsync", "replace", "fsync"])
+
+    def test_write_file_creates_folders(self) -> None:
+        path = self.folder / "a" / "b" / "c.txt"
+        files.write_file(path, b"data")
+        self.assertEqual(path.read_bytes(), b"data")
+
+    def test_write_file_names_what_it_cannot_write(self) -> None:
+        self.path.touch()
+        with self.assertRaisesRegex(UserError, r"file\.txt/c\.txt cannot be written"):
+            files.write_file(self.path / "c.txt", b"data")
+
+    @parameterized.parameters(0, 3, 2**20, 2**20 + 1)
+    def test_sha256_covers_the_whole_file(self, size: int) -> None:
+        self.path.write_bytes(b"x" * size)
+        self.assertEqual(files.sha256(self.path), hashlib.sha256(b"x" * size).hexdigest())
+
+
+if __name__ == "__main__":
+    absltest.main()
