@@ -42,7 +42,11 @@ _GIN_ERRORS = (
     *(ValueError, TypeError, SyntaxError, OSError, RuntimeError, AttributeError, ImportError),
     tokenize.TokenError,
 )
-ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The folder that holds gin/: the package in a wheel (setup.cfg puts it there), else the checkout.
+ROOT = _PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent
+# Where a gin file is looked up after the working directory, with and without "gin/" in its name.
+_SEARCH_PATHS = (ROOT, ROOT / "gin")
 _MACRO = re.compile(r"%(\w+)")
 
 
@@ -113,7 +117,8 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
 
 
 def _register() -> None:
-    gin.add_config_file_search_path(str(ROOT))
+    for folder in _SEARCH_PATHS:
+        gin.add_config_file_search_path(str(folder))
     for name, function in CONFIGURABLES.items():
         gin.external_configurable(_checked(name, function), name=name)
 
@@ -193,7 +198,8 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
     """Reads gin files, then command-line bindings over them, and builds the task.
 
     Args:
-      files: paths, from the working directory or the root of the project.
+      files: paths from the working directory, or names of the project's own files:
+        gin/demo.gin or demo.gin.
       bindings: such as "train.batch_size=512".
 
     Raises:
@@ -313,8 +319,8 @@ def _explain(error: Exception) -> str:
 
 
 def _found(file: str) -> str:
-    """Returns the path of a gin file, given from the working directory or the project's root."""
-    for path in (Path(file), ROOT / file):
+    """Returns the path of a gin file of the working directory or, next, of the project."""
+    for path in (Path(file), *(folder / file for folder in _SEARCH_PATHS)):
         if path.is_file():
             return str(path)
     near = _hint(file, [str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin")])

@@ -170,10 +170,23 @@ class ConfigTest(parameterized.TestCase):
             message, "gin file gin/dmeo.gin does not exist; did you mean gin/demo.gin?"
         )
 
-    def test_files_are_found_from_any_folder(self) -> None:
+    @parameterized.parameters("gin/demo.gin", "demo.gin")
+    def test_project_files_are_found_and_included_from_any_folder(self, name: str) -> None:
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.folder)
-        self.assertEqual(self.load().encoder, "resnet18")
+        own = self.file(f"include '{name}'\ntrain.seed = 5\n")
+        resolved = config.load([name], ["train.seed=5"]).resolved
+        self.assertEqual(config.load([own], []).resolved, resolved)
+
+    @parameterized.parameters("gin/demo.gin", "demo.gin")
+    def test_files_of_the_working_directory_come_first(self, name: str) -> None:
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)
+        (self.folder / "gin").mkdir()
+        self.file("MINE = 1\n", name)
+        self.file(f"include '{name}'\n", "run.gin")
+        for file in (name, "run.gin"):
+            self.assertIn("not bound: launch.task", self.refused(files=(file,)))
 
 
 if __name__ == "__main__":
