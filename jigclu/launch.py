@@ -98,5 +98,13 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(2)
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """Runs the command `jigclu`, the same as `python -m jigclu.launch`; exits with its status."""
+    # absl's --help lists the flags of the script that was started; pip's script defines none.
+    for flag in flags.FLAGS.get_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    console()
