@@ -1,4 +1,4 @@
-"""The machine and the versions that figures depend on."""
+"""The machine and the versions that measurements depend on."""
 
 import importlib.metadata
 import os
@@ -11,8 +11,8 @@ import torch
 _PACKAGES = ("torchvision", "pillow", "numpy")
 
 
-def environment_of(device: torch.device) -> dict[str, str]:
-    """Returns the machine and the versions that figures depend on, by name."""
+def describe_environment(device: torch.device) -> dict[str, str]:
+    """Returns the machine and the versions that measurements depend on, by name."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processor": _processor(),
@@ -47,7 +47,7 @@ def _cuda(device: torch.device) -> dict[str, str]:
 
 
 def _driver() -> str:
-    """Returns the version of the NVIDIA driver, which torch itself does not report."""
+    """Returns the version of the NVIDIA driver, which torch does not report."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)

@@ -1,8 +1,8 @@
-"""`make gpu-check`: runs the parts of `gpu_parts` one after another and reports what they find.
+"""`make gpu-check`: runs the parts of `gpu_parts` and reports their results.
 
-Every part is a process of its own with its own time limit, so that the failure, hang or lack
-of memory of one does not hide the others. The report is rewritten after each part. Nothing
-here imports more than torch: a missing package is the failure of the parts that need it.
+Each part runs in its own process with its own time limit, so that a failure, a hang or a lack
+of memory does not affect the other parts. The report is rewritten after each part. This module
+imports no package except torch: if another one is missing, only the parts that need it fail.
 """
 
 import contextlib
@@ -20,21 +20,21 @@ from typing import Any, NamedTuple
 import torch
 
 from jigclu.system.cores import available_cores
-from jigclu.tasks.benchmark.environment import environment_of
+from jigclu.tasks.benchmark.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parents[3]
 PRECISIONS = ("bfloat16", "float32", "float16")
 SECONDS = 520.0  # In total; the command is to take less than nine minutes.
 
-_POLL = 0.2  # Seconds between two looks at the processes.
-_COMPILE_THREADS = {"TORCHINDUCTOR_COMPILE_THREADS": "4"}  # Of each part of those side by side.
+_POLL = 0.2  # Seconds between two checks of the processes.
+_COMPILE_THREADS = {"TORCHINDUCTOR_COMPILE_THREADS": "4"}  # Per part that shares the machine.
 
 
 class Part(NamedTuple):
-    """A part by its name in `gpu_parts.PARTS`.
+    """A part, by its name in `gpu_parts.PARTS`.
 
-    limit: seconds after which it is ended.
-    least: seconds that it needs; with less time left it is not started.
+    limit: seconds after which it is killed.
+    least: seconds that it needs; it is skipped if less time is left.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Stage(NamedTuple):
     """Parts, the most valuable first, of which at most `at_once` run at the same time.
 
     limit: seconds for all of them.
+    variables: added to the environment of each part.
     """
 
     parts: Sequence[Part]
@@ -55,11 +56,11 @@ class Stage(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a part.
+    """The outcome of a part.
 
     status: "passed", "failed" or "skipped".
     reason: one line; empty if it passed.
-    findings: as `gpu_parts.write_findings` writes them; empty if there are none.
+    findings: as written by `gpu_parts.write_findings`; may be empty.
     """
 
     name: str
@@ -72,8 +73,8 @@ class Outcome(NamedTuple):
 def stages(cores: int) -> list[Stage]:
     """Returns all parts for a machine with so many processor cores.
 
-    What needs no quiet machine shares it: the tests, the training, and the compilation of every
-    step whose speed is measured afterwards, one part at a time.
+    Parts that need no quiet machine share it: the tests, the training, and the compilation of
+    all steps. Their speed is then measured one part at a time.
     """
     compilations = [
         Part(f"compile-{network}-{precision}", 200, 60)
@@ -101,7 +102,7 @@ def part_command(name: str, result: Path) -> list[str]:
 
 
 class _Process:
-    """A part that runs, in a process group of its own, with its output in a file."""
+    """A running part, in its own process group, with its output in a file."""
 
     def __init__(self, part: Part, command: Sequence[str], result: Path, stage: Stage) -> None:
         self.part = part
@@ -120,7 +121,7 @@ class _Process:
             )
 
     def outcome(self, limit: float) -> Outcome | None:
-        """Returns what became of the part, None while it runs; ends it after `limit` seconds."""
+        """Returns the outcome, or None while the part runs; kills it after `limit` seconds."""
         status = self._process.poll()
         seconds = time.monotonic() - self._began
         if status is None and seconds < limit:
@@ -130,19 +131,19 @@ class _Process:
         if status == 0:
             return Outcome(self.part.name, "passed", seconds, "", findings)
         if status is None:
-            reason = f"ended after {limit:.0f} s"
+            reason = f"killed after {limit:.0f} s"
         else:
             reason = findings.get("failure") or self._last_line(status)
         return Outcome(self.part.name, "failed", seconds, reason, findings)
 
     def end(self) -> None:
-        """Ends the process and all that it started."""
+        """Kills the process and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def log(self) -> str:
-        """Returns what the part printed."""
+        """Returns the output of the part."""
         return self._log.read_text(errors="replace")
 
     def _last_line(self, status: int) -> str:
@@ -157,12 +158,12 @@ def run_stage(
     command: Callable[[str, Path], list[str]],
     log: Path,
 ) -> Generator[Outcome, None, None]:
-    """Runs the parts of a stage; yields what became of each as soon as it is known.
+    """Runs the parts of a stage; yields the outcome of each as soon as it ends.
 
     Args:
-      stage: parts.
-      deadline: of `time.monotonic`; nothing runs longer.
-      command: which runs a part, from its name and the file for its findings.
+      stage: parts to run.
+      deadline: in the seconds of `time.monotonic`; nothing runs longer.
+      command: returns the command of a part from its name and the file for its findings.
       log: file to which the output of each part is appended.
     """
     waiting = list(stage.parts)
@@ -203,10 +204,10 @@ def run_stages(
     """Runs all parts within a time; writes gpu.md, gpu.json and gpu.log.
 
     Args:
-      all_stages: in this order.
-      folder: for the files, made if missing.
+      all_stages: in order.
+      folder: for the files; created if missing.
       environment: machine and versions, by name.
-      seconds: for everything.
+      seconds: limit for everything.
       command: as in `run_stage`.
     """
     deadline = time.monotonic() + seconds
@@ -217,8 +218,8 @@ def run_stages(
     write_report(folder, environment, outcomes)
     for stage in all_stages:
         end = min(deadline, time.monotonic() + stage.limit)
-        with contextlib.closing(run_stage(stage, end, command, log)) as found:
-            for outcome in found:
+        with contextlib.closing(run_stage(stage, end, command, log)) as stage_outcomes:
+            for outcome in stage_outcomes:
                 outcomes.append(outcome)
                 write_report(folder, environment, outcomes)
                 print(_line(outcome), flush=True)
@@ -241,7 +242,7 @@ def write_report(folder: Path, environment: Mapping[str, str], outcomes: Sequenc
 
 
 def report(environment: Mapping[str, str], outcomes: Sequence[Outcome]) -> str:
-    """Returns the report for people, in Markdown."""
+    """Returns the report in Markdown."""
     parts = ["| part | status | s | reason |", "|---|---|---|---|"]
     parts += [f"| {o.name} | {o.status} | {o.seconds:.0f} | {_cell(o.reason)} |" for o in outcomes]
     targets = [target for outcome in outcomes for target in outcome.findings.get("targets", ())]
@@ -272,14 +273,14 @@ def _cell(text: str) -> str:
 
 
 def main() -> int:
-    """Runs the check; returns 0 if all parts ran, 1 if not, 2 without CUDA."""
+    """Runs the check; returns 0 if all parts passed, 1 if not, and 2 without CUDA."""
     if not torch.cuda.is_available():
         print("error: gpu-check needs CUDA, but torch sees no GPU", file=sys.stderr)
         return 2
-    # A termination from outside must reach the `finally` that ends the processes.
+    # A termination signal must reach the `finally` that kills the processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(os.environ.get("OUT") or ROOT / "runs" / "gpu_check")
-    environment = environment_of(torch.device("cuda", 0))
+    environment = describe_environment(torch.device("cuda", 0))
     outcomes = run_stages(stages(available_cores()), folder, environment, SECONDS)
     print(f"gpu.md, gpu.json and gpu.log are in {folder}")
     return 0 if all(outcome.status == "passed" for outcome in outcomes) else 1

@@ -1,8 +1,8 @@
-"""The parts of `make gpu-check`, each of which runs in a process of its own.
+"""The parts of `make gpu-check`, each of which runs in its own process.
 
     python -m jigclu.tasks.benchmark.gpu_parts NAME RESULT
 
-measures one part and writes what it finds to the file RESULT.
+measures one part and writes its findings to the file RESULT.
 """
 
 import jigclu.system.compile_cache  # noqa: F401  # isort: skip  # Before torch is imported.
@@ -11,7 +11,6 @@ import functools
 import importlib
 import json
 import sys
-import time
 import unittest
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,15 +23,35 @@ from jigclu.ops import schedules
 from jigclu.system import files
 from jigclu.system.cores import available_cores
 from jigclu.system.machine import choose_precision
-from jigclu.tasks.benchmark.end_to_end import measure_copies, measure_end_to_end
+from jigclu.tasks.benchmark.copies import measure_copies
+from jigclu.tasks.benchmark.end_to_end import measure_end_to_end
 from jigclu.tasks.benchmark.gpu_check import PRECISIONS
 from jigclu.tasks.benchmark.growth import measure_loss
+from jigclu.tasks.benchmark.instruments import Action, Instruments, device_instruments
 from jigclu.tasks.benchmark.micro_batches import measure_micro_batches
+from jigclu.tasks.benchmark.noise_steps import jigsaw_step, supervised_step
 from jigclu.tasks.benchmark.recipe import published_recipe, with_patch_size
+from jigclu.tasks.benchmark.report import Table, markdown
 from jigclu.tasks.benchmark.short_training import measure_training
-from jigclu.tasks.benchmark.stepping import jigsaw_step, measure_steps, supervised_step, variants_of
-from jigclu.tasks.benchmark.tables import Table, markdown
-from jigclu.tasks.benchmark.timing import synchronize
+from jigclu.tasks.benchmark.steps import StepCosts, measure_steps
+from jigclu.tasks.benchmark.tables import (
+    compilation_table,
+    copies_table,
+    end_to_end_table,
+    loss_table,
+    micro_batch_table,
+    step_name,
+    step_table,
+    training_table,
+)
+from jigclu.tasks.benchmark.timing import time_call
+from jigclu.tasks.benchmark.workload import (
+    Workload,
+    all_arithmetics,
+    all_variants,
+    describe,
+    with_compilation,
+)
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training.knn_evaluator import KnnEvaluation
 
@@ -40,14 +59,16 @@ TESTS = Path(__file__).resolve().parents[3] / "tests"
 _MEMORY = 80  # GB of device memory for which the batch sizes below are meant.
 _IMAGES = {"resnet50": 128, "resnet18": 256}
 _PATCHES = (1024, 4096, 16384, 65536)  # Of the global batch, in the clustering loss.
+_LONGEST = 2.0  # Seconds; larger clustering losses are left out.
 _TRAINING_SECONDS = 120.0
-_COMPILED = 128  # Every kind of arithmetic compiles the same functions once more.
-_SHARE = 0.95  # Of a supervised step's images/s, the least that JigClu is to reach.
-_RESNET50_RATE = 2500.0  # Images/s in bfloat16, the least on an H100.
+# Compilations that torch keeps per function: every kind of arithmetic needs another one.
+_RECOMPILATIONS = 128
+_SHARE = 0.95  # Target: JigClu's images/s as a share of the supervised step's.
+_RESNET50_RATE = 2500.0  # Target: images/s in bfloat16 on an H100.
 
 
 class Target(NamedTuple):
-    """A figure beside the least that is wanted."""
+    """A measured figure, and the least that is wanted."""
 
     what: str
     measured: float
@@ -55,7 +76,10 @@ class Target(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What a part found. failure: one line, why the part failed all the same; empty if not."""
+    """The results of a part.
+
+    failure: one line, why the part failed although it has results; empty if it passed.
+    """
 
     tables: Sequence[Table]
     targets: Sequence[Target] = ()
@@ -66,7 +90,7 @@ def run_tests(folder: Path) -> Findings:
     """Runs all tests that need CUDA, in this process.
 
     Args:
-      folder: package of the tests; those in files `*_cuda_test.py` are run.
+      folder: package of the tests; only files `*_cuda_test.py` are run.
     """
     sys.path.insert(0, str(folder.parent))
     importlib.import_module(f"{folder.name}.conftest")
@@ -97,63 +121,55 @@ def _all_tests(suite: unittest.TestSuite) -> list[unittest.TestCase]:
     return tests
 
 
-def compile_steps(task: PretrainTask, device: torch.device) -> Findings:
-    """Compiles the steps that `measure` times later, and so fills the compilation cache."""
-    task = dataclasses.replace(task, compile=True)
-    rows = []
-    for name, build in (("JigClu", jigsaw_step), ("supervised", supervised_step)):
-        began = time.perf_counter()
-        build(task, device)()
-        synchronize(device)
-        rows.append((name, time.perf_counter() - began))
-    return Findings(
-        [
-            Table(
-                title=f"Compilation, {_description(task)}",
-                columns=("step", "s"),
-                rows=rows,
-                note="To the end of the first step, while other parts run on the same machine.",
-                panels=(),
-            )
-        ]
-    )
+def compile_steps(task: PretrainTask, instruments: Instruments) -> Findings:
+    """Compiles the steps that `compare_steps` times later, which fills the compilation cache."""
+    task = with_compilation(task, True)
+    seconds = {
+        name: _time_first_step(build, task, instruments)
+        for name, build in (("JigClu", jigsaw_step), ("supervised", supervised_step))
+    }
+    return Findings([compilation_table(describe(task), seconds)])
 
 
-def measure(
-    task: PretrainTask, precisions: Sequence[str], repetitions: int, device: torch.device
+def _time_first_step(
+    build: Callable[[PretrainTask, torch.device], Action],
+    task: PretrainTask,
+    instruments: Instruments,
+) -> float:
+    return time_call(lambda: build(task, instruments.device)(), instruments)
+
+
+def compare_steps(
+    task: PretrainTask, precisions: Sequence[str], repetitions: int, instruments: Instruments
 ) -> Findings:
     """Measures steps of JigClu, of classification and as published, compiled and eager."""
-    variants = variants_of((True, False), tuple(precisions), (True,))
-    table = measure_steps(task, variants, repetitions, device)
-    table = table._replace(title=f"Training step, {_description(task)}")
-    return Findings([table], _step_targets(table, task.encoder))
+    variants = all_variants((True, False), all_arithmetics(precisions, (True,)))
+    costs = measure_steps(task, variants, repetitions, instruments)
+    workload = describe(task)
+    table = step_table(workload, costs)
+    table = table._replace(title=f"Training step, {workload.network}")
+    return Findings([table], step_targets(workload, costs))
 
 
-def _step_targets(table: Table, encoder: str) -> list[Target]:
-    rate = table.columns.index("images/s")
-    ratio = table.columns.index("time of the supervised one's")
-    rows = [row for row in table.rows if row[ratio]]
-    targets = [
-        Target(
-            f"{encoder}, {row[0]}: images/s, as a share of the supervised step's",
-            1 / row[ratio],
-            _SHARE,
-        )
-        for row in rows
-    ]
-    rates = [row[rate] for row in rows if "bfloat16" in row[0]]
+def step_targets(workload: Workload, costs: StepCosts) -> list[Target]:
+    """Returns the targets of JigClu's steps beside what was measured."""
+    encoder, targets, rates = workload.encoder, [], []
+    for step in costs.steps:
+        twin, seconds = costs.supervised_twin(step), step.cost.seconds.median
+        if twin is not None:
+            name = step_name(step, costs.tf32)
+            what = f"{encoder}, {name}: images/s, as a share of the supervised step's"
+            targets.append(Target(what, twin.cost.seconds.median / seconds, _SHARE))
+            if step.variant.arithmetic.precision == "bfloat16":
+                rates.append(workload.batch_size / seconds)
     if encoder == "resnet50" and rates:
         what = "JigClu, resnet50, bfloat16: images/s, the target being that of an H100"
         targets.append(Target(what, max(rates), _RESNET50_RATE))
     return targets
 
 
-def _description(task: PretrainTask) -> str:
-    return f"{task.encoder}, montages of {task.grid * task.patch_size} pixels"
-
-
 def on_noise(encoder: str, patch_size: int, precision: str, images: int) -> PretrainTask:
-    """Returns the published recipe for an encoder and a patch size; its images are never read."""
+    """Returns the published recipe for an encoder and a patch size; no image is read."""
     source = ProceduralImages(images=images, size=2 * patch_size, seed=0, split="train")
     return with_patch_size(
         published_recipe(source),
@@ -167,7 +183,7 @@ def on_noise(encoder: str, patch_size: int, precision: str, images: int) -> Pret
 
 
 def on_generated_images(images: int, precision: str, workers: int) -> PretrainTask:
-    """Returns a run on generated images like gin/demo.gin's, which is stopped by the clock."""
+    """Returns a run on generated images, as in gin/demo.gin, that only the clock ends."""
     train, val = (
         ProceduralImages(images=count, size=96, seed=0, split=split)
         for count, split in ((images, "train"), (images // 10, "val"))
@@ -191,7 +207,7 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
         encoder="resnet18",
         batch_size=128,
         epochs=10**6,
-        # Constant: the end is a matter of time, so there is no last epoch to decay to.
+        # Constant, because the last epoch to decay to is not known.
         decay=schedules.StepDecay(milestones=(), factor=1.0),
         warmup_epochs=1,
         learning_rate=0.1,
@@ -205,14 +221,14 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
 
 
 def _batch_size(encoder: str, device: torch.device) -> int:
-    """Returns the batch that suits the memory of a device: a power of two, at least 2."""
+    """Returns the batch size for the memory of a device: a power of two, at least 2."""
     memory = torch.cuda.get_device_properties(device).total_memory / 1e9
     share = min(1.0, memory / _MEMORY)
     return max(2, 2 ** int(_IMAGES[encoder] * share).bit_length() // 2)
 
 
 def _half(device: torch.device) -> str:
-    """Returns the half precision in which a device trains by default."""
+    """Returns the half precision that a device uses by default."""
     return choose_precision("auto", device, None).value
 
 
@@ -222,47 +238,56 @@ def _noise_task(
     return on_noise(encoder, patch_size, precision, _batch_size(encoder, device))
 
 
-def _copies(device: torch.device) -> Findings:
+def _copies(instruments: Instruments) -> Findings:
+    device = instruments.device
     task = _noise_task("resnet50", 112, _half(device), device)
     images = ProceduralImages(images=20_000, size=96, seed=0, split="train")
     reading = dataclasses.replace(task, source=images)
+    copies = measure_copies(task, 2, instruments)
+    run = measure_end_to_end(reading, 20, 1, instruments)
     return Findings(
-        [measure_copies(task, 2, device), measure_end_to_end(reading, 20, 1, device)],
+        [copies_table(describe(task), copies), end_to_end_table(describe(reading), run)]
     )
 
 
-def _micro_batches(device: torch.device) -> Findings:
-    task = dataclasses.replace(on_noise("resnet50", 112, "float32", 256), compile=False)
-    sizes, precisions = (None, 64, 32), (_half(device), "float32")
-    return Findings([measure_micro_batches(task, sizes, precisions, 1, device)])
+def _micro_batches(instruments: Instruments) -> Findings:
+    task = with_compilation(on_noise("resnet50", 112, "float32", 256), False)
+    precisions = (_half(instruments.device), "float32")
+    costs = measure_micro_batches(task, (None, 64, 32), precisions, 1, instruments)
+    return Findings([micro_batch_table(describe(task), costs)])
 
 
-def _loss(device: torch.device) -> Findings:
+def _loss(instruments: Instruments) -> Findings:
     task = on_noise("resnet50", 112, "float32", 256)
-    return Findings([measure_loss(task, _PATCHES, 2.0, 3, device)])
+    costs = measure_loss(task, _PATCHES, _LONGEST, 3, instruments)
+    return Findings([loss_table(describe(task), costs, _LONGEST)])
 
 
-def _training(device: torch.device) -> Findings:
-    task = on_generated_images(20_000, _half(device), max(1, available_cores() // 4))
-    return Findings([measure_training(task, _TRAINING_SECONDS, device)])
+def _training(instruments: Instruments) -> Findings:
+    workers = max(1, available_cores() // 4)
+    task = on_generated_images(20_000, _half(instruments.device), workers)
+    training = measure_training(task, _TRAINING_SECONDS, instruments)
+    return Findings([training_table(describe(task), training)])
 
 
-def _resnet18(patch_size: int, device: torch.device) -> Findings:
-    task = _noise_task("resnet18", patch_size, "float32", device)
-    return measure(task, PRECISIONS, 2, device)
+def _resnet18(patch_size: int, instruments: Instruments) -> Findings:
+    task = _noise_task("resnet18", patch_size, "float32", instruments.device)
+    return compare_steps(task, PRECISIONS, 2, instruments)
 
 
-def _resnet50(precision: str, device: torch.device) -> Findings:
-    task = _noise_task("resnet50", 112, precision, device)
-    return measure(task, (precision,), 2, device)
+def _resnet50(precision: str, instruments: Instruments) -> Findings:
+    task = _noise_task("resnet50", 112, precision, instruments.device)
+    return compare_steps(task, (precision,), 2, instruments)
 
 
-def _compile(encoder: str, patch_size: int, precision: str, device: torch.device) -> Findings:
-    return compile_steps(_noise_task(encoder, patch_size, precision, device), device)
+def _compile(encoder: str, patch_size: int, precision: str, instruments: Instruments) -> Findings:
+    return compile_steps(
+        _noise_task(encoder, patch_size, precision, instruments.device), instruments
+    )
 
 
-PARTS: dict[str, Callable[[torch.device], Findings]] = {
-    "tests": lambda device: run_tests(TESTS),
+PARTS: dict[str, Callable[[Instruments], Findings]] = {
+    "tests": lambda _: run_tests(TESTS),
     **{f"resnet50-224-{name}": functools.partial(_resnet50, name) for name in PRECISIONS},
     **{f"resnet18-{2 * size}": functools.partial(_resnet18, size) for size in (32, 56)},
     **{
@@ -278,7 +303,7 @@ PARTS: dict[str, Callable[[torch.device], Findings]] = {
 
 
 def write_findings(findings: Findings, path: Path) -> None:
-    """Writes what a part found as JSON: tables (as data and as Markdown), targets, failure."""
+    """Writes findings as JSON: tables (as data and as Markdown), targets and failure."""
     contents = {
         "tables": [table._asdict() for table in findings.tables],
         "markdown": [markdown(table) for table in findings.tables],
@@ -292,8 +317,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one part on the first GPU; returns the exit status, 1 if it failed."""
     name, path = arguments
     torch.backends.cudnn.benchmark = True  # As in training.
-    with torch._dynamo.config.patch(recompile_limit=_COMPILED):
-        findings = PARTS[name](torch.device("cuda", 0))
+    with torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS):
+        findings = PARTS[name](device_instruments(torch.device("cuda", 0)))
     write_findings(findings, Path(path))
     return 1 if findings.failure else 0
 

@@ -1,7 +1,8 @@
-"""How the clustering loss grows with the batch, and what ranks exchange with their number."""
+"""Time and memory of the clustering loss as the batch grows, compared with the published one."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,156 +10,87 @@ from torch.nn import functional
 
 from jigclu.ops import losses
 from jigclu.tasks.benchmark import published
-from jigclu.tasks.benchmark.tables import Table, megabytes
-from jigclu.tasks.benchmark.timing import (
-    Action,
-    Seconds,
-    each_row,
-    free_memory,
-    interleaved,
-    peak_memory,
-)
+from jigclu.tasks.benchmark.instruments import Action, Instruments
+from jigclu.tasks.benchmark.timing import Cost, measure_costs, show_rows
 from jigclu.tasks.pretrain import PretrainTask
 
 Loss = Callable[[Tensor], Tensor]
 
-_MATRICES = 8  # Of logits, that a loss and its gradient hold at once, about.
+_MATRICES = 8  # Of logits, that a loss and its gradient hold at once, approximately.
+
+
+class LossCost(NamedTuple):
+    """Cost of value and gradient for a number of patches; None if left out."""
+
+    patches: int
+    ours: Cost | None
+    published: Cost | None
 
 
 def measure_loss(
     task: PretrainTask,
-    patches: tuple[int, ...],
+    patches: Sequence[int],
     longest: float,
     repetitions: int,
-    device: torch.device,
-) -> Table:
-    """Measures value and gradient of the clustering loss, beside the published one's.
+    instruments: Instruments,
+) -> list[LossCost]:
+    """Measures value and gradient of the clustering loss, and of the published one.
+
+    Losses that would not fit into memory are left out.
 
     Args:
-      task: of the grid, the channels and the temperatures.
+      task: defines the grid, the channels and the temperatures.
       patches: growing numbers of patches of the global batch, multiples of grid**2.
-      longest: seconds; what would take longer, judged by the one before, is left out.
-      repetitions: >= 1; one where half of `longest` is expected.
-      device: on which to compute.
+      longest: seconds; a loss expected to take longer, from the size before, is left out.
+      repetitions: >= 1; a single one if more than half of `longest` is expected.
+      instruments: of the device.
     """
-    probe_losses = {"ours": _ours(task), "published": _theirs(task)}
-    expected = dict.fromkeys(probe_losses, 0.0)
-    rows = []
-    counts = zip((patches[0], *patches), patches, strict=False)
-    for _, (before, count) in each_row({f"{pair[1]:,} patches": pair for pair in counts}):
-        shape = (count // task.grid**2, task.grid**2, task.embedding_channels)
-        embeddings = functional.normalize(torch.randn(shape, device=device), dim=2)
-        embeddings.requires_grad_()
+    measured = {"ours": _our_loss(task), "published": _published_loss(task)}
+    expected = dict.fromkeys(measured, 0.0)
+    before = patches[0]
+    found = []
+    for _, count in show_rows({f"{count:,} patches": count for count in patches}):
         growth = (count / before) ** 2
         expected = {name: seconds * growth for name, seconds in expected.items()}
+        embeddings = _random_embeddings(task, count, instruments.device)
         actions: dict[str, Action] = {
-            name: functools.partial(_gradient, loss, embeddings)
-            for name, loss in probe_losses.items()
-            if expected[name] <= longest and _held(name, count) <= free_memory(device)
+            name: functools.partial(_compute_gradient, loss, embeddings)
+            for name, loss in measured.items()
+            if expected[name] <= longest and _loss_bytes(name, count) <= instruments.free_memory()
         }
         often = repetitions if max(expected.values()) <= longest / 2 else 1
-        seconds = interleaved(actions, often, device)
-        memory = {name: peak_memory(action, device) for name, action in actions.items()}
-        expected |= {name: timed.median for name, timed in seconds.items()}
-        rows.append(
-            (float(count), *_cells("ours", seconds, memory), *_cells("published", seconds, memory))
-        )
-    return Table(
-        title="Clustering loss",
-        columns=("patches", "s", "MB", "s, published", "MB, published"),
-        rows=rows,
-        note=(
-            f"Value and gradient, float32, {task.embedding_channels} channels, eager. Left out: "
-            f"what would take longer than {longest:g} s, and what would not fit into memory."
-        ),
-        panels=(("s", "s, published"), ("MB", "MB, published")),
-    )
+        costs = measure_costs(actions, often, instruments)
+        expected |= {name: cost.seconds.median for name, cost in costs.items()}
+        found.append(LossCost(count, costs.get("ours"), costs.get("published")))
+        before = count
+    return found
 
 
-def _cells(
-    name: str, seconds: dict[str, Seconds], memory: dict[str, int | None]
-) -> tuple[float | None, float | None]:
-    return (seconds[name].median if name in seconds else None, megabytes(memory.get(name)))
+def _random_embeddings(task: PretrainTask, patches: int, device: torch.device) -> Tensor:
+    shape = (patches // task.grid**2, task.grid**2, task.embedding_channels)
+    return functional.normalize(torch.randn(shape, device=device), dim=2).requires_grad_()
 
 
-def _held(name: str, count: int) -> int:
-    """Returns the bytes that a loss needs, about: matrices of float32 over anchors and patches."""
-    anchors = count if name == "published" else min(count, losses.ANCHORS_AT_ONCE)
-    return 4 * _MATRICES * anchors * count
+def _loss_bytes(name: str, patches: int) -> int:
+    """Returns the bytes that a loss needs, approximately: float32 matrices [anchors, patches]."""
+    anchors = patches if name == "published" else min(patches, losses.ANCHORS_AT_ONCE)
+    return 4 * _MATRICES * anchors * patches
 
 
-def _gradient(loss: Loss, embeddings: Tensor) -> None:
+def _compute_gradient(loss: Loss, embeddings: Tensor) -> None:
     torch.autograd.grad(loss(embeddings), embeddings)
 
 
-def _ours(task: PretrainTask) -> Loss:
+def _our_loss(task: PretrainTask) -> Loss:
     return lambda embeddings: losses.clustering_loss(
         embeddings, 0, len(embeddings), task.temperature, task.base_temperature
     )
 
 
-def _theirs(task: PretrainTask) -> Loss:
+def _published_loss(task: PretrainTask) -> Loss:
     def loss(embeddings: Tensor) -> Tensor:
         flat = embeddings.flatten(0, 1)
         image = torch.arange(len(flat), device=flat.device) // task.grid**2
         return published.clustering_loss(flat, image, task.temperature, task.base_temperature)
 
     return loss
-
-
-def bytes_received(task: PretrainTask, ranks: int) -> dict[str, float]:
-    """Returns the bytes that a rank gets from others in a step, of each kind, as expected.
-
-    Every rank has batch_size / ranks images. A ring is assumed for sums: a tensor comes by
-    twice, but for a rank's own share.
-
-    Args:
-      task: of the batch, the patches and the network.
-      ranks: >= 1.
-    """
-    with torch.device("meta"):
-        model = task.model()
-    parameters = sum(value.numel() for value in model.parameters())
-    statistics = sum(value.numel() for value in model.buffers())
-    slots = task.batch_size * task.grid**2
-    others = (ranks - 1) / ranks
-    embeddings = 4 * slots * task.embedding_channels * others
-    return {
-        # A patch shows on any rank alike; its bytes move once.
-        "patches": slots / ranks * 3 * task.patch_size**2 * others,
-        # To every rank, and their gradients back.
-        "embeddings": 2 * embeddings,
-        # Means and variances of every rank, in float32, and their gradients back.
-        "statistics": 2 * 4 * statistics * (ranks - 1),
-        "gradients": 2 * 4 * parameters * others,
-    }
-
-
-def published_patches_received(task: PretrainTask, ranks: int) -> float:
-    """Returns the bytes of patches that a rank gets in the published code: all, in float32."""
-    slots = task.batch_size * task.grid**2
-    return 4.0 * slots * 3 * task.patch_size**2 * (ranks - 1) / ranks
-
-
-def exchanged(task: PretrainTask, ranks: tuple[int, ...]) -> Table:
-    """Computes what ranks exchange; nothing is measured."""
-    rows = []
-    for count in ranks:
-        received = {kind: value / 1e6 for kind, value in bytes_received(task, count).items()}
-        theirs = published_patches_received(task, count) / 1e6
-        total = sum(received.values())
-        rows.append(
-            (float(count), *received.values(), total, theirs, total - received["patches"] + theirs)
-        )
-    kinds = tuple(f"{kind}, MB" for kind in bytes_received(task, 1))
-    return Table(
-        title="Bytes that a rank receives in a step",
-        columns=("ranks", *kinds, "all, MB", "published: patches, MB", "published: all, MB"),
-        rows=rows,
-        note=(
-            f"Computed, not measured: {task.batch_size} images of all ranks together, without "
-            "micro_batch_size. The published code sends every patch to every rank, in float32; "
-            "the rest is taken to be alike."
-        ),
-        panels=(("patches, MB", "published: patches, MB"),),
-    )

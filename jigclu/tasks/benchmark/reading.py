@@ -1,11 +1,11 @@
-"""How fast one core turns image files to patches, beside decoding alone and the published way."""
+"""How fast one core turns image files into patches, compared with decoding and published code."""
 
 import contextlib
 import dataclasses
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,27 +15,37 @@ from jigclu.data.packed import FORMATS, PackedImages
 from jigclu.data.sources import ImageFiles, Source
 from jigclu.ops.augment import AugmentationSettings, augment, draw_augmentation
 from jigclu.system.errors import UserError
+from jigclu.tasks.benchmark.instruments import Instruments
 from jigclu.tasks.benchmark.published import PublishedPatches
-from jigclu.tasks.benchmark.tables import Table, spread
-from jigclu.tasks.benchmark.timing import interleaved
+from jigclu.tasks.benchmark.timing import Seconds, time_actions
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
 
-_SHORTER_SIDE, _QUALITY = 256, 90  # Of the packs, as in gin/pack.gin.
+SHORTER_SIDE = 256  # Pixels, of the packs, as in gin/pack.gin.
+_QUALITY = 90  # JPEG, of the packs, as in gin/pack.gin.
+
+Reader = Callable[[int], object]
+
+
+class ReadingTimes(NamedTuple):
+    """Seconds to read so many images, by pipeline."""
+
+    images: int
+    seconds: Mapping[str, Seconds]
 
 
 def check_reading(task: PretrainTask, images: int) -> None:
-    """Raises UserError unless the source has so many image files."""
+    """Raises UserError unless the source has so many readable image files."""
     if not 1 <= images <= len(task.source):
         raise UserError(
             f"images is {images}; it must lie in [1, {len(task.source)}], the images of the source"
         )
-    for index in _chosen(task, images):
+    for index in _spread_indices(task, images):
         name = task.source.name(index)
         if not Path(name).is_file():
             raise UserError(
-                f"the source gives {name}, not a file: the part 'reading' needs a folder of "
-                "images, such as ImageFolder or UnlabeledImages"
+                f"the source contains {name}, which is not a file: the part 'reading' needs a "
+                "folder of images, such as ImageFolder or UnlabeledImages"
             )
         try:
             task.source.read(index)
@@ -43,74 +53,65 @@ def check_reading(task: PretrainTask, images: int) -> None:
             raise UserError(f"{name} is unreadable ({error}): remove it to measure") from error
 
 
-def _chosen(task: PretrainTask, images: int) -> list[int]:
+def _spread_indices(task: PretrainTask, images: int) -> list[int]:
     return [index * len(task.source) // images for index in range(images)]
 
 
-def measure_reading(task: PretrainTask, images: int, repetitions: int) -> Table:
-    """Measures some images of the source, evenly spread, on one thread.
+def measure_reading(
+    task: PretrainTask, images: int, repetitions: int, instruments: Instruments
+) -> ReadingTimes:
+    """Reads images of the source, evenly spread, with every pipeline, on one thread.
 
     Args:
       task: whose patches are read.
-      images: of each repetition.
+      images: per repetition.
       repetitions: >= 1.
+      instruments: of the processor.
 
     Raises:
-      UserError: no temporary folder can be written.
+      UserError: the temporary folder for packs cannot be written.
     """
-    names = [task.source.name(index) for index in _chosen(task, images)]
-    source = ImageFiles("", names, [], None)
-    with _packs(source) as packs, _one_thread():
-        readers: dict[str, Callable[[int], object]] = {
-            "published, PIL": _published(task, source, task.augmentation),
-            "published, PIL, colors left alone": _published(task, source, _unchanged(task)),
-            "files, decoding alone, at full size": source.read,
-            "files": _patches_of(task, source),
-            "files, augmented on the same core": _augmented(task, source),
-            **{f"packed, {name}": _patches_of(task, pack) for name, pack in packs.items()},
-        }
-        seconds = interleaved(
-            {name: _over(images, read) for name, read in readers.items()},
-            repetitions,
-            torch.device("cpu"),
-            time.process_time,
-        )
-    rates = {name: images / taken.median for name, taken in seconds.items()}
-    published, files = rates["published, PIL"], rates["files"]
-    return Table(
-        title="Reading images, one core",
-        columns=("pipeline", "images/s", "least to most", "against published", "against files"),
-        rows=[
-            (name, rate, spread(seconds[name], images), rate / published, rate / files)
-            for name, rate in rates.items()
-        ],
-        note=(
-            f"{images} images to {task.grid**2} patches of {task.patch_size} pixels; seconds of "
-            "the processor. The published pipeline changes colors, too; here the training "
-            "device does, in large batches: one core would by itself as the row says. Packs have a "
-            f"shorter side of {_SHORTER_SIDE} pixels."
-        ),
-        panels=(("images/s",),),
-    )
+    names = [task.source.name(index) for index in _spread_indices(task, images)]
+    files = ImageFiles("", names, [], None)
+    with _packs(files) as packs, _one_thread():
+        actions = {name: _read_all(images, read) for name, read in readers(task, files, packs)}
+        return ReadingTimes(images, time_actions(actions, repetitions, instruments))
 
 
-def _published(
-    task: PretrainTask, source: Source, settings: AugmentationSettings
-) -> Callable[[int], object]:
+def readers(
+    task: PretrainTask, files: Source, packs: Mapping[str, Source]
+) -> Iterator[tuple[str, Reader]]:
+    """Yields the pipelines by name, each a function of an image's index.
+
+    Args:
+      task: whose patches are read.
+      files: images to read.
+      packs: the same images, by pack format.
+    """
+    yield "published, PIL", _published_reader(task, files, task.augmentation)
+    yield "published, PIL, no color changes", _published_reader(task, files, _colorless(task))
+    yield "files, decoding only, full size", files.read
+    yield "files", _patch_reader(task, files)
+    yield "files, augmented on the same core", _augmenting_reader(task, files)
+    for name, pack in packs.items():
+        yield f"packed, {name}", _patch_reader(task, pack)
+
+
+def _published_reader(task: PretrainTask, files: Source, settings: AugmentationSettings) -> Reader:
     patches = PublishedPatches(
         task.grid, task.cross_ratio, task.patch_size, task.crop_scale, task.crop_ratio, settings
     )
-    return lambda index: patches.read(source.name(index))
+    return lambda index: patches.read(files.name(index))
 
 
-def _unchanged(task: PretrainTask) -> AugmentationSettings:
+def _colorless(task: PretrainTask) -> AugmentationSettings:
     return dataclasses.replace(
         task.augmentation, jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0
     )
 
 
-def _augmented(task: PretrainTask, source: Source) -> Callable[[int], object]:
-    read, settings = _patches_of(task, source), task.augmentation
+def _augmenting_reader(task: PretrainTask, source: Source) -> Reader:
+    read, settings = _patch_reader(task, source), task.augmentation
 
     def read_and_augment(index: int) -> object:
         drawn = draw_augmentation(settings, task.seed, index, task.grid**2)
@@ -119,28 +120,28 @@ def _augmented(task: PretrainTask, source: Source) -> Callable[[int], object]:
     return read_and_augment
 
 
-def _patches_of(task: PretrainTask, source: Source) -> Callable[[int], CropSample]:
+def _patch_reader(task: PretrainTask, source: Source) -> Callable[[int], CropSample]:
     dataset = dataclasses.replace(task, source=source, smaller_patches=()).dataset()
     return lambda index: dataset[0, index]
 
 
-def _over(images: int, read: Callable[[int], object]) -> Callable[[], None]:
-    def all_of_them() -> None:
+def _read_all(images: int, read: Reader) -> Callable[[], None]:
+    def read_all() -> None:
         for index in range(images):
             read(index)
 
-    return all_of_them
+    return read_all
 
 
 @contextlib.contextmanager
 def _packs(source: Source) -> Iterator[dict[str, PackedImages]]:
-    """Yields the images packed in every format, in a folder that goes with the block."""
+    """Yields the images packed in every format, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         for name in FORMATS:
             PackTask(
                 source=source,
                 format=name,
-                shorter_side=_SHORTER_SIDE,
+                shorter_side=SHORTER_SIDE,
                 quality=_QUALITY,
                 images_per_shard=len(source),
                 workers=1,

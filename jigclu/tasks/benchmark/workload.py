@@ -1,0 +1,128 @@
+"""Facts of a pre-training task that tables mention, and variants of its arithmetic."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jigclu.tasks.pretrain import PretrainTask
+
+
+class Workload(NamedTuple):
+    """What one training step processes, and how.
+
+    batch_size: images of the global batch.
+    patch_size: pixels.
+    workers: processes that read images.
+    queued_batches: batches that these processes read ahead.
+    """
+
+    encoder: str
+    batch_size: int
+    grid: int
+    patch_size: int
+    embedding_channels: int
+    learning_rate: float
+    steps_per_epoch: int
+    precision: str
+    compiled: bool
+    workers: int
+    queued_batches: int
+
+    @property
+    def montage_size(self) -> int:
+        """Pixels per side of a montage."""
+        return self.grid * self.patch_size
+
+    @property
+    def network(self) -> str:
+        """The encoder and its input."""
+        return f"{self.encoder}, montages of {self.montage_size} pixels"
+
+    @property
+    def patches(self) -> int:
+        """Patches of the global batch."""
+        return self.batch_size * self.grid**2
+
+
+def describe(task: PretrainTask) -> Workload:
+    """Returns the facts of a task, with the settings that its machine chooses."""
+    machine = task.choose_machine(None)
+    return Workload(
+        encoder=task.encoder,
+        batch_size=task.batch_size,
+        grid=task.grid,
+        patch_size=task.patch_size,
+        embedding_channels=task.embedding_channels,
+        learning_rate=task.learning_rate,
+        steps_per_epoch=task.steps_per_epoch,
+        precision=machine.precision.value,
+        compiled=machine.compile.value,
+        workers=machine.workers.value,
+        queued_batches=machine.workers.value * task.prefetch,
+    )
+
+
+class Arithmetic(NamedTuple):
+    """Precision and memory format of a network."""
+
+    precision: str
+    channels_last: bool
+
+    def __str__(self) -> str:
+        return f"{self.precision}, {'channels last' if self.channels_last else 'contiguous'}"
+
+
+class Variant(NamedTuple):
+    """A way to compute a training step."""
+
+    compiled: bool
+    arithmetic: Arithmetic
+
+    def __str__(self) -> str:
+        return f"{'compiled' if self.compiled else 'eager'}, {self.arithmetic}"
+
+
+def all_arithmetics(precisions: Sequence[str], channels_last: Sequence[bool]) -> list[Arithmetic]:
+    """Returns all combinations."""
+    return list(itertools.starmap(Arithmetic, itertools.product(precisions, channels_last)))
+
+
+def all_variants(compiled: Sequence[bool], arithmetics: Sequence[Arithmetic]) -> list[Variant]:
+    """Returns all combinations."""
+    return list(itertools.starmap(Variant, itertools.product(compiled, arithmetics)))
+
+
+def with_variant(task: PretrainTask, variant: Variant) -> PretrainTask:
+    """Returns the same task, computed in a given way."""
+    return dataclasses.replace(
+        task,
+        compile=variant.compiled,
+        precision=variant.arithmetic.precision,
+        channels_last=variant.arithmetic.channels_last,
+    )
+
+
+def with_compilation(task: PretrainTask, compiled: bool) -> PretrainTask:
+    """Returns the same task, compiled or eager."""
+    return dataclasses.replace(task, compile=compiled)
+
+
+def with_steps(task: PretrainTask, steps: int) -> PretrainTask:
+    """Returns the same task for exactly this number of steps, without pictures and evaluation."""
+    return dataclasses.replace(
+        task,
+        # As in the whole run: 'auto' compiles nothing for a few steps.
+        compile=describe(task).compiled,
+        epochs=math.ceil(steps / task.steps_per_epoch),
+        warmup_epochs=0,
+        stop_after_steps=steps,
+        picture_every=0,
+        evaluation=None,
+    )
+
+
+def final_stage(task: PretrainTask) -> PretrainTask:
+    """Returns the task as it trains at the end, at full patch size, from random weights."""
+    return dataclasses.replace(task, smaller_patches=(), init_from=None, resume_from=None)
