@@ -3,6 +3,7 @@
 import itertools
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from jigclu.data.loader import Batch
@@ -49,7 +50,7 @@ def measure_copies(task: PretrainTask, repetitions: int, instruments: Instrument
     actions: dict[str, Action] = {
         "on device": lambda: take_step(inputs),
         "copied ahead": lambda: take_step_on(next(prefetched).crops),
-        "copied before": lambda: take_step_on(patches.to(device)),
+        "copied before": lambda: take_step_on(_copy(patches, device)),
     }
     seconds = time_actions(actions, repetitions, instruments)
     return Copies(
@@ -58,3 +59,7 @@ def measure_copies(task: PretrainTask, repetitions: int, instruments: Instrument
         before=seconds["copied before"].median,
         size=patches.nbytes,
     )
+
+
+def _copy(patches: Tensor, device: torch.device) -> Tensor:
+    return patches.to(device)

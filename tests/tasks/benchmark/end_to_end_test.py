@@ -1,85 +1,86 @@
 """Tests of jigclu.tasks.benchmark.end_to_end."""
 
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import torch
 from absl.testing import absltest
 
-from jigclu.methods.jigsaw import StepInputs
 from jigclu.tasks.benchmark import end_to_end
-from jigclu.tasks.benchmark.timing import Seconds
+from jigclu.tasks.benchmark.end_to_end import EndToEnd, RunTime
+from jigclu.tasks.benchmark.instruments import device_instruments
 from jigclu.tasks.pretrain import PretrainTask
+from tests.samples import tiny_model
 from tests.small_tasks import PRETRAINING
+from tests.tasks.benchmark.fakes import FakeMachine
 
-CPU = torch.device("cpu")
+# Two workers, each of which reads two batches ahead: with three more, 7 steps do not count.
+TASK = PretrainTask(**PRETRAINING | {"workers": 2})
+WARM_UP, STEPS = 7, 5
+
+
+class FakeRun:
+    """A run whose batches and steps take known times, the first ones much longer."""
+
+    def __init__(self, machine: FakeMachine, total: int) -> None:
+        self.taken: list[int] = []
+        self._machine = machine
+        self._total = total
+
+    def inputs(self) -> Iterator[tuple[int, float]]:
+        for number in range(self._total):
+            wait = 2.0 if number > WARM_UP else 1000.0
+            self._machine.wait(wait)
+            yield number, wait
+        self._machine.wait(500)  # Worker processes end.
+
+    def take_step(self, batch: int) -> None:
+        self.taken.append(batch)
+        self._machine.compute(3 if batch >= WARM_UP else 2000)
 
 
 class EndToEndTest(absltest.TestCase):
-    def test_time_begins_when_the_first_batch_that_counts_is_there(self) -> None:
-        now = [0.0]
+    def test_steps_after_the_warm_up_are_timed_with_and_without_training(self) -> None:
+        machine = FakeMachine()
+        runs: list[FakeRun] = []
 
-        def inputs() -> Iterator[tuple[int, float]]:
-            for number in range(5):
-                wait = 10.0 if number <= 3 else 2.0
-                now[0] += wait
-                yield number, wait
+        def start(task: PretrainTask, folder: Path, config: str, device: torch.device) -> FakeRun:
+            runs.append(FakeRun(machine, task.total_steps))
+            return runs[-1]
 
-        def take(_: object) -> None:
-            now[0] += 3.0
-
-        with mock.patch.object(time, "perf_counter", lambda: now[0]):
-            seconds, waited = end_to_end._timed(inputs(), take, 3, CPU)
-        # Steps 3 and 4, and what step 4 waited.
-        self.assertEqual((seconds, waited), (8.0, 2.0))
-
-    def test_a_run_is_measured(self) -> None:
-        table = end_to_end.measure_end_to_end(PretrainTask(**PRETRAINING), 2, 1, CPU)
-        self.assertEqual(
-            [row[0] for row in table.rows],
-            ["files to parameters", "steps alone, on noise", "reading alone"],
-        )
-        for _, rate, _, _ in table.rows:
-            self.assertGreater(rate, 0)
-        self.assertBetween(table.rows[0][2], 0, 100)
-        self.assertBetween(table.rows[0][3], 0, 100)
-
-    def test_copies_are_compared_with_steps_without_them(self) -> None:
-        task = PretrainTask(**PRETRAINING)
-        taken: list[torch.Tensor] = []
-        seconds = {
-            "no copies": Seconds(1.0, 1.0, 1.0),
-            "copied during the step before": Seconds(1.0, 1.0, 1.0),
-            "copied before each step": Seconds(2.0, 1.0, 2.0),
-        }
-
-        def called(actions: dict[str, Any], *_: object) -> dict[str, Seconds]:
-            for action in actions.values():
-                action()
-            return seconds
-
-        def stepper(*_: object) -> Callable[[StepInputs], None]:
-            return lambda inputs: taken.append(inputs.slots)
-
+        step = machine.action(4000, 2, 3.5, 4)
         with (
-            mock.patch.object(end_to_end, "jigsaw_stepper", stepper),
-            mock.patch.object(end_to_end, "interleaved", called),
+            mock.patch.object(PretrainTask, "start", start),
+            mock.patch.object(end_to_end, "jigsaw_step", lambda *_: step),
         ):
-            table = end_to_end.measure_copies(task, 1, CPU)
+            found = end_to_end.measure_end_to_end(TASK, STEPS, 3, machine.instruments)
         self.assertEqual(
-            table.rows,
-            [
-                ("no copies", 4.0, 0.0),
-                ("copied during the step before", 4.0, 0.0),
-                ("copied before each step", 2.0, 50.0),
-            ],
+            found,
+            EndToEnd(
+                steps=5,
+                warm_up=7,
+                # Each step takes 3 s, and its host waits 2 s for the batch after it.
+                training=RunTime(seconds=5 * (3 + 2), waited=5 * 2),
+                reading=RunTime(seconds=5 * 2, waited=5 * 2),
+                step=3.5,
+            ),
         )
-        # Whatever the way, a step gets the same patches.
-        self.assertLen(taken, 3)
-        for patches in taken[1:]:
-            self.assertTrue(torch.equal(patches, taken[0]))
+        trained, read = runs
+        self.assertEqual(trained.taken, list(range(WARM_UP + STEPS + 1)))
+        self.assertEmpty(read.taken)
+
+    def test_a_real_run_is_measured(self) -> None:
+        task = dataclasses.replace(TASK, workers=0)
+        cpu = device_instruments(torch.device("cpu"))
+        with mock.patch.object(PretrainTask, "model", lambda _: tiny_model()):
+            found = end_to_end.measure_end_to_end(task, 1, 1, cpu)
+        self.assertEqual((found.steps, found.warm_up), (1, 3))
+        self.assertGreater(found.training.waited, 0)
+        self.assertGreater(found.training.seconds, found.training.waited)
+        self.assertGreater(found.reading.seconds, 0)
+        self.assertGreater(found.step, 0)
 
 
 if __name__ == "__main__":

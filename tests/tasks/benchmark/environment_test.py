@@ -12,7 +12,7 @@ from jigclu.tasks.benchmark import environment
 
 class EnvironmentTest(absltest.TestCase):
     def test_names_the_machine_and_the_versions(self) -> None:
-        found = environment.environment_of(torch.device("cpu"))
+        found = environment.describe_environment(torch.device("cpu"))
         self.assertEqual(found["device"], "cpu")
         self.assertEqual(found["torch"], torch.__version__)
         self.assertEqual(found["pillow"], PIL.__version__)
@@ -31,7 +31,7 @@ class EnvironmentTest(absltest.TestCase):
             ),
             mock.patch.object(subprocess, "run", return_value=answer),
         ):
-            found = environment.environment_of(torch.device("cuda", 0))
+            found = environment.describe_environment(torch.device("cuda", 0))
         self.assertEqual(found["device"], "H100")
         self.assertEqual(found["driver"], "580.1")
         self.assertEqual(found["compute capability"], "9.0")

@@ -90,10 +90,10 @@ class GpuCheckTest(parameterized.TestCase):
         # What a part found before it failed is kept.
         self.assertEqual(outcomes["partial"].findings["targets"], TARGETS)
 
-    def test_a_part_that_hangs_is_ended_with_all_that_it_started(self) -> None:
+    def test_a_part_that_hangs_is_killed_with_all_that_it_started(self) -> None:
         outcomes = self.run_parts(Part("hangs", 1.5, 0), Part("good", 30, 0))
         self.assertEqual(outcomes["hangs"].status, "failed")
-        self.assertEqual(outcomes["hangs"].reason, "ended after 2 s")
+        self.assertEqual(outcomes["hangs"].reason, "killed after 2 s")
         self.assertEqual(outcomes["good"].status, "passed")
         log = (self.folder / "gpu.log").read_text()
         self.assertIn("=== hangs ===", log)
@@ -168,7 +168,7 @@ class GpuCheckTest(parameterized.TestCase):
         outcomes = [Outcome(name, name, 1.0, "", {}) for name in statuses]
         with (
             mock.patch.object(torch.cuda, "is_available", return_value=True),
-            mock.patch.object(gpu_check, "environment_of", return_value=ENVIRONMENT),
+            mock.patch.object(gpu_check, "describe_environment", return_value=ENVIRONMENT),
             mock.patch.object(gpu_check, "run_stages", return_value=outcomes) as run,
             mock.patch.object(signal, "signal"),
             mock.patch.dict(os.environ, {"OUT": str(self.folder)}),

@@ -1,55 +1,143 @@
 """Tests of jigclu.tasks.benchmark.pieces."""
 
+from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import torch
 from absl.testing import absltest
+from torch import Tensor
 
+from jigclu.ops.augment import augment
+from jigclu.ops.jigsaw import stitch_montages
 from jigclu.tasks.benchmark import pieces
-from jigclu.tasks.benchmark.stepping import Variant
+from jigclu.tasks.benchmark.instruments import device_instruments
+from jigclu.tasks.benchmark.pieces import Piece, PieceCost
+from jigclu.tasks.benchmark.timing import Cost, Seconds
+from jigclu.tasks.benchmark.workload import Arithmetic
 from jigclu.tasks.pretrain import PretrainTask
 from tests.samples import tiny_model
 from tests.small_tasks import PRETRAINING
+from tests.tasks.benchmark.fakes import FakeMachine
 
 CPU = torch.device("cpu")
 TASK = PretrainTask(**PRETRAINING)
-VARIANTS = [Variant(True, "float32", True), Variant(True, "bfloat16", False)]
+ARITHMETICS = [Arithmetic("float32", True), Arithmetic("bfloat16", False)]
 
 
 class PiecesTest(absltest.TestCase):
-    def test_every_piece_runs_and_is_compared(self) -> None:
-        compiled = []
+    def real_pieces(self) -> dict[str, Piece]:
+        with mock.patch.object(PretrainTask, "model", lambda _: tiny_model()):
+            return pieces.step_pieces(TASK, ARITHMETICS, CPU)
 
-        def compile(function: object, **_: object) -> object:
-            compiled.append(function)
-            return function
+    def test_pieces_are_measured_eager_and_compiled(self) -> None:
+        machine = FakeMachine()
+        faked = {
+            "a": Piece(machine.action(90, 3, 5, memory=700), (), False),
+            "b": Piece(machine.action(80, 20, 30, memory=600), (), False),
+        }
+        # By the function that is compiled: what compiled calls cost.
+        compiled = {
+            faked["a"].function: machine.action(800, 1, 2, memory=500),
+            faked["b"].function: machine.action(900, 7, 8, memory=400),
+        }
+
+        def compile_function(function: Callable[..., Any], **_: object) -> Callable[..., Any]:
+            return compiled[function]
 
         with (
-            mock.patch.object(torch, "compile", compile),
+            mock.patch.object(pieces, "step_pieces", return_value=faked),
+            mock.patch.object(torch, "compile", compile_function),
+        ):
+            costs = pieces.measure_pieces(TASK, ARITHMETICS, 2, machine.instruments)
+        self.assertEqual(
+            costs,
+            [
+                PieceCost(
+                    "a",
+                    eager=Cost(Seconds(4, 3, 5), 700),
+                    compiled=Cost(Seconds(1.5, 1, 2), 500),
+                ),
+                PieceCost(
+                    "b",
+                    eager=Cost(Seconds(25, 20, 30), 600),
+                    compiled=Cost(Seconds(7.5, 7, 8), 400),
+                ),
+            ],
+        )
+
+    def test_only_what_learns_is_followed_by_its_gradient(self) -> None:
+        machine = FakeMachine()
+        value = torch.tensor(1.0, requires_grad=True)
+
+        def square() -> Tensor:
+            machine.compute(1)
+            value.register_hook(lambda _: machine.compute(2))
+            return value.square()
+
+        seconds = []
+        for with_gradient in (False, True):
+            piece = {"square": Piece(square, (), with_gradient)}
+            with (
+                mock.patch.object(pieces, "step_pieces", return_value=piece),
+                mock.patch.object(torch, "compile", lambda function, **_: function),
+            ):
+                (cost,) = pieces.measure_pieces(TASK, ARITHMETICS, 1, machine.instruments)
+            seconds.append(cost.eager.seconds.median)
+        self.assertEqual(seconds[0], 1)
+        self.assertGreaterEqual(seconds[1], 3)
+
+    def test_real_pieces_are_those_of_a_step(self) -> None:
+        found = self.real_pieces()
+        results = {name: piece.function(*piece.arguments) for name, piece in found.items()}
+        slots, drawn, settings = found["augment"].arguments
+        torch.testing.assert_close(results["augment"], augment(slots, drawn, settings))
+        self.assertGreater((results["augment"].std()), 0.1)
+        torch.testing.assert_close(
+            results["stitch montages"], stitch_montages(slots.float(), TASK.grid)
+        )
+        patches, permutation = found["shuffle patches"].arguments
+        by_slot = patches.transpose(0, 1).flatten(0, 1)[permutation]
+        self.assertTrue(torch.equal(results["shuffle patches"], by_slot))
+        self.assertGreater(results["clustering loss"].item(), 0)
+        self.assertEqual(
+            [name for name, piece in found.items() if piece.with_gradient],
+            ["network, float32, channels last", "network, bfloat16, contiguous", "clustering loss"],
+        )
+
+    def test_networks_have_their_precision_and_memory_format(self) -> None:
+        found = self.real_pieces()
+        seen: list[tuple[torch.dtype, bool]] = []
+
+        def record(module: torch.nn.Module, _: Any, output: Tensor) -> None:
+            if isinstance(module, torch.nn.Conv2d):
+                weight = module.weight
+                is_last = weight.is_contiguous(memory_format=torch.channels_last)
+                seen.append((output.dtype, is_last))
+
+        hook = torch.nn.modules.module.register_module_forward_hook(record)
+        self.addCleanup(hook.remove)
+        for arithmetic in ARITHMETICS:
+            piece = found[f"network, {arithmetic}"]
+            piece.function(*piece.arguments)
+        self.assertEqual(seen, [(torch.float32, True), (torch.bfloat16, False)])
+
+    def test_real_pieces_run(self) -> None:
+        with (
+            mock.patch.object(torch, "compile", lambda function, **_: function),
             mock.patch.object(PretrainTask, "model", lambda _: tiny_model()),
         ):
-            table = pieces.measure_pieces(TASK, VARIANTS, 1, CPU)
+            costs = pieces.measure_pieces(TASK, ARITHMETICS, 1, device_instruments(CPU))
         self.assertEqual(
-            [row[0] for row in table.rows],
+            [cost.name for cost in costs],
             [
                 *("shuffle patches", "augment", "stitch montages"),
                 *("network, float32, channels last", "network, bfloat16, contiguous"),
                 *("clustering loss", "update"),
             ],
         )
-        self.assertLen(compiled, 7)
-        for _, eager, compiled_time, ratio, rate, *_ in table.rows:
-            self.assertAlmostEqual(ratio, eager / compiled_time)
-            self.assertAlmostEqual(rate, 1e3 * TASK.batch_size / compiled_time)
-
-    def test_what_learns_is_measured_with_its_gradient(self) -> None:
-        with mock.patch.object(PretrainTask, "model", lambda _: tiny_model()):
-            found = pieces._pieces(TASK, VARIANTS, CPU)
-        embeddings = found["clustering loss"].arguments[0]
-        pieces._action(found["clustering loss"])()
-        self.assertGreater(embeddings.grad.abs().sum(), 0)
-        self.assertTrue(found["network, bfloat16, contiguous"].with_gradient)
-        self.assertFalse(found["augment"].with_gradient)
+        for cost in costs:
+            self.assertGreater(cost.eager.seconds.least, 0)
 
 
 if __name__ == "__main__":

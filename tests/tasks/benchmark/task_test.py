@@ -5,8 +5,9 @@ import dataclasses
 import importlib.util
 import io
 import json
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -14,7 +15,18 @@ from absl.testing import absltest, parameterized
 
 from jigclu.data.sources import UnlabeledImages
 from jigclu.system.errors import UserError
+from jigclu.system.machine import Choice
+from jigclu.tasks.benchmark import task
+from jigclu.tasks.benchmark.end_to_end import EndToEnd, RunTime
+from jigclu.tasks.benchmark.growth import LossCost
+from jigclu.tasks.benchmark.instruments import device_instruments
+from jigclu.tasks.benchmark.pieces import PieceCost
+from jigclu.tasks.benchmark.reading import ReadingTimes
+from jigclu.tasks.benchmark.start import StartTimes
+from jigclu.tasks.benchmark.steps import StepCost, StepCosts
 from jigclu.tasks.benchmark.task import BenchmarkTask
+from jigclu.tasks.benchmark.timing import Cost, Seconds
+from jigclu.tasks.benchmark.workload import Arithmetic, Variant
 from jigclu.tasks.pretrain import PretrainTask
 from tests.samples import write_image_tree
 from tests.small_tasks import PRETRAINING
@@ -22,7 +34,7 @@ from tests.small_tasks import PRETRAINING
 BENCHMARK = BenchmarkTask(
     task=PretrainTask(**PRETRAINING),
     parts=("growth",),
-    repetitions=1,
+    repetitions=6,
     images=5,
     compile=(False,),
     precisions=("float32",),
@@ -32,6 +44,17 @@ BENCHMARK = BenchmarkTask(
     longest=60.0,
     ranks=(1, 2),
 )
+CPU = device_instruments(torch.device("cpu"))
+CHOICES = {name: Choice(name, "bound") for name in ("float32", "bfloat16")} | {
+    "auto": Choice("bfloat16", "native")
+}
+
+
+class Measured(NamedTuple):
+    """The arguments of measurements after the task, and titles and first cells of their tables."""
+
+    arguments: list[tuple[Any, ...]]
+    tables: list[tuple[str, tuple[Any, ...]]]
 
 
 class TaskTest(parameterized.TestCase):
@@ -42,23 +65,26 @@ class TaskTest(parameterized.TestCase):
     def run_parts(self, *parts: str) -> str:
         write_image_tree(self.folder / "images")
         source = UnlabeledImages(str(self.folder / "images"))
-        task = dataclasses.replace(
-            BENCHMARK, parts=parts, task=dataclasses.replace(BENCHMARK.task, source=source)
+        benchmark = dataclasses.replace(
+            BENCHMARK,
+            parts=parts,
+            repetitions=1,
+            task=dataclasses.replace(BENCHMARK.task, source=source),
         )
-        task.check(self.folder / "run", "")
+        benchmark.check(self.folder / "run", "")
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed):
-            self.assertEqual(task.run(self.folder / "run", "seed = 0"), {})
+            self.assertEqual(benchmark.run(self.folder / "run", "seed = 0"), {})
         return printed.getvalue()
 
-    def test_parts_leave_tables_figures_and_a_plot(self) -> None:
+    def test_parts_write_tables_and_a_plot(self) -> None:
         printed = self.run_parts("growth", "reading")
         contents = json.loads((self.folder / "run" / "benchmark.json").read_text())
         self.assertEqual(
             [table["title"] for table in contents["tables"]],
             [
                 "Clustering loss",
-                "Bytes that a rank receives in a step",
+                "Bytes that a rank receives per step",
                 "Reading images, one core",
             ],
         )
@@ -69,28 +95,101 @@ class TaskTest(parameterized.TestCase):
             self.assertIn(f"## {table['title']}", printed)
         self.assertTrue((self.folder / "run" / "benchmark.png").exists())
 
-    def test_measures_what_trains_at_the_end(self) -> None:
-        task = dataclasses.replace(BENCHMARK.task, smaller_patches=((1, 8),), init_from="w.pth")
-        with mock.patch("jigclu.tasks.benchmark.task.measure_end_to_end") as measure:
-            dataclasses.replace(BENCHMARK, task=task)._known()["end_to_end"]()
-        measured = measure.call_args.args[0]
-        self.assertEqual((measured.smaller_patches, measured.init_from), ((), None))
+    def test_measures_the_final_stage_of_training(self) -> None:
+        trained = dataclasses.replace(
+            BENCHMARK.task, smaller_patches=((1, 8),), init_from="weights.pth"
+        )
+        benchmark = dataclasses.replace(BENCHMARK, task=trained, parts=("start",))
+        with (
+            mock.patch.object(task, "measure_start", autospec=True) as measured,
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            measured.return_value = StartTimes(1, 2, 3)
+            benchmark.run(self.folder / "run", "")
+        self.assertEqual(measured.call_args.args[0], BENCHMARK.task)
+
+    def measure(self, part: str, benchmark: BenchmarkTask, **found: Any) -> Measured:
+        """Measures a part with functions that only return what they are said to find."""
+        with contextlib.ExitStack() as stack:
+            functions = {
+                name: stack.enter_context(
+                    mock.patch.object(task, name, autospec=True, return_value=value)
+                )
+                for name, value in found.items()
+            }
+            tables = benchmark._parts()[part](benchmark.task, CPU)
+        arguments = [functions[name].call_args.args[1:] for name in found]
+        return Measured(arguments, [(table.title, table.rows[0][:2]) for table in tables])
+
+    def test_reading_is_timed_by_the_processor_clock(self) -> None:
+        times = ReadingTimes(5, {"published, PIL": Seconds(2.5, 1, 4), "files": Seconds(1, 1, 1)})
+        measured = self.measure("reading", BENCHMARK, measure_reading=times)
+        self.assertEqual(measured.tables, [("Reading images, one core", ("published, PIL", 2))])
+        ((images, repetitions, instruments),) = measured.arguments
+        self.assertEqual((images, repetitions), (5, 6))
+        self.assertIs(instruments.clock, time.process_time)
+
+    def test_steps_and_pieces_are_measured_in_all_arithmetics(self) -> None:
+        benchmark = dataclasses.replace(
+            BENCHMARK,
+            precisions=("float32", "auto", "bfloat16"),
+            compile=(True, False),
+            channels_last=(True,),
+        )
+        cost = Cost(Seconds(0.5, 0.25, 1), 10**6)
+        arithmetics = [Arithmetic("float32", True), Arithmetic("bfloat16", True)]
+        step = StepCost("JigClu", Variant(True, arithmetics[0]), cost, 1)
+        with mock.patch.object(task, "choose_precision", lambda name, *_: CHOICES[name]):
+            measured = self.measure(
+                "step",
+                benchmark,
+                measure_steps=StepCosts([step], {"float32": 1.0}, False),
+                measure_pieces=[PieceCost("augment", cost, cost)],
+            )
+        self.assertEqual(
+            measured.tables,
+            [
+                ("Training step", ("JigClu, compiled, float32, channels last", 8)),
+                ("Pieces of a step", ("augment", 500)),
+            ],
+        )
+        variants = [Variant(compiled, each) for compiled in (True, False) for each in arithmetics]
+        self.assertEqual(measured.arguments, [(variants, 6, CPU), (arithmetics, 6, CPU)])
+
+    def test_end_to_end_and_start_are_measured_on_the_device(self) -> None:
+        run = EndToEnd(2, 3, RunTime(4, 0), RunTime(1, 1), 1)
+        measured = self.measure("end_to_end", BENCHMARK, measure_end_to_end=run)
+        self.assertEqual(measured.tables, [("End to end", ("files to parameters", 2))])
+        self.assertEqual(measured.arguments, [(2, 6, CPU)])
+        measured = self.measure("start", BENCHMARK, measure_start=StartTimes(1, 2, 3))
+        self.assertEqual(measured.tables, [("Time to the first step", ("eager", 1))])
+        self.assertEqual(measured.arguments, [(CPU,)])
+
+    def test_growth_is_measured_for_losses_and_computed_for_ranks(self) -> None:
+        measured = self.measure(
+            "growth", BENCHMARK, measure_loss=[LossCost(16, Cost(Seconds(3, 1, 4), 0), None)]
+        )
+        self.assertEqual(
+            measured.tables,
+            [("Clustering loss", (16, 3)), ("Bytes that a rank receives per step", (1, 0))],
+        )
+        self.assertEqual(measured.arguments, [((16, 64), 60.0, 6, CPU)])
 
     @parameterized.parameters(
         ({"parts": ()}, "parts is ()"),
-        ({"parts": ("steps",)}, "must be some of reading, step, end_to_end, growth, start"),
+        ({"parts": ("steps",)}, "must contain some of reading, step, end_to_end, growth, start"),
         ({"repetitions": 0}, "repetitions is 0"),
         ({"precisions": ("fp16",)}, "precision is 'fp16'"),
         ({"compile": ()}, "compile is empty"),
-        ({"patches": (64, 16)}, r"patches is \(64, 16\); it must be growing"),
-        ({"patches": (18,)}, r"patches is \(18,\); it must be multiples of grid\*\*2 = 4"),
+        ({"patches": (64, 16)}, r"patches is \(64, 16\); it must contain growing"),
+        ({"patches": (18,)}, r"patches is \(18,\); it must contain multiples of grid\*\*2 = 4"),
         ({"ranks": (0, 1)}, r"ranks is \(0, 1\)"),
-        ({"ranks": (1, 8)}, "ranks has 8, which cannot share batch_size = 4 evenly"),
+        ({"ranks": (1, 8)}, "ranks contains 8, which does not divide batch_size = 4"),
         ({"longest": 0.0}, "longest is 0.0"),
         ({"parts": ("reading",)}, "needs a folder of images"),
         ({"task": dataclasses.replace(BENCHMARK.task, temperature=0.0)}, "temperature is 0"),
     )
-    def test_mistakes(self, changes: dict[str, Any], message: str) -> None:
+    def test_invalid_values_are_rejected(self, changes: dict[str, Any], message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
             dataclasses.replace(BENCHMARK, **changes).check(self.folder, "")
 

@@ -7,27 +7,55 @@ from absl.testing import absltest
 
 from jigclu.system import progress
 from jigclu.tasks.benchmark import timing
+from jigclu.tasks.benchmark.timing import Cost, Seconds
+from tests.tasks.benchmark.fakes import FakeMachine
 from tests.terminal import progress_log
-
-CPU = torch.device("cpu")
 
 
 class TimingTest(absltest.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.machine = FakeMachine()
+
+    def test_a_call_is_timed_until_the_device_has_finished(self) -> None:
+        def act() -> None:
+            self.machine.wait(1)
+            self.machine.compute(2)
+
+        # Work queued before the call does not count.
+        self.machine.compute(50)
+        self.assertEqual(timing.time_call(act, self.machine.instruments), 3)
+
     def test_actions_take_turns_and_the_first_round_does_not_count(self) -> None:
         done: list[str] = []
-        # Seconds of a and b, in turn: 100 and 50 at first, then 1, 2, 9 and 4, 7, 5.
-        taken = iter([100, 50, 1, 4, 2, 7, 9, 5])
-        now = [0.0]
+        seconds = {"a": iter([100, 1, 2, 9, 11]), "b": iter([50, 4, 7, 5, 12])}
 
         def act(name: str) -> None:
             done.append(name)
-            now[0] += next(taken)
+            self.machine.compute(next(seconds[name]))
 
-        timed = timing.interleaved(
-            {"a": lambda: act("a"), "b": lambda: act("b")}, 3, CPU, lambda: now[0]
-        )
+        actions = {"a": lambda: act("a"), "b": lambda: act("b")}
+        times = timing.time_actions(actions, 3, self.machine.instruments)
         self.assertEqual("".join(done), "abababab")
-        self.assertEqual(timed, {"a": (2, 1, 9), "b": (5, 4, 7)})
+        self.assertEqual(
+            times,
+            {"a": Seconds(median=2, least=1, most=9), "b": Seconds(median=5, least=4, most=7)},
+        )
+
+    def test_a_device_with_a_queue_gets_several_calls_at_once(self) -> None:
+        machine = FakeMachine(calls_at_once=10)
+        times = timing.time_actions({"a": machine.action(2)}, 1, machine.instruments)
+        self.assertEqual((machine.now, times["a"].median), (2 * 2 * 10, 2))
+
+    def test_costs_are_time_and_memory(self) -> None:
+        actions = {
+            "a": self.machine.action(100, 1, 2, 9, 1000, memory=300),
+            "b": self.machine.action(50, 4, 7, 5, 1000, memory=200),
+        }
+        costs = timing.measure_costs(actions, 3, self.machine.instruments)
+        self.assertEqual(
+            costs, {"a": Cost(Seconds(2, 1, 9), 300), "b": Cost(Seconds(5, 4, 7), 200)}
+        )
 
     def test_every_row_is_named_before_it_is_measured(self) -> None:
         seen = []
@@ -37,51 +65,27 @@ class TimingTest(absltest.TestCase):
             seen.append(log.getvalue().splitlines()[-1].rsplit(", ", 1)[0])
 
         with progress_log() as log:
-            timing.first_calls({"a": act, "b": act}, CPU)
-            timing.interleaved({"a": act, "b": act}, 1, CPU)
+            timing.measure_costs({"a": act, "b": act}, 1, self.machine.instruments)
         self.assertEqual(
             seen,
             [
-                *["row 1 of 2: a"] * 2,
-                *["row 2 of 2: b"] * 2,
                 *("round 1 of 2, row 1 of 2: a", "round 1 of 2, row 2 of 2: b"),
                 *("round 2 of 2, row 1 of 2: a", "round 2 of 2, row 2 of 2: b"),
+                *("row 1 of 2: a", "row 2 of 2: b"),
             ],
         )
 
-    def test_a_gpu_is_given_several_calls_at_once(self) -> None:
-        now = [0.0]
-
-        def act() -> None:
-            now[0] += 2
-
-        with mock.patch.object(timing, "synchronize"):
-            timed = timing.interleaved({"a": act}, 1, torch.device("cuda"), lambda: now[0])
-        self.assertEqual((now[0], timed["a"].median), (2 * 2 * 10, 2))
-
-    def test_peak_memory_is_what_an_action_needs_beyond_what_is_held(self) -> None:
-        held = torch.ones(20_000_000)  # 80 MB.
-        kept = []
-
-        def act() -> None:
-            kept.append(torch.ones(5_000_000))
-            kept.append(torch.ones(10_000_000))
-            kept.clear()
-
-        peak = timing.peak_memory(act, CPU)
-        if peak is None:
-            self.skipTest("no /proc/self/clear_refs on this system")
-        self.assertBetween(peak, 59e6, 75e6)
-        del held
-
-    def test_rate_of_a_product(self) -> None:
+    def test_rate_is_that_of_the_fastest_matrix_product(self) -> None:
         with mock.patch.object(
-            timing, "interleaved", return_value={"product": timing.Seconds(9, 0.5, 10)}
+            timing, "time_actions", return_value={"product": Seconds(9, 0.5, 10)}
         ) as timed:
-            rate = timing.matmul_rate(CPU, torch.bfloat16, 3)
+            rate = timing.matmul_rate(torch.bfloat16, 3, self.machine.instruments)
+        # A multiplication and an addition per pair of values.
         self.assertEqual(rate, 2 * 2048**3 / 0.5)
-        product = timed.call_args.args[0]["product"]()
+        actions, repetitions, _ = timed.call_args.args
+        product = actions["product"]()
         self.assertEqual((product.shape, product.dtype), ((2048, 2048), torch.bfloat16))
+        self.assertEqual(repetitions, 3)
 
 
 if __name__ == "__main__":
