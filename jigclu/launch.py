@@ -20,7 +20,7 @@ with progress.status("loading libraries"):
 
 _GIN_FILES = flags.DEFINE_multi_string("gin_file", None, "gin file to read; repeatable.")
 _GIN_BINDINGS = flags.DEFINE_multi_string(
-    "gin_bindings", [], "Binding over the files, as 'train.batch_size=512'; repeatable."
+    "gin_bindings", [], "Binding over the files, as 'pretrain.batch_size=512'; repeatable."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -46,7 +46,7 @@ def _run() -> None:
         configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
     task = configuration.task
     with progress.status("checking the configuration"):
-        task.check(workdir, configuration.resolved)
+        configuration.check(workdir)
     is_main = launched_rank() == 0
     if _DRY_RUN.value:
         if is_main:
@@ -58,7 +58,7 @@ def _run() -> None:
         for name in configuration.unused:
             logging.warning("%s has no effect: the command line replaced what read it", name)
         logging.info("workdir %s\n%s", workdir, task.plan(workdir))
-    task.run(workdir, configuration.resolved)
+    configuration.run(workdir)
 
 
 @record
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ", 1)[0]
         print(
-            f"error: {reason}: lower train.batch_size, or bind train.micro_batch_size to a part "
+            f"error: {reason}: lower pretrain.batch_size, or bind pretrain.micro_batch_size to a part "
             "of it; the same command goes on from the last checkpoint",
             file=sys.stderr,
         )

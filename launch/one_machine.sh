@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pre-trains on every GPU of this machine (on the CPU where there is none).
 #   launch/one_machine.sh
-#   GPUS=4 WORKDIR=/scratch/run1 launch/one_machine.sh --gin_bindings='train.batch_size=512'
+#   GPUS=4 WORKDIR=/scratch/run1 launch/one_machine.sh --gin_bindings='pretrain.batch_size=512'
 set -euo pipefail
 
 # Processes, one a GPU; by default as many as nvidia-smi lists, or 1.

@@ -33,7 +33,7 @@ TASKS = {
     "gin/base/export.gin": (ExportTask, ()),
     "gin/pack.gin": (PackTask, ()),
     "gin/base/linear.gin": (LinearTask, ("linear.init_from",)),
-    "gin/base/knn.gin": (KnnTask, ("knn_task.init_from",)),
+    "gin/base/knn.gin": (KnnTask, ("knn.init_from",)),
 }
 BINDING = re.compile(r"^([\w./]+) = (.*?)(?:\s+#\s*(\S.*))?$")
 INCLUDE = re.compile(r"^include '(.+)'$")

@@ -98,7 +98,7 @@ class LaunchScriptsTest(parameterized.TestCase):
     def test_overrides_and_arguments_with_spaces_pass_through(self, script: str) -> None:
         words = self._run(
             script,
-            "--gin_bindings=train.batch_size = 512",
+            "--gin_bindings=pretrain.batch_size = 512",
             "--dry_run",
             GIN_FILE="gin/my own.gin",
             WORKDIR="/tmp/a run",
@@ -106,7 +106,7 @@ class LaunchScriptsTest(parameterized.TestCase):
             **SLURM,
         )
         expected = ["--gin_file=gin/my own.gin", "--workdir=/tmp/a run"]
-        expected += ["--gin_bindings=train.batch_size = 512", "--dry_run"]
+        expected += ["--gin_bindings=pretrain.batch_size = 512", "--dry_run"]
         self.assertEqual(words[words.index("jigclu.launch") + 1 :], expected)
 
     @parameterized.parameters(*SCRIPTS)

@@ -19,19 +19,19 @@ include 'gin/demo.gin'
 ProceduralImages.size = 32
 train_split/ProceduralImages.images = 14
 val_split/ProceduralImages.images = 10
-knn.resize = 32
-knn.crop = 32
-knn.neighbors = 3
-train.batch_size = 4
-train.epochs = 1
-train.warmup_epochs = 0
-train.patch_size = 16
-train.small_stem = True
-train.precision = 'float32'
-train.compile = False
-train.log_every = 1
+eval_transform.resize = 32
+eval_transform.crop = 32
+knn_evaluator.neighbors = 3
+pretrain.batch_size = 4
+schedule.epochs = 1
+schedule.warmup_epochs = 0
+jigsaw.patch_size = 16
+pretrain.small_stem = True
+compute.precision = 'float32'
+compute.compile = False
+reporting.log_every = 1
 """
-FOLDER_OF_IMAGES = ("train.source=@UnlabeledImages()", "train.evaluation=None")
+FOLDER_OF_IMAGES = ("pretrain.source=@UnlabeledImages()", "pretrain.evaluators=None")
 MODULE = ("-m", "jigclu.launch")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", *MODULE)
 
@@ -104,17 +104,17 @@ class LaunchTest(parameterized.TestCase):
             "    launch.main(['launch'])\n"
         )
         told = self.refused(self.command(program=("-c", program)))
-        self.assertIn("CUDA out of memory: lower train.batch_size, or bind", told)
+        self.assertIn("CUDA out of memory: lower pretrain.batch_size, or bind", told)
 
     def test_runs_resumes_and_refuses_another_configuration(self) -> None:
-        printed = self.succeeded(self.demo("train.stop_after_steps=2"))
+        printed = self.succeeded(self.demo("schedule.stop_after_steps=2"))
         self.assertIn("devices: 1 x cpu", printed)
         self.assertIn("done: 2 steps", printed)
         self.assertEqual(printed.count("\nstep 2/2"), 1)
         given = config.load([str(self.workdir / "config.gin")], [])
         operative = config.load([str(self.workdir / "operative_config.gin")], [])
         self.assertEqual(given.resolved, operative.resolved)
-        self.assertIn("train.batch_size = 4\n", given.resolved)
+        self.assertIn("pretrain.batch_size = 4\n", given.resolved)
         self.assertNotEmpty(list((self.workdir / "tensorboard").iterdir()))
 
         printed = self.succeeded(self.demo(program=TORCHRUN))
@@ -124,9 +124,9 @@ class LaunchTest(parameterized.TestCase):
         self.assertIn("chance 10.0%", printed)
 
         before = self.contents()
-        printed = self.refused(self.demo("train.learning_rate=0.1"))
+        printed = self.refused(self.demo("pretrain.learning_rate=0.1"))
         self.assertIn("step_00000003.pt", printed)
-        self.assertIn("train.learning_rate was 0.03 and is 0.1", printed)
+        self.assertIn("pretrain.learning_rate was 0.03 and is 0.1", printed)
         self.assertIn("another workdir", printed)
         self.assertEqual(self.contents(), before)
 
@@ -138,8 +138,8 @@ class LaunchTest(parameterized.TestCase):
         done = self.demo(flags=("--dry_run",))
         self.succeeded(done)
         lines = done.stdout.splitlines()
-        self.assertIn("train.batch_size = 4", lines)
-        self.assertIn("knn.mean = (0.485, 0.456, 0.406)", lines)
+        self.assertIn("pretrain.batch_size = 4", lines)
+        self.assertIn("eval_transform.mean = (0.485, 0.456, 0.406)", lines)
         self.assertIn("devices: 1 x cpu", lines)
         self.assertIn("data: 14 images, 10 classes", lines)
         self.assertIn("steps: 3, 3 an epoch of 1 epochs", lines)
@@ -152,18 +152,18 @@ class LaunchTest(parameterized.TestCase):
         self.assertEqual(list(self.folder.iterdir()), [self.small])
 
     def test_starts_from_the_weights_of_another_run(self) -> None:
-        self.succeeded(self.demo("train.stop_after_steps=1", "train.evaluation=None"))
+        self.succeeded(self.demo("schedule.stop_after_steps=1", "pretrain.evaluators=None"))
         path = checkpoint.latest(self.workdir)
         self.workdir = self.folder / "other"
         printed = self.succeeded(
-            self.demo(f"train.init_from='{path}'", "train.seed=5", "train.stop_after_steps=1")
+            self.demo(f"pretrain.init_from='{path}'", "pretrain.seed=5", "schedule.stop_after_steps=1")
         )
         self.assertIn(f"initial weights of {path}: loaded ", printed)
 
         self.workdir = self.folder / "third"
-        printed = self.refused(self.demo(f"train.resume_from='{path}'", "train.encoder='resnet34'"))
-        self.assertIn("train.encoder was 'resnet18' and is 'resnet34'", printed)
-        printed = self.refused(self.demo("train.resume_from='none.pt'"))
+        printed = self.refused(self.demo(f"pretrain.resume_from='{path}'", "pretrain.encoder='resnet34'"))
+        self.assertIn("pretrain.encoder was 'resnet18' and is 'resnet34'", printed)
+        printed = self.refused(self.demo("pretrain.resume_from='none.pt'"))
         self.assertIn("checkpoint none.pt does not exist", printed)
         self.assertFalse(self.workdir.exists())
 
@@ -178,7 +178,7 @@ class LaunchTest(parameterized.TestCase):
         (("--gin_file=gin/demo.gin", "word"), ("argument 'word' is not a flag",)),
         (
             ("--gin_file=gin/demo.gin", *bindings("train.batchsize=3")),
-            ("'batchsize'", "did you mean train.batch_size?"),
+            ("'batchsize'", "did you mean pretrain.batch_size?"),
         ),
     )
     def test_refuses_flags(self, flags: tuple[str, ...], parts: tuple[str, ...]) -> None:
@@ -187,17 +187,17 @@ class LaunchTest(parameterized.TestCase):
             self.assertIn(part, printed)
 
     @parameterized.parameters(
-        (("train.encoder='resnet19'",), "resnet19", "resnet18"),
-        (("train.batch_size=15",), "14 images", "batch of 15"),
-        (("train.grid=1",), "grid is 1", "2"),
-        (("train.cross_ratio=0.6",), "cross_ratio is 0.6", "0.5"),
-        (("train.patch_size=4",), "patch_size is 4", "1x1 features", "larger patches"),
-        (("train.device='cuda'",), "device", "'cuda'"),
-        (("train.precision='fp16'",), "precision is 'fp16'", "float16"),
+        (("pretrain.encoder='resnet19'",), "resnet19", "resnet18"),
+        (("pretrain.batch_size=15",), "14 images", "batch of 15"),
+        (("jigsaw.grid=1",), "grid is 1", "2"),
+        (("jigsaw.cross_ratio=0.6",), "cross_ratio is 0.6", "0.5"),
+        (("jigsaw.patch_size=4",), "patch_size is 4", "1x1 features", "larger patches"),
+        (("compute.device='cuda'",), "device", "'cuda'"),
+        (("compute.precision='fp16'",), "precision is 'fp16'", "float16"),
         ((*FOLDER_OF_IMAGES, "UnlabeledImages.root='nowhere'"), "nowhere", "is not a folder"),
         ((*FOLDER_OF_IMAGES, "UnlabeledImages.root='empty'"), "empty", "image"),
-        (("train.learning_rate=-1.0",), "learning_rate is -1.0", "0"),
-        (("train.keep_last=0",), "keep_last is 0", "1 or more"),
+        (("pretrain.learning_rate=-1.0",), "learning_rate is -1.0", "0"),
+        (("saving.keep_last=0",), "keep_last is 0", "1 or more"),
     )
     def test_refuses_values(self, texts: tuple[str, ...], *parts: str) -> None:
         (self.folder / "empty").mkdir()
@@ -213,7 +213,7 @@ class LaunchTest(parameterized.TestCase):
             Image.new("L", (40, 30), 60 * index).save(data / f"bild ü {index}.png")
         (data / "bild ü 2.png").write_bytes(b"no image")
         printed = self.succeeded(
-            self.demo(*FOLDER_OF_IMAGES, "UnlabeledImages.root='my images'", "train.workers=1")
+            self.demo(*FOLDER_OF_IMAGES, "UnlabeledImages.root='my images'", "loading.workers=1")
         )
         self.assertIn("bild ü 2.png", printed)
         self.assertIn("1 unreadable images were skipped", printed)
@@ -223,19 +223,19 @@ class LaunchTest(parameterized.TestCase):
         self.assertIn(str(self.workdir), self.refused(self.demo()))
 
     def test_divergence_leaves_the_checkpoints_before_it(self) -> None:
-        self.succeeded(self.demo("train.stop_after_steps=1", "train.evaluation=None"))
+        self.succeeded(self.demo("schedule.stop_after_steps=1", "pretrain.evaluators=None"))
         before = checkpoint.latest(self.workdir)
         assert before is not None
         contents = torch.load(before, weights_only=True)
         contents["parameters"]["fc_loc.bias"][0] = torch.nan
         torch.save(contents, before)
-        done = self.demo("train.log_every=3", "train.checkpoint_every=1", "train.evaluation=None")
+        done = self.demo("reporting.log_every=3", "saving.every=1", "pretrain.evaluators=None")
         self.assertEqual(done.returncode, 2)
         self.assertIn("error: loss is nan, ", done.stderr)
         self.assertEqual(checkpoint.latest(self.workdir), before)
 
     def test_batch_that_ranks_cannot_share(self) -> None:
-        done = self.demo("train.batch_size=5", program=TORCHRUN)
+        done = self.demo("pretrain.batch_size=5", program=TORCHRUN)
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("error: batch_size is 5", done.stderr)
         self.assertNotIn("most recent call last", done.stderr.split("error: ")[1])

@@ -203,7 +203,7 @@ class WheelTest(absltest.TestCase):
         from_console = self.dry_run(self.console("--gin_file=gin/demo.gin", "--dry_run"))
         self.assertEqual(from_module, from_console)
         configuration, workdir = from_module
-        self.assertIn("train.batch_size = 64", configuration.splitlines())
+        self.assertIn("pretrain.batch_size = 64", configuration.splitlines())
         self.assertEqual(workdir, "workdir: runs/demo")
 
     def test_own_file_includes_packaged_files(self) -> None:
@@ -211,7 +211,7 @@ class WheelTest(absltest.TestCase):
         own = folder / "own.gin"
         own.write_text("include 'gin/demo.gin'\ninclude 'base/imagenet_rgb.gin'\ntrain.seed = 7\n")
         configuration, workdir = self.dry_run(self.module(f"--gin_file={own}", "--dry_run"))
-        self.assertIn("train.seed = 7", configuration.splitlines())
+        self.assertIn("pretrain.seed = 7", configuration.splitlines())
         self.assertEqual(workdir, "workdir: runs/own")
 
     def test_mistakes_are_one_line_and_status_2(self) -> None:

@@ -67,14 +67,14 @@ class Run:
 
 def _jigclu_command(python: str, settings: Settings, folder: Path) -> list[str]:
     bindings = (
-        "train.source=@UnlabeledImages()",
+        "pretrain.source=@UnlabeledImages()",
         f"UnlabeledImages.root='{settings.images}'",
-        "train.encoder='resnet18'",
-        f"train.epochs={settings.epochs}",
-        f"train.batch_size={settings.batch_size}",
-        f"train.workers={settings.workers}",
-        "train.precision='float32'",
-        "train.log_every=1",
+        "pretrain.encoder='resnet18'",
+        f"schedule.epochs={settings.epochs}",
+        f"pretrain.batch_size={settings.batch_size}",
+        f"loading.workers={settings.workers}",
+        "compute.precision='float32'",
+        "reporting.log_every=1",
     )
     command = [python, "-m", "jigclu.launch", f"--gin_file={_HERE.parents[1]}/gin/pretrain_r50.gin"]
     return [*command, f"--workdir={folder}", *(f"--gin_bindings={text}" for text in bindings)]

@@ -60,9 +60,13 @@ def fits_protocol(value: Any, protocol: Any) -> bool:
         return False
     if not is_callable(protocol):
         return True
-    # Functions of different jobs differ in what they take.
+    return _same_parameters(value, protocol)
+
+
+def _same_parameters(function: Callable[..., Any], protocol: Any) -> bool:
+    # Protocols of functions differ in their parameters only.
     names = set(inspect.signature(protocol.__call__).parameters) - {"self"}
-    return names <= set(inspect.signature(value).parameters)
+    return names <= set(inspect.signature(function).parameters)
 
 
 def has_methods(value: Any, protocol: Any) -> bool:
@@ -84,3 +88,32 @@ def spell(hint: Any) -> str:
     if isinstance(hint, type) and typing.get_origin(hint) is None:
         return hint.__name__
     return str(hint).replace("collections.abc.", "")
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+    """Returns the alternatives of a hint; of a sequence, those of its items."""
+    if is_sequence(hint):
+        return options(typing.get_args(hint)[0])
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def is_sequence(hint: Any) -> bool:
+    """Returns whether a hint is a sequence of any number of items of one type."""
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    return origin is collections.abc.Sequence or (origin is tuple and parameters[1:] == (...,))
+
+
+def makes(function: Callable[..., Any], hint: Any) -> bool:
+    """Returns whether a class or function makes a value of a hinted type."""
+    if not isinstance(function, type):
+        return parameter_hints(function).get("return") is hint
+    if is_protocol(hint):
+        return _fits_protocol_class(function, hint)
+    return function is hint
+
+
+def _fits_protocol_class(function: type, protocol: Any) -> bool:
+    if not has_methods(function, protocol):
+        return False
+    return not is_callable(protocol) or _same_parameters(function.__call__, protocol)

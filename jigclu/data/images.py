@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as transforms
 
 from jigclu.data.decode import UnreadableImageError, crop_resize
 from jigclu.data.sources import Source
+from jigclu.data.transform import EvalTransform
 from jigclu.ops.crops import check_crop, random_resized_crop
 from jigclu.ops.jigsaw import Box
 from jigclu.system import seeds
@@ -30,22 +30,10 @@ class LabeledImage(NamedTuple):
 class ImageDataset(Dataset[LabeledImage]):
     """Whole images for evaluation: shorter side resized, center cropped; no randomness."""
 
-    def __init__(self, *, source: Source, resize: int, crop: int) -> None:
-        """Keeps the settings; reads nothing yet.
-
-        Args:
-          source: of the images.
-          resize: length of the shorter side, pixels (published 256).
-          crop: side of the central crop, pixels (published 224).
-
-        Raises:
-          UserError: crop is not within [1, resize].
-        """
-        expected = f"in [1, {resize}], as the shorter side is resized to {resize} pixels first"
-        check(1 <= crop <= resize, "crop", crop, expected)
+    def __init__(self, *, source: Source, transform: EvalTransform) -> None:
+        """Keeps the settings; reads nothing yet."""
         self._source = source
-        self._resize = resize
-        self._crop = crop
+        self._transform = transform
 
     def __len__(self) -> int:
         return len(self._source)
@@ -56,9 +44,7 @@ class ImageDataset(Dataset[LabeledImage]):
         Raises:
           UserError: the image is unreadable: a score must not skip images in silence.
         """
-        image = _read(self._source, index)
-        image = transforms.resize(image, [self._resize], antialias=True)
-        image = transforms.center_crop(image, [self._crop, self._crop])
+        image = self._transform.crop_image(_read(self._source, index))
         return LabeledImage(image, _label(self._source, index), index)
 
 

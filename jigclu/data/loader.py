@@ -91,7 +91,7 @@ def _training_loader(
 
 
 def image_loader(
-    dataset: Dataset[LabeledImage], batch_size: int, workers: int
+    dataset: Dataset[LabeledImage], batch_size: int, workers: int, prefetch: int
 ) -> "DataLoader[LabeledBatch]":
     """Reads every image once and in order; the last batch may be smaller.
 
@@ -103,6 +103,7 @@ def image_loader(
         batch_size=batch_size,
         collate_fn=collate_images,
         num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
         worker_init_fn=_end_with_parent,
         multiprocessing_context=worker_context() if workers else None,
     )

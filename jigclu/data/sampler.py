@@ -7,27 +7,21 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from jigclu.system import seeds
-from jigclu.system.errors import UserError
+from jigclu.system.errors import check
 
 
-def steps_per_epoch(length: int, batch_size: int) -> int:
-    """Returns the steps of one epoch; the incomplete last batch is dropped.
+def check_batch_size(batch_size: int, images: int, world_size: int) -> None:
+    """Raises UserError unless a global batch fits the images and divides evenly over ranks."""
+    check(batch_size >= 2, "batch_size", batch_size, "2 or more images")
+    check(batch_size <= images, "batch_size", batch_size, f"at most {images}, the training images")
+    nearest = max(1, round(batch_size / world_size)) * world_size
+    expected = f"a multiple of {world_size}, the number of processes, such as {nearest}"
+    check(batch_size % world_size == 0, "batch_size", batch_size, expected)
 
-    Args:
-      length: images of the data.
-      batch_size: images of the global batch.
 
-    Raises:
-      UserError: a batch size below 1, or fewer images than one global batch.
-    """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be 1 or more images")
-    if length < batch_size:
-        raise UserError(
-            f"the data has {length} images, fewer than one global batch of {batch_size}: "
-            "give more images or a smaller batch_size"
-        )
-    return length // batch_size
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Returns the steps of one epoch; the incomplete last batch is dropped."""
+    return images // batch_size
 
 
 def epoch_order(seed: int, epoch: int, length: int) -> Tensor:
@@ -69,13 +63,8 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
           UserError: fewer images than one global batch, or a batch that does
             not divide by the ranks.
         """
+        check_batch_size(batch_size, length, world_size)
         self._steps_per_epoch = steps_per_epoch(length, batch_size)
-        if batch_size % world_size:
-            nearest = max(1, round(batch_size / world_size)) * world_size
-            raise UserError(
-                f"batch_size is {batch_size}, which {world_size} ranks cannot share evenly: "
-                f"take a multiple of {world_size}, such as {nearest}"
-            )
         self._length = length
         self._batch_size = batch_size
         self._local = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)

@@ -1,4 +1,4 @@
-"""Classification: a classifier's inputs, and its forward pass to the cross-entropy."""
+"""Supervised classification: inputs of a step, and the forward pass to the cross-entropy."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from jigclu.ops.normalize import normalize
 
 
 class ClassificationInputs(NamedTuple):
-    """What one rank needs for one step, on its device.
+    """Inputs of one training step on one rank, on its device.
 
     images: uint8 [local_batch, 3, size, size].
     labels: int64 [local_batch].
@@ -22,30 +22,30 @@ class ClassificationInputs(NamedTuple):
 
 
 class ClassificationLosses(NamedTuple):
-    """Scalars [] of one rank: the means over its images."""
+    """Scalars float32 [] of one rank: means over its images."""
 
     loss: Tensor
     accuracy: Tensor
 
 
 class ClassifierForward(Forward):
-    """From bytes of images to the cross-entropy of their classes."""
+    """The forward pass of a classifier: normalization, network, cross-entropy."""
 
     def __init__(
         self,
-        model: Classifier,
+        network: Classifier,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         precision: str,
         channels_last: bool,
     ) -> None:
-        """As `Forward`; mean and std are of RGB in [0, 1]."""
-        super().__init__(model, precision, channels_last)
+        """Keeps mean and std of RGB in [0, 1]; for the other arguments see `Forward`."""
+        super().__init__(network, precision, channels_last)
         self.mean = mean
         self.std = std
 
     def forward(self, images: Tensor, labels: Tensor) -> ClassificationLosses:
         """Returns this rank's loss and accuracy; for the arguments see `ClassificationInputs`."""
-        logits = self.apply_model(normalize(images, self.mean, self.std)).float()
+        logits = self.apply_network(normalize(images, self.mean, self.std)).float()
         accuracy = (logits.argmax(1) == labels).float().mean()
         return ClassificationLosses(functional.cross_entropy(logits, labels), accuracy)

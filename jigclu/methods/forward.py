@@ -1,39 +1,109 @@
-"""What every method builds on: a model, and its forward pass to the losses."""
+"""Forward passes from uint8 images to losses: the part of a step that torch.compile compiles."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jigclu.methods.method import Method
+from jigclu.ops.augment import AugmentationParameters, augment
+from jigclu.ops.recompute import recompute
 from jigclu.system.machine import PRECISIONS
 
 
 class Forward(nn.Module):
-    """A model and what is minimized of it.
+    """A network and its losses.
 
-    `forward`, of a subclass, returns a NamedTuple of scalars, the loss first:
-    means over what this rank saw.
+    `forward` of a subclass returns a NamedTuple of scalars, the loss first: means over the
+    images of this rank.
     """
 
-    def __init__(self, model: nn.Module, precision: str, channels_last: bool) -> None:
-        """Keeps the model, in the memory format asked for.
+    def __init__(self, network: nn.Module, precision: str, channels_last: bool) -> None:
+        """Keeps the network, converted to the memory format.
 
         Args:
-          model: with initial weights, the same on every rank.
+          network: with initial weights, the same on every rank.
           precision: "float32", or of autocast: "bfloat16" or "float16".
           channels_last: memory format of images and weights.
         """
         super().__init__()
         self.precision = PRECISIONS[precision]
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(memory_format=self.memory_format)
+        self.network = network.to(memory_format=self.memory_format)
 
     def compile_graphs(self) -> None:
-        """Lets torch.compile make one graph of it, at the first call."""
+        """Makes the first call compile the forward pass as one graph."""
         self.compile(fullgraph=True, dynamic=False)
 
-    def apply_model(self, images: Tensor) -> Any:
-        """Returns what the model makes of images [batch, 3, height, width], under autocast."""
+    def apply_network(self, images: Tensor) -> Any:
+        """Returns the outputs of the network for images [batch, 3, height, width]."""
         enabled = self.precision != torch.float32
         with torch.autocast(images.device.type, self.precision, enabled=enabled):
-            return self.model(images.contiguous(memory_format=self.memory_format))
+            return self.network(images.contiguous(memory_format=self.memory_format))
+
+    def update_state(self) -> None:
+        """Updates state that does not follow gradients, after the optimizer step."""
+
+
+class MethodForward(Forward):
+    """The forward pass of a self-supervised method: augmentation, network, losses."""
+
+    def __init__(
+        self,
+        method: Method,
+        network: nn.Module,
+        precision: str,
+        channels_last: bool,
+        micro_batch_size: int | None,
+    ) -> None:
+        """Keeps the method beside its network; for the other arguments see `Forward`.
+
+        Args:
+          method: of which `network` is the network.
+          network: with initial weights, the same on every rank.
+          precision: see `Forward`.
+          channels_last: see `Forward`.
+          micro_batch_size: images that the network sees at once; None for the whole local
+            batch. Losses and gradients are those of the whole batch in any case; batch
+            normalization uses the statistics of a micro-batch, over all ranks.
+        """
+        super().__init__(network, precision, channels_last)
+        self.method = method
+        self._micro_batch_size = micro_batch_size
+        self._encode: Callable[..., tuple[Tensor, ...]] = self._apply_to_crops
+        self._compare: Callable[..., Any] = method.losses
+
+    def compile_graphs(self) -> None:
+        """Makes the first call compile; with micro-batches, encoding and losses separately."""
+        if self._micro_batch_size is None:
+            super().compile_graphs()
+            return
+        self._encode = torch.compile(self._apply_to_crops, fullgraph=True, dynamic=False)
+        self._compare = torch.compile(self.method.losses, fullgraph=True, dynamic=False)
+
+    def forward(
+        self, crops: Tensor, augmentation: AugmentationParameters, targets: tuple[Tensor, ...]
+    ) -> Any:
+        """Returns the losses of this rank; for the arguments see `StepInputs`."""
+        if self._micro_batch_size is None:
+            return self._compare(self._encode(crops, augmentation), targets)
+        rows = self._micro_batch_size * self.method.crops_per_image
+        outputs = [
+            recompute(self._encode, self.network, piece, AugmentationParameters(*drawn))
+            for piece, *drawn in zip(
+                crops.split(rows), *(values.split(rows) for values in augmentation), strict=True
+            )
+        ]
+        return self._compare(tuple(map(torch.cat, zip(*outputs, strict=True))), targets)
+
+    def update_state(self) -> None:
+        """Updates the method's state, such as a momentum teacher, after the optimizer step."""
+        self.method.update_state(self.network)
+
+    def _apply_to_crops(
+        self, crops: Tensor, augmentation: AugmentationParameters
+    ) -> tuple[Tensor, ...]:
+        augmented = augment(crops, augmentation, self.method.augmentation)
+        outputs: tuple[Tensor, ...] = self.apply_network(self.method.network_inputs(augmented))
+        return outputs

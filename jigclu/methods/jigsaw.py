@@ -1,50 +1,42 @@
-"""What pre-training minimizes: from the bytes of patches to the two losses."""
+"""Jigsaw clustering (Chen et al., CVPR 2021): images are cut into patches and found again.
+
+    images             patches            montages           losses
+
+    +---+---+          A0 A2              +----+----+        cluster: A0 A1 A2 A3 | B0 B1 B2 B3
+    | A     |    cut   A1 A3    shuffle   | B1 | A2 |
+    +       +   ---->  B0 B2   -------->  +----+----+  --->  locate:  B1 -> 1, A2 -> 2, ...
+    | B     |          B1 B3    stitch    | A0 | B3 |
+    +---+---+                             +----+----+
+
+The encoder sees every montage once. The clustering loss (section 3.2, equation 2) pulls the
+patches of an image together; the location loss (equation 3) asks where in its image each
+patch lay.
+"""
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from jigclu.methods.forward import Forward
-from jigclu.models.jigclu import JigClu, Outputs
-from jigclu.ops import jigsaw, losses
-from jigclu.ops.augment import AugmentationParameters, AugmentationSettings, augment
-from jigclu.ops.recompute import recompute
+from jigclu.data.crops import CropDataset
+from jigclu.data.sources import Source
+from jigclu.methods.method import StepInputs
+from jigclu.models.encoder import Encoder
+from jigclu.models.jigclu import JigClu
+from jigclu.ops import jigsaw, losses, schedules
+from jigclu.ops.augment import AugmentationSettings, augment, draw_augmentation, select_rows
+from jigclu.ops.crops import check_crop, jigsaw_crops
+from jigclu.ops.pictures import SHOWN, image_grid
 from jigclu.system import collectives
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, check
+from jigclu.system.to_device import to_device
 
 
-class Objective(NamedTuple):
-    """What is minimized, and how patches are augmented on the way.
-
-    clustering_weight and location_weight multiply the two losses (published: 1
-    and 1); temperature and base_temperature are those of `losses.clustering_loss`.
-    """
-
-    augmentation: AugmentationSettings
-    temperature: float
-    base_temperature: float
-    clustering_weight: float
-    location_weight: float
-
-
-class StepInputs(NamedTuple):
-    """What one rank needs for one step, on its device.
-
-    slots: uint8 [local_batch * grid**2, 3, size, size], the patches that its montages show.
-    augmentation: a row a slot.
-    permutation: int64 [batch * grid**2], of the global batch: slot s shows permutation[s].
-    """
-
-    slots: Tensor
-    augmentation: AugmentationParameters
-    permutation: Tensor
-
-
-class StepLosses(NamedTuple):
-    """Scalars [] of one rank: the means over its slots."""
+class JigsawLosses(NamedTuple):
+    """Scalars float32 [] of one rank: means over its slots."""
 
     loss: Tensor
     clustering_loss: Tensor
@@ -52,110 +44,175 @@ class StepLosses(NamedTuple):
     location_accuracy: Tensor
 
 
-def check_objective(objective: Objective) -> None:
-    """Raises UserError for a value out of range."""
-    for name in ("temperature", "base_temperature"):
-        value = getattr(objective, name)
-        if not 0 < value < math.inf:
-            raise UserError(f"{name} is {value}; it must be above 0, and finite")
-    weights = (objective.clustering_weight, objective.location_weight)
-    if not all(0 <= weight < math.inf for weight in weights) or max(weights) == 0:
-        raise UserError(
-            f"clustering_weight, location_weight are {weights}; they must be 0 or more, not both 0"
+@dataclass(frozen=True, kw_only=True)
+class Jigsaw:
+    """The method and its hyperparameters; gin/base/jigsaw.gin binds the published values.
+
+    Attributes:
+      grid: patches per side of an image and of a montage, >= 2.
+      cross_ratio: share of a side, beyond 1 / grid, that a patch's region spans, in [0, 0.5].
+      patch_size: side of a patch in pixels.
+      smaller_patches: (epoch, pixels) pairs: before that epoch patches have that side.
+      crop_scale: least and most share of the region's area that a patch shows.
+      crop_ratio: least and most width / height of the crop.
+      scaled_decoding: whether large JPEG images are shrunk while decoding.
+      augmentation: of each patch.
+      pooling_map: side to which feature maps are resized before pooling; None: not resized.
+      embedding_channels: of the clustering branch.
+      temperature: of cosines in the clustering loss.
+      base_temperature: the clustering loss is multiplied by temperature / base_temperature.
+      clustering_weight: factor of the clustering loss.
+      location_weight: factor of the location loss.
+    """
+
+    MAY_CHANGE_ON_RESUME = ()
+
+    grid: int
+    cross_ratio: float
+    patch_size: int
+    smaller_patches: tuple[tuple[int, int], ...]
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    scaled_decoding: bool
+    augmentation: AugmentationSettings
+    pooling_map: int | None
+    embedding_channels: int
+    temperature: float
+    base_temperature: float
+    clustering_weight: float
+    location_weight: float
+
+    def __post_init__(self) -> None:
+        jigsaw.check_grid(self.grid, self.cross_ratio)
+        check(self.patch_size >= 1, "patch_size", self.patch_size, "1 pixel or more")
+        check_crop(self.crop_scale, self.crop_ratio)
+        jigsaw.check_pooling_map(self.pooling_map, self.grid)
+        channels = self.embedding_channels
+        check(channels >= 1, "embedding_channels", channels, "1 or more")
+        for name in ("temperature", "base_temperature"):
+            value = getattr(self, name)
+            check(0 < value < math.inf, name, value, "above 0, and finite")
+        for name in ("clustering_weight", "location_weight"):
+            value = getattr(self, name)
+            check(0 <= value < math.inf, name, value, "0 or more, and finite")
+        weights = max(self.clustering_weight, self.location_weight)
+        check(weights > 0, "location_weight", weights, "above 0 if clustering_weight is 0")
+
+    @property
+    def crops_per_image(self) -> int:
+        """Number of patches of an image."""
+        return self.grid**2
+
+    def check_run(self, encoder: Encoder, epochs: int, compiles: bool) -> None:
+        """Raises UserError if patches are too small for the encoder, or sizes fit no epoch."""
+        schedules.check_patch_sizes(self.patch_size, self.smaller_patches, epochs)
+        # torch keeps this many compilations of a function, and fails at the next one.
+        limit = torch._dynamo.config.recompile_limit
+        if compiles and len(self.smaller_patches) >= limit:
+            raise UserError(
+                f"smaller_patches has {len(self.smaller_patches)} sizes, each of which is "
+                f"compiled once; use at most {limit - 1}, or bind compute.compile = False"
+            )
+        least = schedules.patch_size_at(0, self.patch_size, self.smaller_patches)
+        side = self.grid * least
+        maps = encoder(torch.empty(1, 3, side, side, device="meta"))
+        if maps.shape[-1] < self.grid:
+            raise UserError(
+                f"patch_size is {least}; the encoder turns montages of {side} pixels into "
+                f"{maps.shape[-1]}x{maps.shape[-1]} features, too few to tell "
+                f"{self.grid}x{self.grid} patches apart: use larger patches, or "
+                "pretrain.small_stem = True"
+            )
+
+    def summary(self, images: int) -> str:
+        """Returns one line of the plan: number and size of the montages."""
+        side = self.grid * self.patch_size
+        return f"montages: {images} of {side}x{side} pixels"
+
+    def dataset(self, source: Source, seed: int) -> CropDataset:
+        """Returns the images of a source, cut into patches (section 3.1)."""
+        return CropDataset(
+            source=source,
+            seed=seed,
+            draw=partial(
+                jigsaw_crops,
+                grid=self.grid,
+                cross_ratio=self.cross_ratio,
+                scale=self.crop_scale,
+                ratio=self.crop_ratio,
+            ),
+            size=self.patch_size,
+            smaller_sizes=self.smaller_patches,
+            least_side=self.grid,
+            scaled_decoding=self.scaled_decoding,
         )
 
+    def network(self, encoder: Encoder) -> JigClu:
+        """Adds the clustering and the location head to an encoder."""
+        return JigClu(encoder, self.grid, self.pooling_map, self.embedding_channels)
 
-class JigsawForward(Forward):
-    """Augment, stitch, encode, compare: from the bytes of patches to the losses."""
+    def step_inputs(self, crops: Tensor, seed: int, step: int) -> StepInputs:
+        """Shuffles the patches of all ranks into the slots of this rank's montages.
 
-    def __init__(
-        self,
-        model: JigClu,
-        objective: Objective,
-        precision: str,
-        channels_last: bool,
-        micro_batch_size: int | None,
-    ) -> None:
-        """As `Forward`; raises UserError for an objective out of range, too.
+        Slot s of the global batch shows patch permutation[s]; the permutation, int64
+        [batch * grid**2], is the only target.
+        """
+        own = len(crops) * self.grid**2
+        permutation = jigsaw.global_permutation(seed, step, own * collectives.world_size())
+        rows = permutation[collectives.rank() * own :][:own]
+        drawn = draw_augmentation(self.augmentation, seed, step, len(permutation))
+        return StepInputs(
+            crops=collectives.exchange_patches(crops, permutation),
+            augmentation=select_rows(drawn, rows, crops.device),
+            targets=(to_device(permutation, crops.device),),
+        )
+
+    def network_inputs(self, crops: Tensor) -> Tensor:
+        """Stitches patches into montages, in the order of slots."""
+        return jigsaw.stitch_montages(crops, self.grid)
+
+    def losses(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> JigsawLosses:
+        """Returns the two losses of this rank's slots, and their weighted sum (section 3.2).
 
         Args:
-          micro_batch_size: montages that the encoder sees at once; None: all. The losses
-            are over all montages in any case, their gradients exact; the statistics of
-            batch normalization are those of so many montages, of all ranks.
+          outputs: of `JigClu`: embeddings and location logits of this rank's slots.
+          targets: the permutation, int64 [batch * grid**2].
         """
-        super().__init__(model, precision, channels_last)
-        check_objective(objective)
-        self.objective = objective
-        self.grid = model.grid
-        self._micro_batch_size = micro_batch_size
-        self._encode: Callable[..., Outputs] = self._encoded
-        self._compare: Callable[..., StepLosses] = self._compared
+        embeddings, location_logits = outputs
+        (permutation,) = targets
+        pieces, slots = self.grid**2, len(embeddings)
+        own = collectives.rank() * slots
+        clustering = losses.clustering_loss(
+            losses.embeddings_by_image(
+                collectives.gather_with_gradient(embeddings), permutation, self.grid
+            ),
+            own // pieces,
+            slots // pieces,
+            self.temperature,
+            self.base_temperature,
+        )
+        location, accuracy = losses.location_loss(
+            location_logits.float(),
+            jigsaw.patch_locations(permutation[own : own + slots], len(permutation) // pieces),
+        )
+        loss = self.clustering_weight * clustering + self.location_weight * location
+        return JigsawLosses(loss, clustering, location, accuracy)
 
-    def compile_graphs(self) -> None:
-        """As `Forward`; of pieces and of what follows them a graph each."""
-        if self._micro_batch_size is None:
-            super().compile_graphs()
-            return
-        self._encode = torch.compile(self._encoded, fullgraph=True, dynamic=False)
-        self._compare = torch.compile(self._compared, fullgraph=True, dynamic=False)
+    def update_state(self, network: nn.Module) -> None:
+        """Does nothing: the method has no state."""
 
-    def forward(
-        self, slots: Tensor, augmentation: AugmentationParameters, permutation: Tensor
-    ) -> StepLosses:
-        """Returns this rank's losses; for the arguments see `StepInputs`."""
-        if self._micro_batch_size is None:
-            return self._compare(*self._encode(slots, augmentation), permutation)
-        rows = self._micro_batch_size * self.grid**2
-        outputs = [
-            recompute(self._encode, self.model, piece, AugmentationParameters(*drawn))
-            for piece, *drawn in zip(
-                slots.split(rows), *(values.split(rows) for values in augmentation), strict=True
-            )
-        ]
-        return self._compare(*map(torch.cat, zip(*outputs, strict=True)), permutation)
+    def chance(self, batch_size: int) -> dict[str, float]:
+        """Returns losses and accuracy if all embeddings and all location logits are equal."""
+        others = batch_size * self.grid**2 - 1
+        return {
+            "clustering_loss": self.temperature / self.base_temperature * math.log(others),
+            "location_loss": math.log(self.grid**2),
+            "location_accuracy": 1 / self.grid**2,
+        }
 
-    def _encoded(self, slots: Tensor, augmentation: AugmentationParameters) -> Outputs:
-        patches = augment(slots, augmentation, self.objective.augmentation)
-        outputs: Outputs = self.apply_model(jigsaw.stitch_montages(patches, self.grid))
-        return outputs
-
-    def _compared(
-        self, embeddings: Tensor, location_logits: Tensor, permutation: Tensor
-    ) -> StepLosses:
-        return jigsaw_losses(embeddings, location_logits, permutation, self.grid, self.objective)
-
-
-def jigsaw_losses(
-    embeddings: Tensor,
-    location_logits: Tensor,
-    permutation: Tensor,
-    grid: int,
-    objective: Objective,
-) -> StepLosses:
-    """Returns the two losses of this rank's slots, and their weighted sum.
-
-    Args:
-      embeddings: float32 [local_batch * grid**2, channels], L2-normalized, of this rank;
-        those of the other ranks are gathered, with their gradient.
-      location_logits: [local_batch * grid**2, grid**2].
-      permutation: int64 [batch * grid**2], of the global batch: slot s shows permutation[s].
-      grid: patches per side.
-      objective: temperatures and weights.
-    """
-    slots = len(embeddings)
-    embeddings = collectives.gather_with_gradient(embeddings)
-    first, count = collectives.rank() * slots // grid**2, slots // grid**2
-    clustering = losses.clustering_loss(
-        losses.embeddings_by_image(embeddings, permutation, grid),
-        first,
-        count,
-        objective.temperature,
-        objective.base_temperature,
-    )
-    own = permutation[first * grid**2 : (first + count) * grid**2]
-    batch_size = len(permutation) // grid**2
-    location, accuracy = losses.location_loss(
-        location_logits.float(), jigsaw.patch_locations(own, batch_size)
-    )
-    loss = objective.clustering_weight * clustering + objective.location_weight * location
-    return StepLosses(loss, clustering, location, accuracy)
+    def draw(self, inputs: StepInputs) -> Tensor:
+        """Draws the first montages as the network sees them: uint8 [3, height, width]."""
+        rows = slice(SHOWN * self.grid**2)
+        drawn = type(inputs.augmentation)._make(values[rows] for values in inputs.augmentation)
+        montages = self.network_inputs(augment(inputs.crops[rows], drawn, self.augmentation))
+        return image_grid(montages, self.augmentation.mean, self.augmentation.std)

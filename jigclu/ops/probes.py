@@ -38,17 +38,17 @@ def probe_logits(heads: Probes, features: Tensor) -> Tensor:
 
 
 def probe_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the mean cross-entropy of each head.
+    """Returns the cross-entropy of each probe for each image.
 
     Args:
       logits: float32 [heads, batch, classes].
       labels: int64 [batch].
 
     Returns:
-      float32 [heads].
+      float32 [heads, batch], in nats.
     """
     targets = labels.expand(len(logits), -1)
-    return functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(1)
+    return functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
 
 
 def step(

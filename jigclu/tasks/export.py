@@ -17,13 +17,15 @@ from torch import Tensor
 
 from jigclu.data.images import ImageDataset
 from jigclu.data.sources import Source
+from jigclu.data.transform import EvalTransform
 from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
 from jigclu.models.weights import check_encoder, load_into
-from jigclu.ops.normalize import check_normalization, normalize, pool
+from jigclu.ops.normalize import pool
 from jigclu.system import files, progress, tensor_files
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
 from jigclu.tasks.export_formats import FORMATS
+from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
 
 # Most that a feature may differ by: rounding of float32 stays far below, of features up to 10.
@@ -60,10 +62,7 @@ class ExportTask:
     formats: tuple[str, ...]
     source: Source
     images: int
-    resize: int
-    crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    eval_transform: EvalTransform
     notes: str
 
     @property
@@ -73,16 +72,14 @@ class ExportTask:
             raise UserError("init_from is None: there is nothing to export; give a file of weights")
         return Path(self.init_from)
 
-    def check(self, workdir: Path, config: str) -> None:
+    def check(self, workdir: Path) -> None:
         """Raises UserError for a value out of range, weights that do not fit, absent packages."""
-        del workdir, config
+        del workdir
         check_encoder(self.init_from, self.encoder, self.small_stem)
         if not self.formats:
             raise UserError(f"formats is empty; give some of {', '.join(FORMATS)}")
         for name in self.formats:
             _check_format(name, self.small_stem)
-        self._dataset()
-        check_normalization(self.mean, self.std)
         if not 1 <= self.images <= len(self.source):
             raise UserError(
                 f"images is {self.images}; it must lie in [1, {len(self.source)}], "
@@ -95,11 +92,11 @@ class ExportTask:
         names = ", ".join(self._file_name(name) for name in self.formats)
         return (
             f"writes: {names}, card.md\n"
-            f"compares: features of {self.images} images of {self.crop}x{self.crop} pixels, "
+            f"compares: features of {self.images} images of {self.eval_transform.crop}x{self.eval_transform.crop} pixels, "
             f"at most {TOLERANCE:g} apart"
         )
 
-    def run(self, workdir: Path, config: str) -> dict[str, float]:
+    def run(self, workdir: Path, config: str) -> RunResult:
         """Writes and compares the files one after another, then the card; on the CPU.
 
         Returns:
@@ -110,7 +107,7 @@ class ExportTask:
         """
         if launched_rank() == 0:
             self._run(workdir, config)
-        return {}
+        return RunResult({}, None)
 
     def _run(self, workdir: Path, config: str) -> None:
         encoder = self._encoder()
@@ -135,14 +132,14 @@ class ExportTask:
         return create_encoder(self.encoder, self.small_stem).eval()
 
     def _dataset(self) -> ImageDataset:
-        return ImageDataset(source=self.source, resize=self.resize, crop=self.crop)
+        return ImageDataset(source=self.source, transform=self.eval_transform)
 
     def _images(self) -> Tensor:
         """Returns images from all over the source, normalized: float32 [images, 3, crop, crop]."""
         dataset = self._dataset()
         indices = [number * len(dataset) // self.images for number in range(self.images)]
         pixels = torch.stack([dataset[index].image for index in indices])
-        return normalize(pixels, self.mean, self.std)
+        return self.eval_transform.normalize(pixels)
 
     def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
         """Returns what every file must give: features [images, channels]."""
@@ -162,7 +159,7 @@ class ExportTask:
         self, name: str, encoder: Encoder, workdir: Path, images: Tensor, expected: Tensor
     ) -> Written:
         path = workdir / self._file_name(name)
-        data = FORMATS[name].serialize(encoder, self.crop)
+        data = FORMATS[name].serialize(encoder, self.eval_transform.crop)
         files.write_file(path, data)
         features = FORMATS[name].read(path, self.encoder, self.small_stem)
         with torch.no_grad():
@@ -183,7 +180,7 @@ class ExportTask:
         sections = [
             f"# {self.encoder}, an image encoder exported by JigClu",
             f"Weights of `{origin.name}` (SHA-256 `{files.sha256(origin)}`), without heads. "
-            f"Images: RGB in [0, 1], minus {self.mean}, divided by {self.std}. "
+            f"Images: RGB in [0, 1], minus {self.eval_transform.mean}, divided by {self.eval_transform.std}. "
             "Features: the mean of the last feature map.",
         ]
         if self.small_stem:

@@ -1,131 +1,138 @@
-"""Training an encoder and a classifier together: semi-supervised learning and transfer."""
+"""Fine-tuning: an encoder and a classifier trained together, for transfer and few labels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
 from jigclu.methods.classification import ClassificationInputs, ClassifierForward
 from jigclu.models.classifier import Classifier
-from jigclu.models.encoder import encoder_tensors
+from jigclu.models.encoder import create_encoder, encoder_tensors
 from jigclu.models.weights import load_into
-from jigclu.ops.optim import LossScaling, Optimizer, PerParameterRates, check_learning_rate
-from jigclu.system import seeds
-from jigclu.system.errors import UserError
-from jigclu.tasks.supervised import SupervisedTask, evaluate_probe, log_classification
+from jigclu.ops.optim import Optimizer, PerParameterRates, check_learning_rate
+from jigclu.system import progress, seeds
+from jigclu.system.errors import check
+from jigclu.tasks.supervised import SupervisedTask, describe_accuracy, evaluate_probe
+from jigclu.tasks.supervised import log_classification
 from jigclu.training.features import encode
-from jigclu.training.loop import RunContext, TrainingRun
+from jigclu.training.loop import RunResult, never, train
+from jigclu.training.monitor import Monitor
+from jigclu.training.process import Process
+from jigclu.training.state import TrainState
 from jigclu.training.step import TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneTask(SupervisedTask):
-    """Everything that defines a run of fine-tuning; what a field means stands in gin/base."""
+    """Settings of fine-tuning; gin/base/finetune.gin describes each of them.
+
+    Attributes:
+      optimizer: of encoder and classifier.
+      learning_rate: the highest of the schedule.
+      head_learning_rate: that of the classifier; None for that of the encoder.
+    """
+
+    MAY_CHANGE_ON_RESUME: ClassVar = SupervisedTask.MAY_CHANGE_ON_RESUME
 
     optimizer: Optimizer
     learning_rate: float
     head_learning_rate: float | None
-    loss_scaling: LossScaling
 
-    def model(self) -> Classifier:
-        """Builds the network with initial weights of the seed: the same on every rank."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_learning_rate(self.learning_rate)
+        rate = self.head_learning_rate
+        expected = "above 0, or None for that of the encoder"
+        check(rate is None or 0 < rate < float("inf"), "head_learning_rate", rate, expected)
+
+    def network(self) -> Classifier:
+        """Builds the network with initial weights of the seed, the same on every rank."""
         with seeds.initial_weights(self.seed):
-            return Classifier(self.new_encoder(), len(self.source.classes))
+            encoder = create_encoder(self.encoder, self.small_stem)
+            return Classifier(encoder, len(self.source.classes))
 
-    def rates(self, model: Classifier) -> Optimizer:
-        """Returns the optimizer, with the head's own learning rate where it has one."""
+    def optimizer_of(self, network: Classifier) -> Optimizer:
+        """Returns the optimizer, with the classifier's own learning rate if it has one."""
         if self.head_learning_rate is None:
             return self.optimizer
         ratio = self.head_learning_rate / self.learning_rate
         factors = tuple(
-            ratio if name.startswith("fc.") else 1.0 for name, _ in model.named_parameters()
+            ratio if name.startswith("fc.") else 1.0 for name, _ in network.named_parameters()
         )
         return PerParameterRates(optimizer=self.optimizer, factors=factors)
 
-    def check_values(self) -> None:
-        """Raises UserError for a field out of range."""
-        super().check_values()
-        check_learning_rate(self.learning_rate)
-        if self.head_learning_rate is not None and not 0 < self.head_learning_rate < float("inf"):
-            raise UserError(
-                f"head_learning_rate is {self.head_learning_rate}; it must be above 0, or None "
-                "for that of the encoder"
+    def plan(self, workdir: Path) -> str:
+        """Returns what a run would do, in several lines; see `TrainingTask.plan`."""
+        return "\n".join(
+            [
+                *self.summary(),
+                f"validation: {len(self.val):,} images",
+                f"trained: {self.encoder} and a classifier of {len(self.source.classes)} "
+                f"classes, on images of {self.train_size}x{self.train_size} pixels",
+                self.choose_machine(workdir).summary(),
+            ]
+        )
+
+    def run(
+        self, workdir: Path, config: str, should_stop: Callable[[], bool] = never
+    ) -> RunResult:
+        """Fine-tunes and evaluates the network; for the arguments see `PretrainTask.run`."""
+        with self.process(workdir, config) as process:
+            with progress.status("building the network"):
+                network = self.network()
+                step = self._training_step(network, process)
+            return train(
+                self,
+                process,
+                state=step.initial_state(),
+                initialize=partial(load_into, tensors=encoder_tensors(network.encoder)),
+                batches=partial(
+                    self.labeled_batches, device=process.device, machine=process.machine
+                ),
+                prepare=lambda batch, step: batch,
+                take_step=partial(self._take_step, step),
+                evaluations=[self.evaluation(partial(self._evaluate, network, process))],
+                draw=self.draw,
+                summarize=lambda history: describe_accuracy(history, len(self.val)),
+                should_stop=should_stop,
             )
 
-    def plan_details(self) -> list[str]:
-        """Returns the images to score on, and what is trained."""
-        return [
-            f"validation: {len(self.val):,} images",
-            f"trained: {self.encoder} and a classifier of {len(self.source.classes)} classes, "
-            f"images of {self.train_size}x{self.train_size} pixels",
-        ]
-
-    def begin(self, context: RunContext) -> "FinetuneRun":
-        """Returns the run of this process, in the state before its first step."""
-        return FinetuneRun(self, context)
-
-
-class FinetuneRun(TrainingRun):
-    """One process of a run of fine-tuning."""
-
-    def __init__(self, task: FinetuneTask, context: RunContext) -> None:
-        """As `TrainingRun`; builds the network and its step."""
-        self.task = task
-        self.model = task.model()
-        machine = context.machine
+    def _training_step(self, network: Classifier, process: Process) -> TrainingStep:
+        machine = process.machine
         forward = ClassifierForward(
-            self.model,
-            task.mean,
-            task.std,
+            network,
+            self.eval_transform.mean,
+            self.eval_transform.std,
             machine.precision.value,
             machine.channels_last.value,
         )
-        self.step = TrainingStep(
+        return TrainingStep(
             forward,
-            task.rates(self.model),
-            task.loss_scaling,
+            self.optimizer_of(network),
+            self.compute.loss_scaling,
             machine.compile.value,
-            context.device,
+            process.device,
         )
-        super().__init__(task, context, self.step.initial_state())
 
-    def begin_with(self, path: Path) -> str:
-        """Takes the encoder of a file; the classifier is new. Returns what to tell of it."""
-        return load_into(path, encoder_tensors(self.model.encoder))
+    def _take_step(
+        self, step: TrainingStep, state: TrainState, inputs: ClassificationInputs
+    ) -> tuple[TrainState, dict[str, Tensor]]:
+        return step(state, inputs, self.learning_rate * self.learning_rate_factor(state.step))
 
-    def inputs(self) -> Iterator[tuple[ClassificationInputs, float]]:
-        """Yields the inputs of every step left, and the seconds waited for them."""
-        return self.task.labeled_batches(self.state.step, self.device, self.context.machine)
-
-    def take_step(self, inputs: ClassificationInputs) -> dict[str, Tensor]:
-        """Moves the state on by one step; returns its metrics."""
-        rate = self.task.learning_rate * self.task.schedule_at(self.state.step)
-        self.state, metrics = self.step(self.state, inputs, rate)
-        return metrics
-
-    def score(self) -> dict[str, float]:
-        """Returns the accuracy on the images of val, all ranks together."""
-        task = self.task
-        batches = encode(
-            self.model.encoder,
-            task.plain_images(task.val),
-            task.feature_settings(self.context.machine),
-        )
+    def _evaluate(
+        self, network: Classifier, process: Process, monitor: Monitor, step: int
+    ) -> dict[str, float]:
+        """Returns the accuracy on the images of val, over all ranks."""
+        images = self.evaluation_images(self.val)
+        batches = encode(network.encoder, images, self.feature_settings(process.machine))
         counts = evaluate_probe(
             ((features, batch.label) for features, batch in batches),
-            self.model.fc,
-            len(task.val.classes),
-            self.device,
+            network.fc,
+            len(self.val.classes),
+            process.device,
         )
-        found = log_classification(self.monitor, self.state.step, counts, task.val.classes)
-        return {"top1": found.top1, "top5": found.top5}
-
-    def conclude(self) -> None:
-        """Tells the accuracy after the last step."""
-        if self.scores:
-            step, score = self.scores[-1]
-            self.monitor.message(
-                f"top-1 {score['top1']:.2%}, top-5 {score['top5']:.2%} "
-                f"of {len(self.task.val):,} images of val, after {step} steps"
-            )
+        scores = log_classification(monitor, step, counts, self.val.classes)
+        return {"top1": scores.top1, "top5": scores.top5}

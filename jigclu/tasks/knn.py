@@ -1,4 +1,4 @@
-"""The task of scoring the weights of a file by nearest neighbors."""
+"""kNN evaluation of the weights of a file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,49 +7,52 @@ from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
 from jigclu.models.weights import check_encoder, load_into
 from jigclu.system import collectives, machine, progress, seeds
 from jigclu.system.device import launched_processes, local_device, process_group
-from jigclu.training.knn_evaluator import KnnEvaluation
+from jigclu.training.knn_evaluator import KnnEvaluator
+from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
+from jigclu.training.settings import Compute
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnTask:
     """Scores the encoder of a file by its nearest neighbors.
 
-    init_from: file of weights; None: random ones of the seed, for comparison.
-    encoder, small_stem: of `create_encoder`. device, precision: as in training.
+    Attributes:
+      evaluator: of the encoder.
+      init_from: file of weights; None for random ones, as a comparison.
+      seed: of the random weights.
+      encoder: name of a ResNet of torchvision.
+      small_stem: whether the encoder starts with a 3x3 convolution, for small images.
+      compute: device and precision.
     """
 
-    evaluation: KnnEvaluation
+    evaluator: KnnEvaluator
     init_from: str | None
     seed: int
     encoder: str
     small_stem: bool
-    device: str
-    precision: str
+    compute: Compute
 
-    def check(self, workdir: Path, config: str) -> None:
-        """Raises UserError for a value out of range, or weights that do not fit."""
-        del workdir, config
-        machine.check_precision(self.precision)
-        local_device(self.device)
-        self.evaluation.check()
+    def check(self, workdir: Path) -> None:
+        """Raises UserError for a missing device, or weights that do not fit the encoder."""
+        del workdir
+        local_device(self.compute.device)
         check_encoder(self.init_from, self.encoder, self.small_stem)
 
     def plan(self, workdir: Path) -> str:
-        """Returns what a run would do, several lines."""
+        """Returns what a run would do, in several lines."""
         del workdir
-        evaluation = self.evaluation
-        precision = self._precision()
+        evaluator, precision = self.evaluator, self._precision()
         return (
             f"precision: {precision.value} ({precision.reason})\n"
-            f"devices: {launched_processes()} x {local_device(self.device).type}\n"
-            f"data: {len(evaluation.queries):,} images to classify by {len(evaluation.bank):,} "
-            f"others, {len(evaluation.bank.classes)} classes"
+            f"devices: {launched_processes()} x {local_device(self.compute.device).type}\n"
+            f"data: {len(evaluator.queries):,} images to classify by {len(evaluator.bank):,} "
+            f"others, {len(evaluator.bank.classes)} classes"
         )
 
-    def run(self, workdir: Path, config: str) -> dict[str, float]:
-        """Scores, prints the score and writes it to TensorBoard; returns it by name."""
-        device = local_device(self.device)
+    def run(self, workdir: Path, config: str) -> RunResult:
+        """Scores the encoder, and writes the score to TensorBoard."""
+        device = local_device(self.compute.device)
         with process_group(device):
             with seeds.initial_weights(self.seed):
                 encoder = create_encoder(self.encoder, self.small_stem).to(device)
@@ -59,17 +62,18 @@ class KnnTask:
                 warning = machine.precision_warning(precision, device)
                 if warning is not None:
                     monitor.message(f"warning: {warning}")
-                with progress.status("scoring"):
-                    score = self.evaluation(encoder, machine.PRECISIONS[precision.value])
+                with progress.status("evaluating"):
+                    scores = self.evaluator(encoder, machine.PRECISIONS[precision.value])
                 monitor.text("config", 0, f"```\n{config}\n```")
-                scores = {"knn_accuracy": score.accuracy, "knn_accuracy_chance": score.chance}
                 for name, value in scores.items():
                     monitor.scalar(name, 0, value)
-                monitor.message(f"kNN accuracy {score.accuracy:.2%}, chance {score.chance:.2%}")
-        return scores
+                accuracy, chance = scores["knn_accuracy"], scores["knn_accuracy_chance"]
+                monitor.message(f"kNN accuracy {accuracy:.2%}, chance {chance:.2%}")
+        return RunResult(scores, None)
 
-    def _precision(self) -> machine.Choice:
-        return machine.choose_precision(self.precision, local_device(self.device), started=None)
+    def _precision(self) -> machine.Choice[str]:
+        device = local_device(self.compute.device)
+        return machine.choose_precision(self.compute.precision, device, started=None)
 
     def _load(self, encoder: Encoder) -> str:
         if self.init_from is None:

@@ -1,251 +1,234 @@
-"""Pre-training by jigsaw clustering, told everything by its fields."""
+"""Self-supervised pre-training, by any method."""
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from jigclu.data.crops import CropDataset
 from jigclu.data.loader import Batch, crop_loader
 from jigclu.data.prefetch import prefetch_to_device
-from jigclu.methods.jigsaw import JigsawForward, Objective, StepInputs, check_objective
-from jigclu.models.encoder import create_encoder
-from jigclu.models.jigclu import JigClu
+from jigclu.methods.forward import MethodForward
+from jigclu.methods.method import Method, StepInputs
+from jigclu.models.encoder import Encoder, create_encoder
 from jigclu.models.weights import load_into
-from jigclu.ops import augment, crops, jigsaw, schedules
-from jigclu.ops.optim import LossScaling, Optimizer, check_learning_rate
-from jigclu.system import collectives, seeds
+from jigclu.ops.optim import Optimizer, check_learning_rate
+from jigclu.system import collectives, progress, seeds
 from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError
 from jigclu.system.machine import PRECISIONS, Machine
-from jigclu.system.to_device import to_device
-from jigclu.training.knn_evaluator import KnnEvaluation
-from jigclu.training.loop import RunContext, TrainingRun, TrainingTask, check_least, timed
-from jigclu.training.pictures import montage_picture
+from jigclu.training.loop import Evaluation, RunResult, never, train
+from jigclu.training.monitor import Monitor
+from jigclu.training.process import Process
+from jigclu.training.resume import History
+from jigclu.training.state import TrainState
 from jigclu.training.step import TrainingStep
+from jigclu.training.task import TrainingTask
+
+
+class Evaluator(Protocol):
+    """Scores the encoder during pre-training, such as `KnnEvaluator` or `ProbeEvaluator`.
+
+    every: epochs between evaluations; 0 evaluates only before the first step and after the last.
+    """
+
+    every: int
+
+    def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
+        """Returns scores by name, and beside each `<name>_chance`, what guessing scores.
+
+        Every rank calls it with the same encoder; it leaves the encoder's mode as it was.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainTask(TrainingTask):
-    """Everything that defines a run of pre-training; what a field means stands in gin/base.
+    """Settings of pre-training; gin/base/pretrain.gin describes each of them.
 
-    Units beside those of `TrainingTask`: patch_size in pixels, smaller_patches in (epoch,
-    pixels), pooling_map in features, picture_every in steps, micro_batch_size in images.
+    Attributes:
+      method: what is learned, such as `Jigsaw` or `SimClr`.
+      micro_batch_size: images per device that the network sees at once; None for all.
+      optimizer: of the trainable parameters.
+      learning_rate: the highest of the schedule.
+      evaluators: of the encoder, each with its own period.
     """
 
+    MAY_CHANGE_ON_RESUME: ClassVar = (
+        *TrainingTask.MAY_CHANGE_ON_RESUME,
+        *("init_from", "evaluators"),
+    )
+
+    method: Method
     micro_batch_size: int | None
-    grid: int
-    cross_ratio: float
-    patch_size: int
-    smaller_patches: tuple[tuple[int, int], ...]
-    crop_scale: tuple[float, float]
-    crop_ratio: tuple[float, float]
-    scaled_decoding: bool
-    augmentation: augment.AugmentationSettings
-    pooling_map: int | None
-    embedding_channels: int
-    temperature: float
-    base_temperature: float
-    clustering_weight: float
-    location_weight: float
     optimizer: Optimizer
     learning_rate: float
-    loss_scaling: LossScaling
-    picture_every: int
-    evaluation: KnnEvaluation | None
+    evaluators: tuple[Evaluator, ...]
 
-    def objective(self) -> Objective:
-        """Returns what a step minimizes."""
-        return Objective(
-            augmentation=self.augmentation,
-            temperature=self.temperature,
-            base_temperature=self.base_temperature,
-            clustering_weight=self.clustering_weight,
-            location_weight=self.location_weight,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_learning_rate(self.learning_rate)
 
-    def model(self) -> JigClu:
-        """Builds the network with initial weights of the seed: the same on every rank."""
+    def network(self) -> nn.Module:
+        """Builds the method's network with initial weights of the seed, the same on every rank."""
         with seeds.initial_weights(self.seed):
-            encoder = create_encoder(self.encoder, self.small_stem)
-            return JigClu(encoder, self.grid, self.pooling_map, self.embedding_channels)
+            return self.method.network(create_encoder(self.encoder, self.small_stem))
 
-    def training_step(self, model: JigClu, device: torch.device, machine: Machine) -> TrainingStep:
-        """Builds the step that trains a network, and moves that to the device."""
-        forward = JigsawForward(
-            model,
-            self.objective(),
+    def training_step(self, device: torch.device, machine: Machine) -> TrainingStep:
+        """Builds the network and the step that trains it."""
+        forward = MethodForward(
+            self.method,
+            self.network(),
             machine.precision.value,
             machine.channels_last.value,
             self.micro_batch_size,
         )
         return TrainingStep(
-            forward, self.optimizer, self.loss_scaling, machine.compile.value, device
+            forward, self.optimizer, self.compute.loss_scaling, machine.compile.value, device
         )
 
-    def dataset(self) -> CropDataset:
-        """Returns the images of the source, cut into patches."""
-        return CropDataset(
-            source=self.source,
-            seed=self.seed,
-            draw=functools.partial(
-                crops.jigsaw_crops,
-                grid=self.grid,
-                cross_ratio=self.cross_ratio,
-                scale=self.crop_scale,
-                ratio=self.crop_ratio,
-            ),
-            size=self.patch_size,
-            smaller_sizes=self.smaller_patches,
-            least_side=self.grid,
-            scaled_decoding=self.scaled_decoding,
-        )
-
-    def check_values(self) -> None:
-        """Raises UserError for a field out of range, or patches too small for the encoder."""
-        super().check_values()
-        check_learning_rate(self.learning_rate)
-        check_objective(self.objective())
-        jigsaw.check_grid(self.grid, self.cross_ratio)
-        jigsaw.check_pooling_map(self.pooling_map, self.grid)
-        crops.check_crop(self.crop_scale, self.crop_ratio)
-        check_least(self, {"embedding_channels": 1, "picture_every": 0})
-        self._check_micro_batch()
-        schedules.check_patch_sizes(self.patch_size, self.smaller_patches, self.epochs)
-        # torch keeps so many compilations of a function, and refuses one more.
-        limit = torch._dynamo.config.recompile_limit
-        if self.compile and len(self.smaller_patches) >= limit:
+    def check(self, workdir: Path) -> None:
+        """Finds mistakes before anything is written; see `TrainingTask.check`."""
+        super().check(workdir)
+        size, local_batch = self.micro_batch_size, self.batch_size // launched_processes()
+        if size is not None and (size < 1 or local_batch % size):
             raise UserError(
-                f"smaller_patches has {len(self.smaller_patches)} sizes, and each compiles once; "
-                f"give at most {limit - 1}, or bind compile = False"
+                f"micro_batch_size is {size}; it must divide the {local_batch} images of a "
+                "device, or be None for all at once"
             )
-        self._check_map(schedules.patch_size_at(0, self.patch_size, self.smaller_patches))
-        if self.evaluation is not None:
-            self.evaluation.check()
-
-    def _check_micro_batch(self) -> None:
-        size, of_device = self.micro_batch_size, self.batch_size // launched_processes()
-        if size is not None and (size < 1 or of_device % size):
-            raise UserError(
-                f"micro_batch_size is {size}; it must divide the {of_device} images of a device, "
-                "or be None for all at once"
-            )
-
-    def _check_map(self, patch_size: int) -> None:
-        side = self.grid * patch_size
         with torch.device("meta"):
-            maps = self.model().encoder.eval()(torch.empty(1, 3, side, side))
-        if maps.shape[-1] < self.grid:
-            raise UserError(
-                f"patch_size is {patch_size}; {self.encoder} sees montages of {side} pixels "
-                f"as {maps.shape[-1]}x{maps.shape[-1]} features, too few to tell "
-                f"{self.grid}x{self.grid} patches apart: take larger patches, or small_stem"
-            )
+            encoder = create_encoder(self.encoder, self.small_stem).eval()
+        self.method.check_run(encoder, self.schedule.epochs, self.compute.compile is True)
 
-    def plan_details(self) -> list[str]:
-        """Returns the montages of a step and the memory of the state."""
+    def plan(self, workdir: Path) -> str:
+        """Returns what a run would do, in several lines; see `TrainingTask.plan`."""
         with torch.device("meta"):
-            network = self.model()
+            network = self.method.network(create_encoder(self.encoder, self.small_stem))
         parameters = _megabytes(network.parameters())
         buffers = _megabytes(network.buffers())
-        side = self.grid * self.patch_size
-        return [
-            f"montages: {self.batch_size // launched_processes()} of {side}x{side} pixels a device",
-            f"state: {2 * parameters + buffers:.1f} MB a device (parameters {parameters:.1f}, "
-            f"momentum {parameters:.1f}, buffers {buffers:.1f}), "
-            f"and {parameters:.1f} MB of gradients",
-        ]
+        local_batch = self.batch_size // launched_processes()
+        return "\n".join(
+            [
+                *self.summary(),
+                f"{self.method.summary(local_batch)} per device",
+                f"state: {2 * parameters + buffers:.1f} MB per device (parameters "
+                f"{parameters:.1f}, momentum {parameters:.1f}, buffers {buffers:.1f}), and "
+                f"{parameters:.1f} MB of gradients",
+                self.choose_machine(workdir).summary(),
+            ]
+        )
 
-    def begin(self, context: RunContext) -> "PretrainRun":
-        """Returns the run of this process, in the state before its first step."""
-        return PretrainRun(self, context)
+    def run(
+        self, workdir: Path, config: str, should_stop: Callable[[], bool] = never
+    ) -> RunResult:
+        """Pre-trains from the latest checkpoint of the workdir, or from the start, to the end.
 
+        Args:
+          workdir: of the run, which must have passed `check`.
+          config: all effective bindings, one per line.
+          should_stop: see `loop.train`.
 
-class PretrainRun(TrainingRun):
-    """One process of a run of pre-training."""
+        Raises:
+          UserError: what only training can find, such as a loss that is not finite.
+        """
+        with self.process(workdir, config) as process:
+            with progress.status("building the network"):
+                step = self.training_step(process.device, process.machine)
+            state, reader = step.initial_state(), _Reader(self, process)
+            return train(
+                self,
+                process,
+                state=state,
+                initialize=partial(load_into, tensors={**state.parameters, **state.buffers}),
+                batches=reader.batches,
+                prepare=self.prepare,
+                take_step=partial(self.take_step, step, self.chance(process.device)),
+                evaluations=[self._evaluation(item, step, process) for item in self.evaluators],
+                draw=self.method.draw,
+                summarize=lambda history: [*reader.summary(), *_gains(history)],
+                should_stop=should_stop,
+            )
 
-    scores_untrained = True
-
-    def __init__(self, task: PretrainTask, context: RunContext) -> None:
-        """As `TrainingRun`; builds the network and its step."""
-        self.task = task
-        model = task.model()
-        self.step = task.training_step(model, context.device, context.machine)
-        self.encoder = model.encoder
-        self.precision = PRECISIONS[context.machine.precision.value]
-        self.unreadable = 0
-        self.chance = torch.tensor(1 / task.grid**2, device=context.device)
-        super().__init__(task, context, self.step.initial_state())
-
-    def begin_with(self, path: Path) -> str:
-        """Takes the initial weights of a file; returns what to tell of them."""
-        return load_into(path, {**self.state.parameters, **self.state.buffers})
-
-    def inputs(self) -> Iterator[tuple[StepInputs, float]]:
-        """Yields the inputs of every step left, and the seconds waited for them."""
-        task, machine = self.task, self.context.machine
+    def batches(self, start_step: int, device: torch.device, machine: Machine) -> Iterator[Batch]:
+        """Yields this rank's crops of every step from a step on, on the device."""
         loader = crop_loader(
-            task.dataset(),
-            task.sampler(self.state.step),
+            self.method.dataset(self.source, self.seed),
+            self.sampler(start_step),
             machine.workers.value,
-            task.prefetch,
+            self.loading.prefetch,
             machine.pin_memory.value,
         )
-        for batch, wait in timed(prefetch_to_device(loader, self.device)):
-            self.unreadable += batch.unreadable
-            yield self._step_inputs(batch), wait
+        return prefetch_to_device(loader, device)
 
-    def _step_inputs(self, batch: Batch) -> StepInputs:
-        task, step = self.task, self.state.step
-        count = task.batch_size * task.grid**2
-        permutation = jigsaw.global_permutation(task.seed, step, count)
-        own = count // collectives.world_size()
-        rows = permutation[collectives.rank() * own :][:own]
-        drawn = augment.draw_augmentation(task.augmentation, task.seed, step, count)
-        return StepInputs(
-            slots=collectives.exchange_patches(batch.crops, permutation),
-            augmentation=augment.select_rows(drawn, rows, self.device),
-            permutation=to_device(permutation, self.device),
-        )
+    def prepare(self, batch: Batch, step: int) -> StepInputs:
+        """Returns the inputs of a step, counted from 0."""
+        return self.method.step_inputs(batch.crops, self.seed, step)
 
-    def take_step(self, inputs: StepInputs) -> dict[str, Tensor]:
-        """Moves the state on by one step; returns its metrics."""
-        self._show(inputs)
-        rate = self.task.learning_rate * self.task.schedule_at(self.state.step)
-        self.state, metrics = self.step(self.state, inputs, rate)
-        return metrics | {"location_accuracy_chance": self.chance}
+    def chance(self, device: torch.device) -> dict[str, Tensor]:
+        """Returns metrics of a network that has learned nothing, by name, float32 []."""
+        values = self.method.chance(self.batch_size)
+        return {
+            f"{name}_chance": torch.tensor(value, device=device) for name, value in values.items()
+        }
 
-    def _show(self, inputs: StepInputs) -> None:
-        task, step = self.task, self.state.step
-        if collectives.rank() == 0 and task.picture_every and step % task.picture_every == 0:
-            picture = montage_picture(inputs, task.augmentation, task.grid)
-            self.monitor.image("montages", step, picture)
+    def take_step(
+        self, step: TrainingStep, chance: dict[str, Tensor], state: TrainState, inputs: StepInputs
+    ) -> tuple[TrainState, dict[str, Tensor]]:
+        """Takes one step at the scheduled learning rate; returns state and metrics."""
+        rate = self.learning_rate * self.learning_rate_factor(state.step)
+        state, metrics = step(state, inputs, rate)
+        return state, metrics | chance
 
-    def score(self) -> dict[str, float]:
-        """Returns the kNN accuracy of the encoder, beside chance, where the task has one."""
-        if self.task.evaluation is None:
-            return {}
-        score = self.task.evaluation(self.encoder, self.precision)
-        return {"knn_accuracy": score.accuracy, "knn_accuracy_chance": score.chance}
+    def _evaluation(
+        self, evaluator: Evaluator, step: TrainingStep, process: Process
+    ) -> Evaluation:
+        encoder, precision = step.network.encoder, PRECISIONS[process.machine.precision.value]
+        assert isinstance(encoder, Encoder)
 
-    def conclude(self) -> None:
-        """Tells how many images were unreadable, and what the encoder learned."""
-        unreadable = collectives.sum_over_ranks(torch.tensor(self.unreadable, device=self.device))
-        if unreadable:
-            self.monitor.message(
-                f"{int(unreadable)} unreadable images were skipped, the warnings name them"
-            )
-        if len(self.scores) > 1:
-            (first, before), (last, after) = self.scores[0], self.scores[-1]
-            self.monitor.message(
-                f"kNN accuracy on held-out images: {before['knn_accuracy']:.1%} at step {first}, "
-                f"{after['knn_accuracy']:.1%} at step {last}, "
-                f"chance {after['knn_accuracy_chance']:.1%}"
-            )
+        def evaluate(monitor: Monitor, at_step: int) -> dict[str, float]:
+            del monitor, at_step
+            return evaluator(encoder, precision)
+
+        return Evaluation(self.epochs_to_steps(evaluator.every), True, evaluate)
 
 
-def _megabytes(tensors: Iterator[Tensor]) -> float:
+class _Reader:
+    """Reads the batches of a run, and counts images that had to be skipped."""
+
+    def __init__(self, task: PretrainTask, process: Process) -> None:
+        self._task = task
+        self._process = process
+        self._unreadable = 0
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Yields this rank's crops of every step from a step on."""
+        for batch in self._task.batches(start_step, self._process.device, self._process.machine):
+            self._unreadable += batch.unreadable
+            yield batch
+
+    def summary(self) -> list[str]:
+        """Returns a message with the number of images that all ranks skipped, if any."""
+        count = torch.tensor(self._unreadable, device=self._process.device)
+        unreadable = int(collectives.sum_over_ranks(count))
+        if not unreadable:
+            return []
+        return [f"{unreadable} unreadable images were skipped; the warnings name them"]
+
+
+def _gains(history: History) -> list[str]:
+    """Returns one line per score that compares the first evaluation with the last."""
+    if len(history) < 2:
+        return []
+    (first_step, first), (last_step, last) = history[0], history[-1]
+    return [
+        f"{name}: {first[name]:.1%} at step {first_step}, {last[name]:.1%} at step {last_step}, "
+        f"chance {last[f'{name}_chance']:.1%}"
+        for name in last
+        if name in first and f"{name}_chance" in last
+    ]
+
+
+def _megabytes(tensors: Iterable[Tensor]) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6

@@ -7,34 +7,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from jigclu.system import files
 from jigclu.system.device import launched_rank
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, check
+from jigclu.system.files import sha256, write_file
 from jigclu.tasks.export import ExportTask
 from jigclu.tasks.knn import KnnTask
 from jigclu.training import checkpoint
-from jigclu.training.loop import TrainingTask
+from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
+from jigclu.training.task import TrainingTask
 
 # In a binding: the path of the last checkpoint of the first stage.
 PRETRAINED = "{pretrained}"
 
 
 class Task(Protocol):
-    """What a gin file comes to: something that can be checked, planned and run."""
+    """A task of a gin file: it can be checked, planned and run."""
 
-    def check(self, workdir: Path, config: str) -> None: ...
+    def check(self, workdir: Path) -> None:
+        """Raises UserError for mistakes that show before anything is written."""
 
-    def plan(self, workdir: Path) -> str: ...
+    def plan(self, workdir: Path) -> str:
+        """Returns what a run would do, in several lines."""
 
-    def run(self, workdir: Path, config: str) -> dict[str, float]:
-        """Does it, and returns what was scored, by name."""
+    def run(self, workdir: Path, config: str) -> RunResult:
+        """Runs the task; config has all effective bindings, one per line."""
+
+
+class Stage(Protocol):
+    """The configuration of a stage, see `config.Configuration`."""
+
+    @property
+    def task(self) -> Task:
+        """The task of the stage."""
+
+    @property
+    def resolved(self) -> str:
+        """All effective bindings, one per line."""
+
+    def check(self, workdir: Path) -> None:
+        """Checks the task; errors name the binding."""
+
+    def _replace(self, *, task: Task) -> "Stage":
+        """Returns the configuration with another task."""
 
 
 class Load(Protocol):
-    """Returns the task of gin files and bindings, and its effective bindings, one a line."""
+    """Reads gin files and bindings over them."""
 
-    def __call__(self, files: Sequence[str], bindings: Sequence[str]) -> tuple[Task, str]: ...
+    def __call__(self, files: Sequence[str], bindings: Sequence[str]) -> Stage: ...
 
 
 class Row(NamedTuple):
@@ -48,49 +69,53 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceTask:
-    """Runs stages one after another; those that are done are skipped, others go on.
+    """Runs stages one after another; finished ones are skipped, interrupted ones resume.
 
-    stages: name (and folder in the workdir), gin file, bindings over it. In the
-      bindings of all but the first, {pretrained} is the last checkpoint of the first.
-    published: stage, score, figure to compare with.
-    load: of gin files; from `config`.
+    Attributes:
+      stages: name (and folder in the workdir), gin file, bindings over it. In the bindings of
+        all stages but the first, {pretrained} stands for the last checkpoint of the first.
+      published: stage, score, and figure to compare with.
+      load: reads gin files.
     """
 
     stages: Sequence[tuple[str, str, tuple[str, ...]]]
     published: Sequence[tuple[str, str, float]]
     load: Load
 
-    def check(self, workdir: Path, config: str) -> None:
-        """Finds mistakes in all stages, as far as they can be found before pre-training.
+    def __post_init__(self) -> None:
+        names = [name for name, _, _ in self.stages]
+        unique = 0 < len(set(names)) == len(names)
+        check(unique, "stages", names, "one or more, with different names")
+
+    def check(self, workdir: Path) -> None:
+        """Finds mistakes in all stages, as far as they show before pre-training.
 
         Raises:
           UserError: of any stage.
         """
-        del config
-        names = [name for name, _, _ in self.stages]
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"stages are {names}; expected one or more, of different names")
-        for index, name in enumerate(names):
-            with_weights = index > 0 and PRETRAINED in str(self.stages[index][2])
-            task, config = self._stage(index, workdir)
-            if with_weights and checkpoint.latest(workdir / names[0]) is None:
-                # Weights that are still to be made cannot be looked into; all else can.
+        first = self.stages[0][0]
+        for index, (name, _, bindings) in enumerate(self.stages):
+            stage = self._stage(index, workdir)
+            with_weights = index > 0 and PRETRAINED in str(bindings)
+            if with_weights and checkpoint.latest(workdir / first) is None:
+                # Weights that do not exist yet cannot be checked; everything else can.
+                task = stage.task
                 if not isinstance(task, (TrainingTask, KnnTask, ExportTask)):
                     continue
-                task = dataclasses.replace(task, init_from=None)
+                stage = stage._replace(task=dataclasses.replace(task, init_from=None))
             try:
-                task.check(workdir / name, config)
+                stage.check(workdir / name)
             except UserError as error:
                 raise UserError(f"stage {name}: {error}") from error
 
     def plan(self, workdir: Path) -> str:
         """Returns the stages and the plan of the first."""
-        task, _ = self._stage(0, workdir)
         listed = ", ".join(f"{name} ({file})" for name, file, _ in self.stages)
-        return f"stages: {listed}\n{task.plan(workdir / self.stages[0][0])}"
+        first = self._stage(0, workdir).task.plan(workdir / self.stages[0][0])
+        return f"stages: {listed}\n{first}"
 
-    def run(self, workdir: Path, config: str) -> dict[str, float]:
-        """Runs what is not done yet, then writes and prints the table."""
+    def run(self, workdir: Path, config: str) -> RunResult:
+        """Runs the stages that are not finished, then writes and prints the table."""
         is_main = launched_rank() == 0
         rows: list[Row] = []
         with Monitor.of_one_step(workdir, is_main) as monitor:
@@ -104,41 +129,41 @@ class ReproduceTask:
             monitor.message(table(rows))
         if is_main:
             text = f"# Results\n\n{table(rows)}\n"
-            files.write_file(workdir / "results.md", text.encode())
-        return {f"{row.stage}/{row.score}": row.ours for row in rows}
+            write_file(workdir / "results.md", text.encode())
+        pretrained = checkpoint.latest(workdir / self.stages[0][0])
+        return RunResult({f"{row.stage}/{row.score}": row.ours for row in rows}, pretrained)
 
     def _run_stage(self, index: int, workdir: Path, monitor: Monitor) -> dict[str, float]:
-        """Returns the scores of a stage, which is run unless the same one was run before."""
+        """Returns the scores of a stage, which runs unless the same one has finished before."""
         name = self.stages[index][0]
-        task, config = self._stage(index, workdir)
-        folder = workdir / name
-        stage: dict[str, Any] = {"config": config, "weights": self._weights(index, workdir)}
+        stage, folder = self._stage(index, workdir), workdir / name
+        about = {"config": stage.resolved, "weights": self._weights(index, workdir)}
         path = folder / "stage.json"
-        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**stage}
-        scores: dict[str, float] | None = earlier.pop("scores", None)
-        if scores is not None and earlier == stage:
-            monitor.message(f"stage {name}: done before")
-            return scores
-        if earlier["weights"] != stage["weights"] and checkpoint.latest(folder) is not None:
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**about}
+        finished: dict[str, float] | None = earlier.pop("scores", None)
+        if finished is not None and earlier == about:
+            monitor.message(f"stage {name}: finished before")
+            return finished
+        if earlier["weights"] != about["weights"] and checkpoint.latest(folder) is not None:
             raise UserError(
-                f"{folder} is of a run that began with other weights than those of stage "
-                f"{self.stages[0][0]} now: remove it to do the stage again, or take another "
+                f"{folder} has a run that started from other weights than stage "
+                f"{self.stages[0][0]} has now: remove it to run the stage again, or use another "
                 "--workdir"
             )
         monitor.message(f"stage {name}")
-        task.check(folder, config)
-        _note(path, stage)
-        scores = task.run(folder, config)
-        _note(path, stage | {"scores": scores})
+        stage.check(folder)
+        _note(path, about)
+        scores = stage.task.run(folder, stage.resolved).scores
+        _note(path, about | {"scores": scores})
         return scores
 
     def _weights(self, index: int, workdir: Path) -> str | None:
         """Returns the SHA-256 of the weights that a stage begins with, if the first made them."""
         found = checkpoint.latest(workdir / self.stages[0][0])
         needed = index > 0 and PRETRAINED in str(self.stages[index][2])
-        return files.sha256(found) if needed and found is not None else None
+        return sha256(found) if needed and found is not None else None
 
-    def _stage(self, index: int, workdir: Path) -> tuple[Task, str]:
+    def _stage(self, index: int, workdir: Path) -> Stage:
         name, file, bindings = self.stages[index]
         first = workdir / self.stages[0][0]
         found = checkpoint.latest(first) or first / "checkpoints"
@@ -153,7 +178,7 @@ class ReproduceTask:
 
 def _note(path: Path, contents: Mapping[str, Any]) -> None:
     if launched_rank() == 0:
-        files.write_file(path, json.dumps(contents, indent=1).encode())
+        write_file(path, json.dumps(contents, indent=1).encode())
 
 
 def table(rows: Sequence[Row]) -> str:

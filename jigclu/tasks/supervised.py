@@ -1,7 +1,8 @@
-"""What tasks with labels share: their data, the encoder they begin with, their scores."""
+"""Tasks with labels: their images, evaluation and reports."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,39 +12,69 @@ from jigclu.data.loader import labeled_loader
 from jigclu.data.prefetch import prefetch_to_device
 from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labeled
+from jigclu.data.transform import EvalTransform
 from jigclu.methods.classification import ClassificationInputs
-from jigclu.models.encoder import Encoder, create_encoder
 from jigclu.ops import metrics
-from jigclu.ops.normalize import check_normalization
+from jigclu.ops.pictures import SHOWN, confusion_picture, image_grid
 from jigclu.system import collectives
+from jigclu.system.errors import check
 from jigclu.system.machine import PRECISIONS, Machine
 from jigclu.training.features import FeatureSettings
-from jigclu.training.loop import TrainingTask, check_least, timed
+from jigclu.training.loop import Evaluation
 from jigclu.training.monitor import Monitor
-from jigclu.training.pictures import confusion_picture
+from jigclu.training.resume import History
+from jigclu.training.task import TrainingTask
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedTask(TrainingTask):
-    """The fields of every task with labels; what a field means stands in gin/base.
+    """Settings of every task with labels; gin/base describes each of them.
 
-    Units beside those of `TrainingTask`: train_size, resize and crop in pixels,
-    val_batch_size in images of one rank.
+    Attributes:
+      val: labeled images to evaluate on, of the classes of `source`.
+      train_size: side of the random crops in pixels.
+      crop_scale: least and most share of the image's area that a crop shows.
+      crop_ratio: least and most width / height of a crop.
+      flip_probability: of left and right, in [0, 1].
+      eval_transform: of val; its mean and std normalize training images, too.
+      val_batch_size: images at once, per device.
+      evaluate_every: epochs between evaluations; 0 evaluates only after the last step.
     """
+
+    MAY_CHANGE_ON_RESUME: ClassVar = (
+        *TrainingTask.MAY_CHANGE_ON_RESUME,
+        *("val", "val_batch_size", "evaluate_every"),
+    )
 
     val: Source
     train_size: int
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     flip_probability: float
-    resize: int
-    crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    eval_transform: EvalTransform
     val_batch_size: int
+    evaluate_every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_labeled(self.source, self.val, "source", "val")
+        self.training_images()
+        check(self.val_batch_size >= 1, "val_batch_size", self.val_batch_size, "1 or more")
+        check(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 or more epochs")
+
+    @property
+    def training_crop(self) -> tuple[Any, ...]:
+        """Everything that the crops of training images depend on."""
+        scale, ratio = self.crop_scale, self.crop_ratio
+        return self.seed, self.train_size, scale, ratio, self.flip_probability
+
+    @property
+    def evaluation_crop(self) -> tuple[Any, ...]:
+        """Everything that the crops of evaluated images depend on."""
+        return self.eval_transform.resize, self.eval_transform.crop
 
     def training_images(self) -> RandomCropDataset:
-        """Returns the images to learn from, randomly cropped and flipped."""
+        """Returns the training images, randomly cropped and flipped."""
         return RandomCropDataset(
             source=self.training_source,
             seed=self.seed,
@@ -53,81 +84,90 @@ class SupervisedTask(TrainingTask):
             flip_probability=self.flip_probability,
         )
 
-    def plain_images(self, source: Source) -> ImageDataset:
-        """Returns the images of a source as they are scored."""
-        return ImageDataset(source=source, resize=self.resize, crop=self.crop)
+    def evaluation_images(self, source: Source) -> ImageDataset:
+        """Returns the images of a source as they are evaluated."""
+        return ImageDataset(source=source, transform=self.eval_transform)
 
     def feature_settings(self, machine: Machine) -> FeatureSettings:
-        """Returns how images that are scored become features."""
+        """Returns how images become features."""
         return FeatureSettings(
-            self.mean,
-            self.std,
+            self.eval_transform,
             self.val_batch_size,
             machine.workers.value,
+            self.loading.prefetch,
             PRECISIONS[machine.precision.value],
         )
 
-    def new_encoder(self) -> Encoder:
-        """Builds the encoder; within `seeds.initial_weights` every rank builds the same."""
-        return create_encoder(self.encoder, self.small_stem)
-
-    def check_values(self) -> None:
-        """Raises UserError for a field out of range, or data that fit not together."""
-        check_labeled(self.source, self.val, "source", "val")
-        super().check_values()
-        self.training_images()
-        self.plain_images(self.val)
-        check_normalization(self.mean, self.std)
-        check_least(self, {"val_batch_size": 1})
-
     def labeled_batches(
         self, start_step: int, device: torch.device, machine: Machine
-    ) -> Iterator[tuple[ClassificationInputs, float]]:
-        """Yields this rank's images and labels of every step left, and the seconds waited."""
+    ) -> Iterator[ClassificationInputs]:
+        """Yields this rank's images and labels of every step from a step on."""
         loader = labeled_loader(
             self.training_images(),
             self.sampler(start_step),
             machine.workers.value,
-            self.prefetch,
+            self.loading.prefetch,
             machine.pin_memory.value,
         )
-        for batch, wait in timed(prefetch_to_device(loader, device)):
-            yield ClassificationInputs(batch.image, batch.label), wait
+        for batch in prefetch_to_device(loader, device):
+            yield ClassificationInputs(batch.image, batch.label)
+
+    def evaluation(self, evaluate: Callable[[Monitor, int], dict[str, float]]) -> Evaluation:
+        """Returns an evaluation on val every `evaluate_every` epochs."""
+        every = self.epochs_to_steps(self.evaluate_every)
+        return Evaluation(every=every, before_training=False, evaluate=evaluate)
+
+    def draw(self, inputs: ClassificationInputs) -> Tensor:
+        """Draws the first training images of a step: uint8 [3, height, width]."""
+        transform = self.eval_transform
+        images = transform.normalize(inputs.images[:SHOWN])
+        return image_grid(images, transform.mean, transform.std)
 
 
 @torch.no_grad()
 def evaluate_probe(
     batches: Iterable[tuple[Tensor, Tensor]],
-    head: Callable[[Tensor], Tensor],
+    probe: Callable[[Tensor], Tensor],
     classes: int,
     device: torch.device,
 ) -> metrics.Counts:
-    """Scores a head on the features of all ranks.
+    """Counts correct classifications of features, over all ranks.
 
     Args:
       batches: features float32 [batch, channels] and labels int64 [batch] of this rank's share.
-      head: maps features to logits [batch, classes].
-      classes: how many there are.
+      probe: maps features to logits [batch, classes].
+      classes: number of classes.
       device: of the features.
     """
     counts = metrics.no_counts(classes, device)
     for features, labels in batches:
-        counts = metrics.add(counts, head(features), labels.to(device))
+        counts = metrics.add(counts, probe(features), labels.to(device))
     return metrics.Counts(*map(collectives.sum_over_ranks, counts))
 
 
 def log_classification(
     monitor: Monitor, step: int, counts: metrics.Counts, classes: list[str]
 ) -> metrics.Scores:
-    """Shows in TensorBoard which classes are recognized and which confused; returns the scores."""
-    found = metrics.to_scores(counts)
+    """Reports accuracy per class and a picture of confusions; returns the scores."""
+    scores = metrics.to_scores(counts)
     images = counts.confusion.sum(1).tolist()
     rows = [
         f"| {name} | {share:.1%} | {count} |"
-        for name, share, count in zip(classes, found.per_class.tolist(), images, strict=True)
+        for name, share, count in zip(classes, scores.per_class.tolist(), images, strict=True)
     ]
     table = "\n".join(["| class | top-1 | images |", "|---|---|---|", *rows])
-    table += "\n\nThe picture `confusion` has them in this order: rows true, columns predicted."
-    monitor.text("accuracy_per_class", step, table)
+    table += "\n\nThe picture `confusion` has the same order: rows are true classes, columns "
+    monitor.text("accuracy_per_class", step, f"{table}predicted classes.")
     monitor.image("confusion", step, confusion_picture(counts.confusion))
-    return found
+    return scores
+
+
+def describe_accuracy(history: History, images: int, details: str = "") -> list[str]:
+    """Returns a message with the last accuracy on val, if there is one."""
+    if not history:
+        return []
+    step, scores = history[-1]
+    return [
+        f"top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%} of {images:,} images of val, "
+        f"after {step} steps{details}"
+    ]

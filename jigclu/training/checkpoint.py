@@ -15,7 +15,12 @@ import torch
 from jigclu.system import files, tensor_files
 from jigclu.system.errors import UserError
 
-KEYS = ("step", "parameters", "buffers", "optimizer", "rng", "config", "versions", "scores", "data")
+KEYS = (
+    *("step", "parameters", "buffers", "optimizer", "rng", "config", "settings", "versions"),
+    *("scores", "data", "machine"),
+)
+# Runs of these versions had other settings.
+_OLD_VERSIONS = ("0.1.0", "0.2.0")
 
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 
@@ -38,15 +43,9 @@ def save(
     Raises:
       UserError: it cannot be written (disk full, no permission); older ones are untouched.
     """
-    if keep_last < 1 or keep_every < 0:
-        raise UserError(
-            f"keep_last is {keep_last} and keep_every {keep_every}; "
-            "at least 1 checkpoint must be kept, and keep_every must be 0 or more steps"
-        )
-    folder = workdir / "checkpoints"
-    path = folder / f"step_{step:08d}.pt"
+    path = path_of(workdir, step)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(path, lambda file: torch.save(dict(contents), file))
         _prune(path, keep_last, keep_every)
     except (OSError, RuntimeError) as error:
@@ -79,28 +78,51 @@ def latest(workdir: Path) -> Path | None:
     return found[-1][1] if found else None
 
 
+def path_of(workdir: Path, step: int) -> Path:
+    """Returns the path of the checkpoint of a step."""
+    return workdir / "checkpoints" / f"step_{step:08d}.pt"
+
+
 def load(path: Path, device: torch.device | str) -> dict[str, Any]:
     """Reads a checkpoint of this project, its tensors on the device.
 
     Raises:
       UserError: no such file, unreadable, or not a checkpoint of this project.
     """
-    contents = tensor_files.read(path, device)
-    absent = [key for key in KEYS if key not in contents]
-    if absent:
-        raise UserError(
-            f"checkpoint {path} lacks {', '.join(absent)}: it is no checkpoint of a JigClu run; "
-            "to start from its weights alone give it as init_from"
-        )
-    kinds = {"step": int, "config": str, "data": str, "scores": list, "rng": dict, "versions": dict}
-    kinds |= dict.fromkeys(("parameters", "buffers", "optimizer"), dict)
-    wrong = [key for key, kind in kinds.items() if not isinstance(contents[key], kind)]
-    if wrong:
-        raise UserError(f"checkpoint {path} is damaged: its {', '.join(wrong)} are of no use")
-    return contents
+    return _check(tensor_files.read(path, device), path)
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """Reads the plain values of a checkpoint that `load` accepts; its tensors stay on the disk."""
-    contents: dict[str, Any] = torch.load(path, "cpu", weights_only=True, mmap=True)
+    """Reads the plain values of a checkpoint; its tensors stay on the disk.
+
+    Raises: as `load`, except that damaged tensors go unnoticed.
+    """
+    return _check(tensor_files.peek(path), path)
+
+
+def _check(contents: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the contents if they are those of a checkpoint of this project."""
+    versions = contents.get("versions")
+    version = versions.get("jigclu") if isinstance(versions, dict) else None
+    if version in _OLD_VERSIONS:
+        raise UserError(
+            f"checkpoint {path} was written by version {version}, whose settings had other "
+            "names: its run cannot resume; bind init_from to this file and choose another "
+            "--workdir, to start a new run with its weights"
+        )
+    missing = [key for key in KEYS if key not in contents]
+    if missing:
+        raise UserError(
+            f"checkpoint {path} lacks {', '.join(missing)}: it is not a checkpoint of a run of "
+            "this project; bind init_from to it to start with its weights"
+        )
+    kinds = {"step": int, "config": str, "data": str, "scores": list} | dict.fromkeys(
+        ("rng", "versions", "parameters", "buffers", "optimizer", "settings", "machine"), dict
+    )
+    wrong = [key for key, kind in kinds.items() if not isinstance(contents[key], kind)]
+    if wrong:
+        raise UserError(
+            f"checkpoint {path} is corrupt: {', '.join(wrong)} have unexpected types; use another "
+            "one, or remove it to resume from the one before"
+        )
     return contents

@@ -9,35 +9,28 @@ from torch.utils.data import Subset
 
 from jigclu.data.images import EpochView, ImageDataset
 from jigclu.data.loader import LabeledBatch, image_loader
+from jigclu.data.transform import EvalTransform
 from jigclu.models.encoder import Encoder
-from jigclu.ops.normalize import check_normalization, normalize, pool
+from jigclu.ops.normalize import pool
 from jigclu.system import collectives, progress
 from jigclu.system.errors import UserError
 
 
 class FeatureSettings(NamedTuple):
-    """How images are turned into features.
+    """How images become features.
 
-    mean, std: of RGB in [0, 1].
-    batch_size: images at once, of one rank.
+    transform: of the images, which are cropped already; its mean and std normalize them.
+    batch_size: images at once, per rank.
     workers: processes that read images.
-    precision: of autocast within the encoder; float32 for none.
+    prefetch: batches that each worker keeps ready.
+    precision: of autocast in the encoder; float32 for none.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    transform: EvalTransform
     batch_size: int
     workers: int
+    prefetch: int
     precision: torch.dtype
-
-
-def check_settings(settings: FeatureSettings) -> None:
-    """Raises UserError for a value out of range."""
-    check_normalization(settings.mean, settings.std)
-    for name, least in (("batch_size", 1), ("workers", 0)):
-        value = getattr(settings, name)
-        if value < least:
-            raise UserError(f"{name} is {value}; it must be {least} or more")
 
 
 def rank_indices(images: int) -> range:
@@ -71,7 +64,9 @@ def encode(
     share = Subset(images, rank_indices(len(images)))
     try:
         with progress.status("encoding images", total=len(share)) as work:
-            for batch in image_loader(share, settings.batch_size, settings.workers):
+            for batch in image_loader(
+                share, settings.batch_size, settings.workers, settings.prefetch
+            ):
                 images_here = batch.image.to(device, non_blocking=True)
                 features = encode_batch(encoder, images_here, settings)
                 _check_finite(features)
@@ -93,5 +88,5 @@ def encode_batch(encoder: Encoder, images: Tensor, settings: FeatureSettings) ->
     """Maps uint8 [batch, 3, height, width] to features float32 [batch, channels]."""
     enabled = settings.precision != torch.float32
     with torch.autocast(images.device.type, settings.precision, enabled=enabled):
-        maps = encoder(normalize(images, settings.mean, settings.std))
+        maps = encoder(settings.transform.normalize(images))
     return pool(maps)

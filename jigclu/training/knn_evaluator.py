@@ -1,12 +1,12 @@
-"""Weighted nearest neighbors: how well frozen features tell classes apart, without training.
+"""Weighted nearest-neighbor classification of frozen features: an evaluation without training.
 
-The bank streams by: of its features only the nearest of every query are kept,
-so that a bank of any size fits.
+The bank is streamed; only the nearest neighbors of every query are kept, so a bank of any
+size fits into memory.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,23 +16,17 @@ from jigclu.data.images import ImageDataset
 from jigclu.data.loader import LabeledBatch
 from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labeled
+from jigclu.data.transform import EvalTransform
 from jigclu.models.encoder import Encoder
 from jigclu.system import collectives
-from jigclu.system.errors import UserError
-from jigclu.system.machine import Auto, check_workers, choose_workers
-from jigclu.training import features
+from jigclu.system.errors import check
+from jigclu.system.machine import choose_workers
 from jigclu.training.features import FeatureSettings, encode
+from jigclu.training.settings import EVERY_FIELD, Loading
 
 # Queries, and images of the bank, compared at once: bounds the memory of the similarities.
 _QUERIES = 1024
 _BANK = 8192
-
-
-class Score(NamedTuple):
-    """Share of images classified correctly, and what guessing the commonest class gives."""
-
-    accuracy: float
-    chance: float
 
 
 class Nearest(NamedTuple):
@@ -114,48 +108,49 @@ def vote(nearest: Nearest, classes: int, temperature: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnEvaluation:
-    """kNN accuracy of an encoder on a labeled data set.
+class KnnEvaluator:
+    """kNN accuracy of an encoder on a labeled data set; gin/base/knn.gin describes each setting.
 
-    bank: images with known classes; queries: images to classify.
-    resize, crop: pixels, of `ImageDataset`. mean, std: of RGB in [0, 1].
-    neighbors, temperature: of `predict`. batch_size: images, of one rank.
-    workers: processes that read images.
+    Attributes:
+      every: epochs between evaluations during pre-training; 0 for none in between.
+      bank: images with known classes.
+      queries: images to classify.
+      eval_transform: of both.
+      neighbors: number of nearest neighbors that vote, at most the size of the bank.
+      temperature: of the votes' weights, see `vote`.
+      batch_size: images at once, per device.
+      loading: worker processes.
     """
 
+    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
+
+    every: int
     bank: Source
     queries: Source
-    resize: int
-    crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    eval_transform: EvalTransform
     neighbors: int
     temperature: float
     batch_size: int
-    workers: int | Auto
+    loading: Loading
 
-    def check(self) -> None:
-        """Raises UserError for a value out of range, or data that fit not together."""
-        check_labeled(self.bank, self.queries, "knn.bank", "knn.queries")
-        ImageDataset(source=self.queries, resize=self.resize, crop=self.crop)
-        check_workers(self.workers)
-        features.check_settings(self._settings(torch.device("cpu"), torch.float32))
-        if not 1 <= self.neighbors <= len(self.bank):
-            raise UserError(
-                f"knn.neighbors is {self.neighbors}; it must lie in [1, {len(self.bank)}], "
-                "the images of the bank"
-            )
-        if not self.temperature > 0:
-            raise UserError(f"knn.temperature is {self.temperature}; it must be above 0")
+    def __post_init__(self) -> None:
+        check(self.every >= 0, "every", self.every, "0 or more epochs")
+        check_labeled(self.bank, self.queries, "bank", "queries")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        images = len(self.bank)
+        expected = f"in [1, {images}], the number of images of the bank"
+        check(1 <= self.neighbors <= images, "neighbors", self.neighbors, expected)
+        check(self.temperature > 0, "temperature", self.temperature, "above 0")
 
-    def __call__(self, encoder: Encoder, precision: torch.dtype) -> Score:
-        """Scores an encoder, which every rank holds alike; leaves its mode as it was.
+    def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
+        """Returns knn_accuracy and knn_accuracy_chance, the share of the commonest class.
 
-        The device holds the features of all queries, and pieces of the bank.
+        Every rank calls it with the same encoder, whose mode stays as it was. The device holds
+        the features of all queries, and pieces of the bank.
 
         Args:
           encoder: on the device on which to compute.
-          precision: of autocast within the encoder; float32 for none.
+          precision: of autocast in the encoder; float32 for none.
         """
         settings = self._settings(next(encoder.parameters()).device, precision)
         queries = self._all_queries(encoder, settings)
@@ -164,17 +159,19 @@ class KnnEvaluation:
             nearest = update_nearest(nearest, queries, functional.normalize(piece, dim=1), labels)
         predicted = vote(merge_ranks(nearest), len(self.bank.classes), self.temperature)
         labels = torch.tensor(self.queries.labels, device=predicted.device)
-        return Score(
-            accuracy=(predicted == labels).float().mean().item(),
-            chance=labels.bincount().max().item() / len(labels),
-        )
+        return {
+            "knn_accuracy": (predicted == labels).float().mean().item(),
+            "knn_accuracy_chance": labels.bincount().max().item() / len(labels),
+        }
 
     def _settings(self, device: torch.device, precision: torch.dtype) -> FeatureSettings:
-        workers = choose_workers(self.workers, device).value
-        return FeatureSettings(self.mean, self.std, self.batch_size, workers, precision)
+        workers = choose_workers(self.loading.workers, device).value
+        return FeatureSettings(
+            self.eval_transform, self.batch_size, workers, self.loading.prefetch, precision
+        )
 
     def _images(self, source: Source) -> ImageDataset:
-        return ImageDataset(source=source, resize=self.resize, crop=self.crop)
+        return ImageDataset(source=source, transform=self.eval_transform)
 
     def _all_queries(self, encoder: Encoder, settings: FeatureSettings) -> Tensor:
         """Returns the normalized features of all queries, on every rank."""

@@ -8,14 +8,15 @@ Tensors = dict[str, Tensor]
 
 
 class TrainState(NamedTuple):
-    """What a step takes and gives back.
+    """State of a run between two steps.
 
     step: steps taken so far.
-    parameters: of the model, by name, float32.
-    buffers: of the model (running statistics of batch normalization), by name.
+    parameters: trainable ones, by name, float32.
+    buffers: all other tensors of the network, by name: running statistics of batch
+      normalization, and the state of a method.
     momentum: of the optimizer, by parameter name, float32.
-    loss_scale: float32 [], what the loss is multiplied with before backward (1 without fp16).
-    good_steps: int64 [], steps since the scale last changed.
+    loss_scale: float32 [], factor of the loss before the backward pass (1 except in float16).
+    good_steps: int64 [], steps since the loss scale last changed.
     """
 
     step: int
@@ -24,8 +25,3 @@ class TrainState(NamedTuple):
     momentum: Tensors
     loss_scale: Tensor
     good_steps: Tensor
-
-    def bytes(self) -> int:
-        """Returns the memory of all tensors of the state, bytes, without gradients."""
-        tensors = [*self.parameters.values(), *self.buffers.values(), *self.momentum.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

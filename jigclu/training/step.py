@@ -1,8 +1,7 @@
-"""The training step: one forward to a loss, gradients of all ranks, one update.
+"""The training step: forward pass, gradients averaged over all ranks, parameter update.
 
-Forward and update are compiled whole; the update writes its results into the
-tensors that DistributedDataParallel holds, the one impure place. What is
-minimized is a `Forward`: `methods.jigsaw.JigsawForward`, `classification.ClassifierForward`.
+Forward pass and update are compiled as one graph each. The update writes its results into
+the tensors that DistributedDataParallel holds, the only impure place.
 """
 
 import inspect
@@ -17,7 +16,8 @@ from jigclu.ops.optim import LossScaling, Optimizer, next_loss_scale, update, up
 from jigclu.system import collectives
 from jigclu.training.state import TrainState
 
-# Statistics are of the global batch already: nothing to broadcast. torch 2.15 renamed the option.
+# Statistics are those of the global batch already, so there is nothing to broadcast.
+# torch 2.15 renamed the option.
 _NO_BROADCAST: dict[str, Any] = {
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -27,9 +27,9 @@ _UNSCALED = LossScaling(initial=1.0, growth=1.0, backoff=0.5, interval=1)
 
 
 class TrainingStep:
-    """One step of training, on any number of ranks: (state, inputs) to (state, metrics).
+    """One training step on any number of ranks: (state, inputs) to (state, metrics).
 
-    Every rank must build it and call it alike. Nothing in a step waits for the device.
+    Every rank must build and call it in the same way. Nothing in a step waits for the device.
     """
 
     def __init__(
@@ -37,26 +37,27 @@ class TrainingStep:
         forward: Forward,
         optimizer: Optimizer,
         loss_scaling: LossScaling,
-        compile: bool,
+        use_compile: bool,
         device: torch.device,
     ) -> None:
-        """Moves the model to the device; compilation itself happens in the first step.
+        """Moves the network to the device; compilation itself happens in the first step.
 
         Args:
-          forward: what to minimize.
-          optimizer: takes the steps.
-          loss_scaling: of float16; the others need none.
-          compile: by torch.compile, forward and update each as one graph.
-          device: where to train.
+          forward: the forward pass to the losses.
+          optimizer: of the trainable parameters.
+          loss_scaling: dynamic loss scale, used in float16 only.
+          use_compile: whether torch.compile compiles forward pass and update.
+          device: of this rank.
         """
         self._scaling = loss_scaling if forward.precision == torch.float16 else _UNSCALED
         self._optimizer = optimizer
-        self.model = forward.model.to(device)
-        self._advance = self._take_step
-        if compile:
-            # Compiled before it is wrapped: compiling DistributedDataParallel itself does nothing.
+        self._losses = forward
+        self.network = forward.network.to(device)
+        self._advance = self._update
+        if use_compile:
+            # Before wrapping: compiling DistributedDataParallel itself compiles nothing.
             forward.compile_graphs()
-            self._advance = torch.compile(self._take_step, fullgraph=True, dynamic=False)
+            self._advance = torch.compile(self._update, fullgraph=True, dynamic=False)
         self._forward: nn.Module = forward
         if collectives.world_size() > 1:
             self._forward = DistributedDataParallel(
@@ -65,13 +66,18 @@ class TrainingStep:
         self._device = device
 
     def initial_state(self) -> TrainState:
-        """Returns the state before the first step; its tensors are the model's own."""
-        parameters = dict(self.model.named_parameters())
+        """Returns the state before the first step; its tensors are those of the network.
+
+        Parameters without gradient, such as those of a momentum teacher, count as buffers.
+        """
+        named = dict(self.network.named_parameters())
+        trained = {name: value.detach() for name, value in named.items() if value.requires_grad}
+        frozen = {name: value for name, value in named.items() if not value.requires_grad}
         return TrainState(
             step=0,
-            parameters={name: value.detach() for name, value in parameters.items()},
-            buffers=dict(self.model.named_buffers()),
-            momentum={name: torch.zeros_like(value) for name, value in parameters.items()},
+            parameters=trained,
+            buffers={**self.network.named_buffers(), **frozen},
+            momentum={name: torch.zeros_like(value) for name, value in trained.items()},
             loss_scale=torch.tensor(self._scaling.initial, device=self._device),
             good_steps=torch.tensor(0, device=self._device),
         )
@@ -83,25 +89,24 @@ class TrainingStep:
 
         Args:
           state: of `initial_state` or an earlier step.
-          inputs: the arguments of the forward, of this rank.
+          inputs: arguments of the forward pass, of this rank.
           learning_rate: of this step.
 
         Returns:
-          The next state, and metrics, each float32 [], equal on all ranks: the
-          means over the global batch of what the forward returns, gradient_norm and
-          learning_rate; in float16 also the new loss_scale and skipped_steps, 1
-          where a gradient overflowed, whose norm then counts as 0.
+          The next state, and metrics float32 [] that are equal on all ranks: the losses of
+          the forward pass as means over the global batch, gradient_norm and learning_rate.
+          In float16 also the new loss_scale, and skipped_steps: 1 if a gradient overflowed,
+          whose norm then counts as 0.
         """
-        losses_here = self._forward(*inputs)
-        (losses_here[0] * state.loss_scale).backward()
-        # A tensor: another number each step would compile each step. Filling waits for nothing.
+        losses = self._forward(*inputs)
+        (losses[0] * state.loss_scale).backward()
+        # A tensor, since a Python number would recompile at each change; filling never waits.
         rate = torch.full((), learning_rate, device=self._device)
-        parameters = list(self.model.parameters())
+        parameters = [value for value in self.network.parameters() if value.requires_grad]
         with torch.no_grad():
-            gradients = [value.grad for value in parameters if value.grad is not None]
             loss_scale, good_steps, norm, finite = self._advance(
                 [parameter.detach() for parameter in parameters],
-                gradients,
+                [parameter.grad for parameter in parameters if parameter.grad is not None],
                 list(state.momentum.values()),
                 rate,
                 state.loss_scale,
@@ -109,14 +114,15 @@ class TrainingStep:
             )
             for parameter in parameters:
                 parameter.grad = None
-            metrics = _mean_over_ranks(losses_here)
+            self._losses.update_state()
+            metrics = _mean_over_ranks(losses)
             metrics |= {"gradient_norm": norm, "learning_rate": rate}
             if self._scaling is not _UNSCALED:
                 metrics |= {"loss_scale": loss_scale, "skipped_steps": 1.0 - finite.float()}
         state = state._replace(step=state.step + 1, loss_scale=loss_scale, good_steps=good_steps)
         return state, metrics
 
-    def _take_step(
+    def _update(
         self,
         parameters: list[Tensor],
         gradients: list[Tensor],
@@ -145,6 +151,7 @@ class TrainingStep:
         return loss_scale, good_steps, norm, finite
 
 
-def _mean_over_ranks(values: Any) -> dict[str, Tensor]:
-    means = collectives.mean_over_ranks(torch.stack([value.detach() for value in values]))
-    return dict(zip(values._fields, means.unbind(), strict=True))
+def _mean_over_ranks(losses: Any) -> dict[str, Tensor]:
+    stacked = torch.stack([value.detach() for value in losses])
+    means = collectives.mean_over_ranks(stacked)
+    return dict(zip(losses._fields, means.unbind(), strict=True))

@@ -12,7 +12,7 @@ from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
 
 DEMO = "gin/demo.gin"
-LARS = ("train.optimizer=@lars()", "lars.momentum=0.9", "lars.weight_decay=0.0")
+LARS = ("pretrain.optimizer=@lars()", "lars.momentum=0.9", "lars.weight_decay=0.0")
 
 
 class ConfigTest(parameterized.TestCase):
@@ -39,21 +39,21 @@ class ConfigTest(parameterized.TestCase):
 
     def test_later_files_win_and_bindings_win_over_files(self) -> None:
         first = self.file(f"include '{DEMO}'\ntrain.batch_size = 8\ntrain.epochs = 3\n", "a.gin")
-        second = self.file("train.epochs = 4\ntrain.seed = 5\n", "b.gin")
-        task = config.load([first, second], ["train.seed=6", "train.seed=7"]).task
+        second = self.file("schedule.epochs = 4\ntrain.seed = 5\n", "b.gin")
+        task = config.load([first, second], ["pretrain.seed=6", "pretrain.seed=7"]).task
         assert isinstance(task, PretrainTask)
         self.assertEqual((task.batch_size, task.epochs, task.seed), (8, 4, 7))
 
     def test_an_earlier_load_leaves_nothing(self) -> None:
-        self.load("train.seed=6")
+        self.load("pretrain.seed=6")
         self.assertEqual(self.load().seed, 0)
 
     def test_kinds_of_values(self) -> None:
         task = self.load(
-            "train.learning_rate=1",
-            "train.crop_scale=[0.5, 1]",
-            "train.warmup_epochs=0.5",
-            "train.decay=@step_decay()",
+            "pretrain.learning_rate=1",
+            "jigsaw.crop_scale=[0.5, 1]",
+            "schedule.warmup_epochs=0.5",
+            "schedule.decay=@step_decay()",
             "step_decay.milestones=[2, 3]",
             "step_decay.factor=0.1",
         )
@@ -71,35 +71,35 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(loaded.unused, ["sgd.momentum", "sgd.weight_decay"])
 
     def test_texts(self) -> None:
-        loaded = config.load([DEMO], ["train.seed=6", "MEAN=(0.1, 0.2, 0.3)"])
+        loaded = config.load([DEMO], ["pretrain.seed=6", "MEAN=(0.1, 0.2, 0.3)"])
         resolved = dict(line.split(" = ", 1) for line in loaded.resolved.splitlines())
-        self.assertEqual(resolved["train.seed"], "6")
-        self.assertEqual(resolved["knn.mean"], "(0.1, 0.2, 0.3)")
+        self.assertEqual(resolved["pretrain.seed"], "6")
+        self.assertEqual(resolved["eval_transform.mean"], "(0.1, 0.2, 0.3)")
         self.assertEqual(resolved["val_split/ProceduralImages.images"], "500")
         self.assertNotIn("%", loaded.resolved)
-        self.assertIn("knn.mean = %MEAN", loaded.given)
+        self.assertIn("eval_transform.mean = %MEAN", loaded.given)
         for text in (loaded.given, loaded.operative):
             again = config.load([self.file(text)], [])
             self.assertEqual(again.resolved, loaded.resolved)
 
     @parameterized.parameters(
-        ("train.batchsize=3", "'batchsize'", "did you mean train.batch_size?"),
+        ("train.batchsize=3", "'batchsize'", "did you mean pretrain.batch_size?"),
         ("trian.batch_size=3", "'trian'", "did you mean train?"),
-        ("knn.neighbours=3", "'neighbours'", "did you mean knn.neighbors?"),
-        ("train.optimizer=@sgt()", "'@sgt()'", "did you mean sgd?"),
+        ("knn.neighbours=3", "'neighbours'", "did you mean knn_evaluator.neighbors?"),
+        ("pretrain.optimizer=@sgt()", "'@sgt()'", "did you mean sgd?"),
         ("lars.momentum=0.9", "lars.momentum = 0.9 never takes effect", "sgd.momentum?"),
-        ("a/train.seed=3", "a/train.seed = 3 never takes effect", "did you mean train.seed?"),
+        ("a/train.seed=3", "a/train.seed = 3 never takes effect", "did you mean pretrain.seed?"),
         ("MEEN=3", "MEEN = 3 never takes effect"),
-        ("train.seed=%SEED", "%SEED is read and not bound; bind it as SEED"),
-        ("train.encoder=resnet18", "resnet18; text stands in quotes: 'resnet18'"),
-        ("train.seed=", "train.seed=", "Unable to parse value"),
-        ("train.seed", "expected ':' or '='"),
-        ("train.crop_scale=(1", "train.crop_scale=(1", "EOF in multi-line statement"),
+        ("pretrain.seed=%SEED", "%SEED is read and not bound; bind it as SEED"),
+        ("pretrain.encoder=resnet18", "resnet18; text stands in quotes: 'resnet18'"),
+        ("pretrain.seed=", "pretrain.seed=", "Unable to parse value"),
+        ("pretrain.seed", "expected ':' or '='"),
+        ("jigsaw.crop_scale=(1", "jigsaw.crop_scale=(1", "EOF in multi-line statement"),
         ("=3", "Unexpected token"),
-        ("train.seed=@train()", "leads back to itself"),
+        ("pretrain.seed=@pretrain()", "leads back to itself"),
         ("import no_such_module", "No module named 'no_such_module'"),
         ("include 'none.gin'", "Unable to open file: none.gin"),
-        ("train.decay=@step_decay()", "not bound: step_decay.milestones, step_decay.factor"),
+        ("schedule.decay=@step_decay()", "not bound: step_decay.milestones, step_decay.factor"),
     )
     def test_refuses_names(self, binding: str, *parts: str) -> None:
         message = self.refused(binding)
@@ -107,32 +107,32 @@ class ConfigTest(parameterized.TestCase):
             self.assertIn(part, message)
 
     @parameterized.parameters(
-        ("train.batch_size='64'", "is '64', of type str; expected int"),
-        ("train.batch_size=64.0", "is 64.0, of type float; expected int"),
-        ("train.batch_size=True", "is True, of type bool; expected int"),
-        ("train.batch_size=None", "is None, of type NoneType; expected int"),
-        ("train.compile=1", "is 1, of type int; expected bool"),
-        ("train.encoder=18", "expected str"),
-        ("train.init_from=3", "expected str or None"),
-        ("train.crop_scale=(0.2, 1.0, 2.0)", "expected tuple[float, float]"),
-        ("train.crop_scale=0.2", "expected tuple[float, float]"),
+        ("pretrain.batch_size='64'", "is '64', of type str; expected int"),
+        ("pretrain.batch_size=64.0", "is 64.0, of type float; expected int"),
+        ("pretrain.batch_size=True", "is True, of type bool; expected int"),
+        ("pretrain.batch_size=None", "is None, of type NoneType; expected int"),
+        ("compute.compile=1", "is 1, of type int; expected bool"),
+        ("pretrain.encoder=18", "expected str"),
+        ("pretrain.init_from=3", "expected str or None"),
+        ("jigsaw.crop_scale=(0.2, 1.0, 2.0)", "expected tuple[float, float]"),
+        ("jigsaw.crop_scale=0.2", "expected tuple[float, float]"),
         ("augmentation.hue='a'", "expected float"),
         (
             "step_decay.factor=-3.0\ntrain.decay=@step_decay()\nstep_decay.milestones=()",
             "must be in [0, 1]",
         ),
         (
-            "train.optimizer=@cosine_decay()",
+            "pretrain.optimizer=@cosine_decay()",
             "a reference to cosine_decay; expected one of @sgd(), @lars",
         ),
         (
-            "train.decay=@sgd()",
+            "schedule.decay=@sgd()",
             "a reference to sgd; expected one of @cosine_decay(), @step_decay()",
         ),
-        ("train.source=@sgd()", "a reference to sgd; expected one of @ImageFolder()"),
-        ("train.source=@ProceduralImages", "to ProceduralImages; expected one of @ImageFolder()"),
-        ("train.augmentation=@loss_scaling()", "to loss_scaling; expected one of @augmentation()"),
-        ("train.evaluation=@sgd()", "a reference to sgd; expected one of @knn(), None"),
+        ("pretrain.source=@sgd()", "a reference to sgd; expected one of @ImageFolder()"),
+        ("pretrain.source=@ProceduralImages", "to ProceduralImages; expected one of @ImageFolder()"),
+        ("jigsaw.augmentation=@loss_scaling()", "to loss_scaling; expected one of @augmentation()"),
+        ("pretrain.evaluators=@sgd()", "a reference to sgd; expected one of @knn_evaluator(), None"),
     )
     def test_refuses_types(self, binding: str, expected: str) -> None:
         message = self.refused(binding)
@@ -144,7 +144,7 @@ class ConfigTest(parameterized.TestCase):
         ("include 'gin/demo.gin'\n\ntrain.seed =\n", "run.gin, line 3"),
         ("include 'gin/demo.gin'\nlars.momentum = 0.3\n", "lars.momentum = 0.3 never takes"),
         ("", "not bound: launch.task"),
-        ("include 'gin/base/pretrain.gin'\n", "not bound: train.source"),
+        ("include 'gin/base/pretrain.gin'\n", "not bound: pretrain.source"),
         (b"\xff\xfe\x00", "run.gin", "can't decode byte 0xff"),
     )
     def test_refuses_files(self, text: str | bytes, *parts: str) -> None:
@@ -155,7 +155,7 @@ class ConfigTest(parameterized.TestCase):
     def test_another_value_than_a_macro(self) -> None:
         loaded = config.load(
             [DEMO],
-            ["knn.mean=(0.5, 0.5, 0.5)", "augmentation.mean=%OTHER", "OTHER=(0.4, 0.4, 0.4)"],
+            ["eval_transform.mean=(0.5, 0.5, 0.5)", "augmentation.mean=%OTHER", "OTHER=(0.4, 0.4, 0.4)"],
         )
         self.assertEqual(loaded.unused, ["MEAN"])
 
@@ -175,7 +175,7 @@ class ConfigTest(parameterized.TestCase):
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.folder)
         own = self.file(f"include '{name}'\ntrain.seed = 5\n")
-        resolved = config.load([name], ["train.seed=5"]).resolved
+        resolved = config.load([name], ["pretrain.seed=5"]).resolved
         self.assertEqual(config.load([own], []).resolved, resolved)
 
     @parameterized.parameters("gin/demo.gin", "demo.gin")

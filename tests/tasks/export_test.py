@@ -68,7 +68,7 @@ class ExportTest(parameterized.TestCase):
         self.assertFalse(self.workdir.exists())
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed):
-            task.run(self.workdir, "export.crop = 32")
+            task.run(self.workdir, "eval_transform.crop = 32")
         return printed.getvalue()
 
     def files(self) -> set[str]:
@@ -124,7 +124,7 @@ class ExportTest(parameterized.TestCase):
             "step": 70,
             "parameters": parameters,
             "buffers": {},
-            "config": "train.batch_size = 4\ntrain.encoder = 'resnet18'",
+            "config": "pretrain.batch_size = 4\ntrain.encoder = 'resnet18'",
             "versions": {"torch": "2.11.0"},
             "scores": [(0, {"knn_accuracy": 0.25}), (70, {"knn_accuracy": 0.875})],
         }

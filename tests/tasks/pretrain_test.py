@@ -28,7 +28,7 @@ from tests.terminal import progress_log
 # A learning rate that leaves the weights where they are: small batches make training chaotic,
 # so that rounding alone would soon part two runs.
 STILL = 1e-12
-CONFIG = "train.seed = 0\ntrain.workers = 0"
+CONFIG = "pretrain.seed = 0\ntrain.workers = 0"
 EVALUATION = KnnEvaluation(
     bank=ProceduralImages(images=20, size=32, seed=0, split="train"),
     queries=ProceduralImages(images=10, size=32, seed=0, split="val"),
@@ -245,7 +245,7 @@ class PretrainTest(parameterized.TestCase):
         ({"init_from": "/nowhere/w.pth"}, "/nowhere/w.pth does not exist"),
         ({"resume_from": "/nowhere/c.pt"}, "/nowhere/c.pt does not exist"),
         ({"init_from": "a", "resume_from": "b"}, "give one"),
-        ({"evaluation": dataclasses.replace(EVALUATION, neighbors=99)}, "knn.neighbors is 99"),
+        ({"evaluation": dataclasses.replace(EVALUATION, neighbors=99)}, "knn_evaluator.neighbors is 99"),
         ({"evaluation": dataclasses.replace(EVALUATION, crop=64)}, "crop is 64"),
     )
     def test_mistakes_are_found_before_anything_is_written(
@@ -285,9 +285,9 @@ class PretrainTest(parameterized.TestCase):
 
     def test_refuses_a_workdir_of_another_configuration(self) -> None:
         run(changed(stop_after_steps=2), self.folder)
-        with self.assertRaisesRegex(UserError, "train.seed was 0 and is 1"):
-            TASK.check(self.folder, "train.seed = 1\ntrain.workers = 8")
-        TASK.check(self.folder, "train.seed = 0\ntrain.workers = 8")
+        with self.assertRaisesRegex(UserError, "pretrain.seed was 0 and is 1"):
+            TASK.check(self.folder, "pretrain.seed = 1\ntrain.workers = 8")
+        TASK.check(self.folder, "pretrain.seed = 0\ntrain.workers = 8")
 
 
 if __name__ == "__main__":

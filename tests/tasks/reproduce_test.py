@@ -20,8 +20,8 @@ STAGES = """
 launch.task = @reproduce()
 reproduce.stages = (
     ('first', '{folder}/train.gin', ()),
-    ('knn', '{folder}/knn.gin', ("knn_task.init_from='{{pretrained}}'",)),
-    ('untrained', '{folder}/knn.gin', ("knn_task.init_from=None",)),
+    ('knn', '{folder}/knn.gin', ("knn.init_from='{{pretrained}}'",)),
+    ('untrained', '{folder}/knn.gin', ("knn.init_from=None",)),
 )
 reproduce.published = (('knn', 'knn_accuracy', 0.5),)
 """
@@ -30,37 +30,37 @@ include 'gin/demo.gin'
 ProceduralImages.size = 32
 train_split/ProceduralImages.images = 20
 val_split/ProceduralImages.images = 10
-knn.resize = 32
-knn.crop = 32
-knn.neighbors = 3
-train.batch_size = 10
-train.epochs = 1
-train.warmup_epochs = 0
-train.patch_size = 16
-train.small_stem = True
-train.compile = False
+eval_transform.resize = 32
+eval_transform.crop = 32
+knn_evaluator.neighbors = 3
+pretrain.batch_size = 10
+schedule.epochs = 1
+schedule.warmup_epochs = 0
+jigsaw.patch_size = 16
+pretrain.small_stem = True
+compute.compile = False
 """
 KNN = """
 include 'gin/base/knn.gin'
-launch.task = @knn_task()
-knn_task.evaluation = @knn()
-knn_task.seed = 0
-knn_task.device = 'cpu'
-knn_task.precision = 'float32'
-knn_task.encoder = 'resnet18'
-knn_task.small_stem = True
-knn.bank = @train_split/ProceduralImages()
-knn.queries = @val_split/ProceduralImages()
+launch.task = @knn_evaluator()
+knn.evaluator = @knn_evaluator()
+knn.seed = 0
+compute.device = 'cpu'
+compute.precision = 'float32'
+knn.encoder = 'resnet18'
+knn.small_stem = True
+knn_evaluator.bank = @train_split/ProceduralImages()
+knn_evaluator.queries = @val_split/ProceduralImages()
 ProceduralImages.size = 32
 ProceduralImages.seed = 0
 train_split/ProceduralImages.images = 20
 train_split/ProceduralImages.split = 'train'
 val_split/ProceduralImages.images = 10
 val_split/ProceduralImages.split = 'val'
-knn.resize = 32
-knn.crop = 32
-knn.neighbors = 3
-knn.workers = 0
+eval_transform.resize = 32
+eval_transform.crop = 32
+knn_evaluator.neighbors = 3
+loading.workers = 0
 """
 
 
@@ -178,7 +178,7 @@ class ReproduceTest(absltest.TestCase):
             (self.folder / f"{name}.gin").write_text(text.format(folder=self.folder))
         (self.folder / "knn.gin").write_text(KNN.replace("neighbors = 3", "neighbors = 50"))
         task = config.load([str(self.folder / "all.gin")], []).task
-        with self.assertRaisesRegex(UserError, "stage knn: knn.neighbors is 50"):
+        with self.assertRaisesRegex(UserError, "stage knn: knn_evaluator.neighbors is 50"):
             task.check(self.folder / "run", "")
         self.assertFalse((self.folder / "run").exists())
 

@@ -19,7 +19,7 @@ def _contents(step: int = 7) -> dict[str, Any]:
         "buffers": {"encoder.bn1.running_mean": torch.tensor([1.5, -2.0])},
         "optimizer": {"encoder.conv1.weight": torch.full((2, 3), 0.25)},
         "rng": {"cpu": torch.get_rng_state()},
-        "config": "train.batch_size = 4\n",
+        "config": "pretrain.batch_size = 4\n",
         "versions": {"torch": "2", "jigclu": "0", "torchvision": "0"},
         "scores": [(0, {"knn_accuracy": 0.25})],
         "data": "ab12",

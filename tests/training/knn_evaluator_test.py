@@ -129,12 +129,12 @@ class KnnEvaluationTest(parameterized.TestCase):
             self.assertTrue(torch.equal(value, before[name]), name)
 
     @parameterized.parameters(
-        ({"neighbors": 0}, "knn.neighbors is 0.*20"),
-        ({"neighbors": 21}, "knn.neighbors is 21.*20"),
-        ({"temperature": 0.0}, "knn.temperature is 0.0"),
+        ({"neighbors": 0}, "knn_evaluator.neighbors is 0.*20"),
+        ({"neighbors": 21}, "knn_evaluator.neighbors is 21.*20"),
+        ({"temperature": 0.0}, "knn_evaluator.temperature is 0.0"),
         (
             {"queries": ImageArray("x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [], None)},
-            "knn.queries has no labels",
+            "knn_evaluator.queries has no labels",
         ),
         (
             {
@@ -142,7 +142,7 @@ class KnnEvaluationTest(parameterized.TestCase):
                     "x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["cat", "dog"], [0, 1]
                 )
             },
-            "10 classes and knn.queries 2.*bricked_bar",
+            "10 classes and knn_evaluator.queries 2.*bricked_bar",
         ),
     )
     def test_refuses(self, changes: dict[str, object], message: str) -> None:

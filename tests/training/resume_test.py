@@ -10,7 +10,7 @@ from jigclu.system.errors import UserError
 from jigclu.training import checkpoint, resume
 from jigclu.training.state import TrainState
 
-OLD = "train.seed = 0\ntrain.workers = 8\nknn.neighbors = 20\nImageFolder.root = 'a'"
+OLD = "pretrain.seed = 0\ntrain.workers = 8\nknn.neighbors = 20\nImageFolder.root = 'a'"
 
 
 MACHINE = {"precision": ["bfloat16", "a reason"]}
@@ -33,20 +33,20 @@ def state_of(value: float) -> TrainState:
 
 class ResumeTest(parameterized.TestCase):
     @parameterized.parameters(
-        ("train.workers = 8", "train.workers = 2"),
-        ("knn.neighbors = 20", "knn.neighbors = 5"),
+        ("loading.workers = 8", "loading.workers = 2"),
+        ("knn_evaluator.neighbors = 20", "knn_evaluator.neighbors = 5"),
         ("ImageFolder.root = 'a'", "ImageFolder.root = 'b'"),
-        ("train.workers = 8", "train.workers = 8\ntrain.device = 'cpu'"),
-        ("train.workers = 8", "train.workers = 'auto'\ntrain.precision = 'float32'"),
+        ("loading.workers = 8", "loading.workers = 8\ntrain.device = 'cpu'"),
+        ("loading.workers = 8", "loading.workers = 'auto'\ntrain.precision = 'float32'"),
     )
     def test_operation_may_change(self, old: str, new: str) -> None:
         resume.check_same_run(contents_of(OLD), OLD.replace(old, new), Path("c.pt"))
 
     @parameterized.parameters(
-        ("train.seed = 0", "train.seed = 1", "train.seed was 0 and is 1;"),
-        ("train.seed = 0\n", "", "train.seed was 0 and is unbound;"),
-        ("train.seed = 0", "train.seed = 0\nsgd.momentum = 0.5", "momentum was unbound and is"),
-        ("train.seed = 0", "train.seed = 2\ntrain.grid = 3", "train.grid .* and 1 more differ"),
+        ("pretrain.seed = 0", "pretrain.seed = 1", "pretrain.seed was 0 and is 1;"),
+        ("pretrain.seed = 0\n", "", "pretrain.seed was 0 and is unbound;"),
+        ("pretrain.seed = 0", "pretrain.seed = 0\nsgd.momentum = 0.5", "momentum was unbound and is"),
+        ("pretrain.seed = 0", "pretrain.seed = 2\ntrain.grid = 3", "jigsaw.grid .* and 1 more differ"),
         ("ImageFolder.root = 'a'", "ImageList.path = 'a'", "c.pt .*ImageList.path was unbound"),
     )
     def test_learning_may_not(self, old: str, new: str, message: str) -> None:
@@ -56,7 +56,7 @@ class ResumeTest(parameterized.TestCase):
     def test_checkpoints_of_version_0_1_pooled_the_map_as_it_was(self) -> None:
         old, path = contents_of(OLD, "0.1.0"), Path("c.pt")
         resume.check_same_run(old, f"{OLD}\ntrain.pooling_map = None", path)
-        with self.assertRaisesRegex(UserError, "c.pt .*train.pooling_map was None and is 8;"):
+        with self.assertRaisesRegex(UserError, "c.pt .*jigsaw.pooling_map was None and is 8;"):
             resume.check_same_run(old, f"{OLD}\ntrain.pooling_map = 8", path)
 
     @parameterized.parameters("train", "finetune", "linear")
@@ -69,9 +69,9 @@ class ResumeTest(parameterized.TestCase):
         resume.check_same_run(contents_of(without, "0.1.0"), without, path)
 
     @parameterized.parameters(
-        ({"machine": MACHINE, "config": "train.precision = 'auto'"}, "bfloat16"),
-        ({"config": "train.seed = 0\nlinear.precision = 'float16'\nsgd.momentum = 0"}, "float16"),
-        ({"config": "train.seed = 0"}, None),
+        ({"machine": MACHINE, "config": "compute.precision = 'auto'"}, "bfloat16"),
+        ({"config": "pretrain.seed = 0\nlinear.precision = 'float16'\nsgd.momentum = 0"}, "float16"),
+        ({"config": "pretrain.seed = 0"}, None),
     )
     def test_says_in_which_precision_a_run_started(
         self, contents: dict[str, Any], precision: str | None

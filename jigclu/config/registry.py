@@ -1,0 +1,192 @@
+"""Names that gin files may bind, and checks of each binding's type and value."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gin
+
+from jigclu.config import messages, types
+from jigclu.data.packed import PackedImages
+from jigclu.data.procedural import ProceduralImages
+from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabeledImages
+from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
+from jigclu.data.transform import EvalTransform
+from jigclu.data.webdataset import WebDatasetImages
+from jigclu.methods.jigsaw import Jigsaw
+from jigclu.methods.simclr import SimClr
+from jigclu.ops import optim, schedules
+from jigclu.ops.augment import AugmentationSettings
+from jigclu.system.errors import UserError
+from jigclu.tasks.benchmark.task import BenchmarkTask
+from jigclu.tasks.export import ExportTask
+from jigclu.tasks.feature_cache import FeatureCache
+from jigclu.tasks.finetune import FinetuneTask
+from jigclu.tasks.knn import KnnTask
+from jigclu.tasks.linear import LinearTask
+from jigclu.tasks.pack import PackTask
+from jigclu.tasks.pretrain import PretrainTask
+from jigclu.tasks.reproduce import Load, ReproduceTask, Task
+from jigclu.training.knn_evaluator import KnnEvaluator
+from jigclu.training.probe_evaluator import ProbeEvaluator
+from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedule
+
+
+def launch(task: Task) -> Task:
+    """Returns the task to run: the root of every configuration."""
+    return task
+
+
+def reproduce(
+    stages: Sequence[tuple[str, str, tuple[str, ...]]],
+    published: Sequence[tuple[str, str, float]],
+) -> ReproduceTask:
+    """Returns stages that are configured by gin files of their own; see `ReproduceTask`."""
+    return ReproduceTask(stages=stages, published=published, load=_loader[0])
+
+
+# How gin files are loaded; `register` fills it, since loading builds on this module.
+_loader: list[Load] = []
+
+CONFIGURABLES: dict[str, Callable[..., Any]] = {
+    "launch": launch,
+    # Tasks.
+    "pretrain": PretrainTask,
+    "linear": LinearTask,
+    "finetune": FinetuneTask,
+    "knn": KnnTask,
+    "export": ExportTask,
+    "pack": PackTask,
+    "benchmark": BenchmarkTask,
+    "reproduce": reproduce,
+    # Groups of settings.
+    "compute": Compute,
+    "loading": Loading,
+    "schedule": Schedule,
+    "saving": Saving,
+    "reporting": Reporting,
+    "eval_transform": EvalTransform,
+    # Methods and evaluators.
+    "jigsaw": Jigsaw,
+    "simclr": SimClr,
+    "augmentation": AugmentationSettings,
+    "knn_evaluator": KnnEvaluator,
+    "probe_evaluator": ProbeEvaluator,
+    "feature_cache": FeatureCache,
+    # Optimization.
+    "sgd": optim.SGD,
+    "lars": optim.LARS,
+    "loss_scaling": optim.LossScaling,
+    "cosine_decay": schedules.CosineDecay,
+    "step_decay": schedules.StepDecay,
+    # Images.
+    "ImageFolder": ImageFolder,
+    "UnlabeledImages": UnlabeledImages,
+    "ImageList": ImageList,
+    "TorchvisionImages": TorchvisionImages,
+    "PackedImages": PackedImages,
+    "WebDatasetImages": WebDatasetImages,
+    "ProceduralImages": ProceduralImages,
+    "ListedSubset": ListedSubset,
+    "BalancedSubset": BalancedSubset,
+    "HeldOut": HeldOut,
+}
+_NAMES = {function: name for name, function in CONFIGURABLES.items()}
+
+
+def register(load: Load) -> None:
+    """Makes all configurables known to gin.
+
+    Args:
+      load: reads the gin files of a stage.
+    """
+    _loader[:] = [load]
+    for name, function in CONFIGURABLES.items():
+        gin.external_configurable(_checked(name, function), name=name)
+
+
+def binding_names() -> list[str]:
+    """Returns the names of all bindings: schedule.epochs."""
+    return [
+        f"{name}.{parameter}"
+        for name, function in CONFIGURABLES.items()
+        for parameter in inspect.signature(function).parameters
+    ]
+
+
+def name_setting(message: str, owner: Any) -> str:
+    """Replaces the field with which an error message begins by its binding.
+
+    Args:
+      message: begins with a field of the owner or of an object in it, or with a path of
+        fields: "epochs is 0; …" or "schedule.epochs was 1 and is 2; …".
+      owner: a task, or another configurable.
+    """
+    word, space, rest = message.partition(" ")
+    *path, field = word.split(".")
+    found = messages.find_owner(owner, path, field)
+    name = _NAMES.get(type(found))
+    return f"{name}.{field}{space}{rest}" if name else message
+
+
+def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a configurable, so that errors name the binding as the user wrote it."""
+    signature = inspect.signature(function)
+    expected = types.parameter_hints(function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        missing = [
+            f"{name}.{parameter.name}"
+            for parameter in signature.parameters.values()
+            if parameter.name not in given and parameter.default is parameter.empty
+        ]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise UserError(
+                f"not bound: {', '.join(missing[:3])}{more}; bind every value in a gin file "
+                "(those in gin/base have the usual ones) or with --gin_bindings"
+            )
+        for parameter, value in given.items():
+            if not types.fits(value, expected[parameter]):
+                raise UserError(
+                    f"{_as_written(name, parameter)} is {messages.spell(value)}; "
+                    f"expected {_expected(expected[parameter])}"
+                )
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            word, space, rest = str(error).partition(" ")
+            if word not in signature.parameters:
+                raise
+            raise UserError(f"{_as_written(name, word)}{space}{rest}") from error
+
+    # gin reads names and parameters off what it registers.
+    call.__name__ = call.__qualname__ = name
+    call.__module__ = "jigclu"
+    call.__doc__ = function.__doc__
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
+
+
+def _as_written(name: str, parameter: str) -> str:
+    """Returns the name of a binding with the scope in which it is bound, if any."""
+    for scope in reversed(gin.current_scope()):
+        scoped = f"{scope}/{name}.{parameter}"
+        if f"\n{scoped} = " in f"\n{gin.config_str()}":
+            return scoped
+    return f"{name}.{parameter}"
+
+
+def _expected(hint: Any) -> str:
+    """Returns what a binding of this type may be: a type, or the references that make one."""
+    options = types.options(hint)
+    makers = [
+        f"@{name}()"
+        for name, function in CONFIGURABLES.items()
+        if any(types.makes(function, option) for option in options)
+    ]
+    if not makers:
+        return types.spell(hint)
+    listed = ", ".join(makers + ["None"] * (type(None) in options))
+    return f"a tuple of {listed}" if types.is_sequence(hint) else f"one of {listed}"

@@ -1,0 +1,44 @@
+"""Preprocessing of images for evaluation: resize, center crop, normalization."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from jigclu.ops.normalize import check_normalization, normalize
+from jigclu.system.errors import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """Preprocessing without randomness.
+
+    Attributes:
+      resize: pixels of the shorter side after resizing (published: 256).
+      crop: side of the central crop in pixels, at most `resize` (published: 224).
+      mean: of RGB in [0, 1].
+      std: of RGB in [0, 1].
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check(
+            1 <= self.crop <= self.resize,
+            "crop",
+            self.crop,
+            f"in [1, resize = {self.resize}], since images are resized first",
+        )
+        check_normalization(self.mean, self.std)
+
+    def crop_image(self, image: Tensor) -> Tensor:
+        """Resizes and crops uint8 [3, height, width] to uint8 [3, crop, crop]."""
+        image = transforms.resize(image, [self.resize], antialias=True)
+        return transforms.center_crop(image, [self.crop, self.crop])
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalizes uint8 [..., 3, height, width] to float32 of the same shape."""
+        return normalize(images, self.mean, self.std)

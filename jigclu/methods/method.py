@@ -1,0 +1,101 @@
+"""The protocol of a self-supervised method: all of pre-training that depends on the method.
+
+A new method is one file here and one gin base. It is a frozen dataclass of its
+hyperparameters, checked in `__post_init__`; the pre-training task does the rest:
+reading, augmentation, compilation, gradients over all ranks, checkpoints and reports.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from jigclu.data.crops import CropDataset
+from jigclu.data.sources import Source
+from jigclu.models.encoder import Encoder
+from jigclu.ops.augment import AugmentationParameters, AugmentationSettings
+
+
+class StepInputs(NamedTuple):
+    """Inputs of one training step on one rank, on its device.
+
+    crops: uint8 [local_batch * crops_per_image, 3, size, size], not yet augmented.
+    augmentation: one row per crop.
+    targets: tensors that the losses need beside the network's outputs, such as a permutation.
+    """
+
+    crops: Tensor
+    augmentation: AugmentationParameters
+    targets: tuple[Tensor, ...]
+
+
+class Method(Protocol):
+    """A self-supervised method.
+
+    State of a method lives in its network, and thus in checkpoints: a queue is a buffer, a
+    momentum teacher is a module whose parameters do not require gradients. `losses` may write
+    buffers; `update_state` changes the rest after each step.
+    """
+
+    augmentation: AugmentationSettings
+
+    @property
+    def crops_per_image(self) -> int:
+        """Number of crops of every image; fixes how many rows of outputs belong to an image."""
+
+    def check_run(self, encoder: Encoder, epochs: int, compiles: bool) -> None:
+        """Raises UserError if the method does not fit the run.
+
+        Args:
+          encoder: on the meta device, in eval mode.
+          epochs: of the run.
+          compiles: whether torch.compile is sure to be used.
+        """
+
+    def summary(self, images: int) -> str:
+        """Returns one line of the plan: what the encoder sees of a number of images."""
+
+    def dataset(self, source: Source, seed: int) -> CropDataset:
+        """Returns the training images of a source, cropped."""
+
+    def network(self, encoder: Encoder) -> nn.Module:
+        """Adds the method's heads; the result keeps the encoder as its attribute `encoder`."""
+
+    def step_inputs(self, crops: Tensor, seed: int, step: int) -> StepInputs:
+        """Prepares a step: a function of the crops and of (seed, step) on any number of ranks.
+
+        Args:
+          crops: uint8 [local_batch, crops_per_image, 3, size, size] of this rank, on its device.
+          seed: of the run.
+          step: counted from 0.
+        """
+
+    def network_inputs(self, crops: Tensor) -> Tensor:
+        """Turns augmented crops, float32 [rows, 3, size, size], into images for the network.
+
+        Rows belong to whole images, all of them or those of a micro-batch.
+        """
+
+    def losses(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Any:
+        """Returns a NamedTuple of scalars float32 [], the loss to minimize first.
+
+        Each is the mean over the crops of this rank. Embeddings of other ranks come from
+        `collectives.gather_with_gradient`. Compiled with the forward pass: no data-dependent
+        branches, nothing that waits for the device.
+
+        Args:
+          outputs: of the network, each [local_batch * crops_per_image, ...].
+          targets: of the step inputs.
+        """
+
+    def update_state(self, network: nn.Module) -> None:
+        """Updates the method's state in place after the optimizer step, without gradients."""
+
+    def chance(self, batch_size: int) -> dict[str, float]:
+        """Returns the values of some losses and metrics for a network that has learned nothing.
+
+        Args:
+          batch_size: images of the global batch.
+        """
+
+    def draw(self, inputs: StepInputs) -> Tensor:
+        """Draws the first images as the network sees them: uint8 [3, height, width]."""

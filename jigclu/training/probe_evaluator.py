@@ -1,0 +1,142 @@
+"""Linear probe: accuracy of linear classifiers trained on frozen features."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jigclu.data.images import ImageDataset
+from jigclu.data.sampler import epoch_order
+from jigclu.data.sources import Source
+from jigclu.data.subsets import check_labeled
+from jigclu.data.transform import EvalTransform
+from jigclu.models.encoder import Encoder
+from jigclu.ops import probes
+from jigclu.ops.optim import check_learning_rate, check_momentum
+from jigclu.ops.probes import Probes
+from jigclu.system import collectives, progress, seeds
+from jigclu.system.errors import check
+from jigclu.system.machine import choose_workers
+from jigclu.training.features import FeatureSettings, encode
+from jigclu.training.probe_step import ProbeStep, initial_state, to_probes
+from jigclu.training.settings import EVERY_FIELD, Loading
+
+
+class LabeledFeatures(NamedTuple):
+    """Features of this rank's share of a data set, on the device.
+
+    features: float32 [images, channels].
+    labels: int64 [images].
+    image_index: int64 [images], in the source.
+    """
+
+    features: Tensor
+    labels: Tensor
+    image_index: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeEvaluator:
+    """Accuracy of a linear probe; gin/base/probe.gin describes each setting.
+
+    The encoder runs once per image, without augmentation, and one classifier is trained on its
+    features, which stay in memory. The result is the same on any number of ranks.
+
+    Attributes:
+      every: epochs of pre-training between evaluations; 0 for none in between.
+      source: labeled images to train the probe on.
+      val: labeled images to evaluate it on.
+      eval_transform: of both.
+      epochs: passes of the probe over the features.
+      batch_size: images of the global batch of the probe, and images encoded at once per device.
+      learning_rate: at the start of the probe's training; falls linearly to 0.
+      momentum: in [0, 1).
+      seed: of the probe's initial weights and of the order of images.
+      loading: worker processes.
+    """
+
+    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
+
+    every: int
+    source: Source
+    val: Source
+    eval_transform: EvalTransform
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    seed: int
+    loading: Loading
+
+    def __post_init__(self) -> None:
+        check(self.every >= 0, "every", self.every, "0 or more epochs")
+        check_labeled(self.source, self.val, "source", "val")
+        check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        check_learning_rate(self.learning_rate)
+        check_momentum(self.momentum)
+
+    def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
+        """Returns probe_accuracy and probe_accuracy_chance, the share of the commonest class.
+
+        Every rank calls it with the same encoder, whose mode stays as it was.
+
+        Args:
+          encoder: on the device on which to compute.
+          precision: of autocast in the encoder; float32 for none.
+        """
+        settings = self._settings(next(encoder.parameters()).device, precision)
+        probe = self._train(self._encode(encoder, self.source, settings), encoder.channels)
+        val = self._encode(encoder, self.val, settings)
+        with torch.no_grad():
+            predicted = probes.probe_logits(probe, val.features)[0].argmax(1)
+            correct = collectives.sum_over_ranks((predicted == val.labels).sum())
+        labels = torch.tensor(self.val.labels)
+        return {
+            "probe_accuracy": correct.item() / len(labels),
+            "probe_accuracy_chance": labels.bincount().max().item() / len(labels),
+        }
+
+    def _settings(self, device: torch.device, precision: torch.dtype) -> FeatureSettings:
+        workers = choose_workers(self.loading.workers, device).value
+        return FeatureSettings(
+            self.eval_transform, self.batch_size, workers, self.loading.prefetch, precision
+        )
+
+    def _encode(
+        self, encoder: Encoder, source: Source, settings: FeatureSettings
+    ) -> LabeledFeatures:
+        device = next(encoder.parameters()).device
+        features = [torch.empty(0, encoder.channels, device=device)]
+        labels = [torch.empty(0, dtype=torch.int64, device=device)]
+        indices = [torch.empty(0, dtype=torch.int64)]
+        images = ImageDataset(source=source, transform=self.eval_transform)
+        for batch_features, batch in encode(encoder, images, settings):
+            features.append(batch_features)
+            labels.append(batch.label.to(device))
+            indices.append(batch.image_index)
+        return LabeledFeatures(torch.cat(features), torch.cat(labels), torch.cat(indices))
+
+    def _train(self, data: LabeledFeatures, channels: int) -> Probes:
+        device = data.features.device
+        with seeds.initial_weights(self.seed):
+            initial = probes.initial_probes(1, len(self.source.classes), channels)
+        state = initial_state(Probes(*(value.to(device) for value in initial)), {})
+        step = ProbeStep([(self.learning_rate, 0.0)], self.momentum, device)
+        batches = list(self._batches(data))
+        for number, (rows, size) in enumerate(progress.track(batches, "training the probe")):
+            factor = 1 - number / len(batches)
+            state, _ = step(state, data.features[rows], data.labels[rows], size, factor)
+        return to_probes(state)
+
+    def _batches(self, data: LabeledFeatures) -> Iterator[tuple[Tensor, int]]:
+        """Yields this rank's rows of every global batch, and the size of that batch."""
+        images = len(self.source)
+        row_of = torch.full((images,), -1, dtype=torch.int64)
+        row_of[data.image_index] = torch.arange(len(data.image_index))
+        for epoch in range(self.epochs):
+            for batch in epoch_order(self.seed, epoch, images).split(self.batch_size):
+                rows = row_of[batch]
+                yield rows[rows >= 0].to(data.features.device), len(batch)

@@ -1,0 +1,184 @@
+"""Groups of settings that every training task shares; each group checks its own values.
+
+`MAY_CHANGE_ON_RESUME` names the fields that change how a run computes or what it
+reports, but not what it learns: a resumed run may have other values there.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jigclu.ops import schedules
+from jigclu.ops.optim import LossScaling
+from jigclu.system.device import DEVICES
+from jigclu.system.errors import check
+from jigclu.system.machine import PRECISIONS, Auto, check_workers
+
+EVERY_FIELD = "every field"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Device and arithmetic of a run.
+
+    Attributes:
+      device: "cpu", "cuda", or "auto" (CUDA if there is a GPU).
+      precision: "float32", autocast to "bfloat16" or "float16", or "auto".
+      compile: whether forward pass and update are compiled by torch.compile, or "auto".
+      channels_last: memory format of images and weights, or "auto".
+      loss_scaling: dynamic loss scale, used in float16 only.
+    """
+
+    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
+
+    device: str
+    precision: str
+    compile: bool | Auto
+    channels_last: bool | Auto
+    loss_scaling: LossScaling
+
+    def __post_init__(self) -> None:
+        check(self.device in DEVICES, "device", self.device, f"one of {_quoted(DEVICES)}")
+        precisions = ("auto", *PRECISIONS)
+        known = f"one of {_quoted(precisions)}"
+        check(self.precision in precisions, "precision", self.precision, known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Worker processes that read images.
+
+    Attributes:
+      workers: processes per device; 0 reads in the training process; "auto" chooses by cores.
+      prefetch: batches that each worker keeps ready.
+    """
+
+    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
+
+    workers: int | Auto
+    prefetch: int
+
+    def __post_init__(self) -> None:
+        check_workers(self.workers)
+        check(self.prefetch >= 1, "prefetch", self.prefetch, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Length of a run, and the learning rate along it.
+
+    Attributes:
+      epochs: passes over the training images.
+      warmup_epochs: epochs of linear warm-up, in [0, epochs).
+      decay: factor of the learning rate after warm-up, a function of the epoch.
+      per_epoch: whether the decay moves only between epochs, or at every step.
+      stop_after_steps: steps after which the run ends early, on the schedule of the whole
+        run; None runs all epochs.
+    """
+
+    MAY_CHANGE_ON_RESUME: ClassVar = ("stop_after_steps",)
+
+    epochs: int
+    warmup_epochs: float
+    decay: schedules.Decay
+    per_epoch: bool
+    stop_after_steps: int | None
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        check(
+            0 <= self.warmup_epochs < self.epochs,
+            "warmup_epochs",
+            self.warmup_epochs,
+            f"in [0, epochs = {self.epochs})",
+        )
+        stop = self.stop_after_steps
+        check(stop is None or stop >= 1, "stop_after_steps", stop, "1 or more, or None")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Returns the steps of the run."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.stop_after_steps is None else min(steps, self.stop_after_steps)
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """Returns the factor of the learning rate at a step, counted from 0."""
+        return schedules.learning_rate_at(
+            step,
+            steps_per_epoch,
+            learning_rate=1.0,
+            epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs,
+            per_epoch=self.per_epoch,
+            decay=self.decay,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """Checkpoints of a run.
+
+    Attributes:
+      every: steps between checkpoints; the last step is always saved.
+      keep_last: number of latest checkpoints that are kept.
+      keep_every: steps; checkpoints at its multiples are kept forever. 0 keeps none.
+    """
+
+    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
+
+    every: int
+    keep_last: int
+    keep_every: int
+
+    def __post_init__(self) -> None:
+        check(self.every >= 1, "every", self.every, "1 or more")
+        check(self.keep_last >= 1, "keep_last", self.keep_last, "1 or more")
+        check(self.keep_every >= 0, "keep_every", self.keep_every, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """Log lines and pictures of a run.
+
+    Attributes:
+      log_every: steps between reports; each reports means over those steps.
+      picture_every: steps between pictures of training images; 0 draws none.
+    """
+
+    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
+
+    log_every: int
+    picture_every: int
+
+    def __post_init__(self) -> None:
+        check(self.log_every >= 1, "log_every", self.log_every, "1 or more")
+        check(self.picture_every >= 0, "picture_every", self.picture_every, "0 or more")
+
+
+def learning_settings(task: Any) -> dict[str, str]:
+    """Returns the settings that determine what a run learns, by their path from the task.
+
+    These are the fields of the task and of the dataclasses it contains, such as
+    `schedule.epochs` or `method.augmentation.hue`, except those in `MAY_CHANGE_ON_RESUME`.
+    """
+    return {path: repr(value) for path, value in _settings(task, "")}
+
+
+def _settings(owner: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    may_change = getattr(owner, "MAY_CHANGE_ON_RESUME", ())
+    if may_change == EVERY_FIELD:
+        return
+    if prefix:
+        yield prefix, type(owner).__name__
+    for field in dataclasses.fields(owner):
+        value, path = getattr(owner, field.name), f"{prefix}.{field.name}".lstrip(".")
+        if field.name in may_change:
+            continue
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, path)
+        else:
+            yield path, value
+
+
+def _quoted(names: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, names))

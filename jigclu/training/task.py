@@ -1,0 +1,184 @@
+"""Settings that every training task has, and their checks before anything runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from jigclu.data.sampler import GlobalBatchSampler, check_batch_size, steps_per_epoch
+from jigclu.data.sources import Source
+from jigclu.models.weights import check_encoder
+from jigclu.system import collectives, machine
+from jigclu.system.device import check_compiler, launched_processes, local_device, process_group
+from jigclu.system.errors import UserError, check
+from jigclu.system.machine import Machine
+from jigclu.system.tensor_files import check_exists
+from jigclu.training import checkpoint, resume
+from jigclu.training.process import Process
+from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedule, learning_settings
+
+_SEED_LIMIT = 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """Settings of every task that trains; gin/base describes each of them.
+
+    Attributes:
+      seed: of all random draws, in [0, 2**63).
+      source: training images; a resumed run compares their fingerprint.
+      batch_size: images of the global batch.
+      encoder: name of a ResNet of torchvision.
+      small_stem: whether the encoder starts with a 3x3 convolution, for small images.
+      init_from: file of initial weights, or None for random ones.
+      resume_from: checkpoint to resume from if the workdir has none, or None.
+    """
+
+    MAY_CHANGE_ON_RESUME: ClassVar[tuple[str, ...]] = ("source", "resume_from")
+
+    seed: int
+    source: Source
+    batch_size: int
+    encoder: str
+    small_stem: bool
+    init_from: str | None
+    resume_from: str | None
+    schedule: Schedule
+    compute: Compute
+    loading: Loading
+    saving: Saving
+    reporting: Reporting
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < _SEED_LIMIT, "seed", self.seed, "in [0, 2**63)")
+        check_batch_size(self.batch_size, len(self.training_source), launched_processes())
+        if self.init_from is not None and self.resume_from is not None:
+            raise UserError(
+                f"init_from is {self.init_from!r}, but resume_from is {self.resume_from!r}: "
+                "bind only one of them, since a checkpoint that is resumed brings its own weights"
+            )
+
+    @property
+    def training_source(self) -> Source:
+        """Training images: all of the source, or a part of it."""
+        return self.source
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether the task has anything for torch.compile to compile."""
+        return True
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps per epoch; the incomplete last batch is dropped."""
+        return steps_per_epoch(len(self.training_source), self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run."""
+        return self.schedule.total_steps(self.steps_per_epoch)
+
+    def epochs_to_steps(self, epochs: int) -> int:
+        """Returns the steps of a number of epochs."""
+        return epochs * self.steps_per_epoch
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Returns the factor of the learning rate at a step, counted from 0."""
+        return self.schedule.factor(step, self.steps_per_epoch)
+
+    def sampler(self, start_step: int) -> GlobalBatchSampler:
+        """Returns the batches of this rank from a step on."""
+        return GlobalBatchSampler(
+            length=len(self.training_source),
+            batch_size=self.batch_size,
+            rank=collectives.rank(),
+            world_size=collectives.world_size(),
+            seed=self.seed,
+            start_step=start_step,
+            total_steps=self.total_steps,
+        )
+
+    def check(self, workdir: Path) -> None:
+        """Finds mistakes that need files, devices or all settings, before anything is written.
+
+        Args:
+          workdir: of the run; it may hold an interrupted run with the same settings.
+
+        Raises:
+          UserError: settings that do not fit together, a missing file or device, or a workdir
+            with a run of other settings.
+        """
+        local_device(self.compute.device)
+        if self.can_compile and self.compute.compile is True:
+            check_compiler()
+        if self.resume_from is not None:
+            check_exists(Path(self.resume_from))
+        found = self.starting_checkpoint(workdir)
+        if found is None:
+            check_encoder(self.init_from, self.encoder, self.small_stem)
+            return
+        check_encoder(None, self.encoder, self.small_stem)
+        resume.check_same_run(checkpoint.peek(found), self.recipe(), found)
+
+    def recipe(self) -> resume.Recipe:
+        """Returns what a run and its continuation must have in common."""
+        images = self.training_source.fingerprint(deep=False)
+        return resume.Recipe(learning_settings(self), images)
+
+    def starting_checkpoint(self, workdir: Path) -> Path | None:
+        """Returns the checkpoint to resume: the latest of the workdir, else `resume_from`."""
+        named = None if self.resume_from is None else Path(self.resume_from)
+        return checkpoint.latest(workdir) or named
+
+    def choose_machine(self, workdir: Path | None) -> Machine:
+        """Chooses the settings that depend on the machine, with one precision on all ranks.
+
+        Args:
+          workdir: of the run, which keeps the precision in which it started; None for no run.
+        """
+        device = local_device(self.compute.device)
+        path = None if workdir is None else self.starting_checkpoint(workdir)
+        started = None if path is None else resume.started_precision(checkpoint.peek(path))
+        precision = machine.choose_precision(self.compute.precision, device, started)
+        return machine.choose_machine(
+            device,
+            precision=collectives.broadcast(precision),
+            compile=self.compute.compile,
+            channels_last=self.compute.channels_last,
+            workers=self.loading.workers,
+            steps=self.total_steps,
+            compilable=self.can_compile,
+        )
+
+    def plan(self, workdir: Path) -> str:
+        """Returns what a run would do, in several lines.
+
+        Args:
+          workdir: of the run, which may hold a checkpoint to resume.
+        """
+        return "\n".join([self.choose_machine(workdir).summary()])
+
+    def summary(self) -> list[str]:
+        """Returns the lines of the plan that all tasks have."""
+        return [
+            f"devices: {launched_processes()} x {local_device(self.compute.device).type}",
+            f"data: {len(self.training_source):,} images, {len(self.source.classes)} classes",
+            f"steps: {self.total_steps:,}, {self.steps_per_epoch:,} per epoch, "
+            f"{self.schedule.epochs} epochs",
+            f"samples: {self.total_steps * self.batch_size:,} images, {self.batch_size} per step",
+        ]
+
+    @contextmanager
+    def process(self, workdir: Path, config: str) -> Iterator[Process]:
+        """Joins the process group, and applies the settings chosen for the machine.
+
+        Args:
+          workdir: of the run.
+          config: all effective bindings, one per line.
+        """
+        device = local_device(self.compute.device)
+        with process_group(device):
+            chosen = self.choose_machine(workdir)
+            chosen.apply()
+            yield Process(workdir, config, device, chosen)
