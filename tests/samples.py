@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size
-from jigclu.methods.jigsaw import StepInputs
+from jigclu.methods.jigsaw import Jigsaw
+from jigclu.methods.method import Method, StepInputs
+from jigclu.methods.simclr import SimClr
 from jigclu.models.batch_norm import BatchNorm
 from jigclu.models.encoder import Encoder
 from jigclu.models.jigclu import JigClu
-from jigclu.ops import augment, jigsaw
+from jigclu.ops import augment
 from jigclu.system import collectives
 from jigclu.system.to_device import to_device
 
@@ -64,24 +66,46 @@ def tiny_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
     return JigClu(TinyEncoder(norm_layer), GRID, pooling_map=8, embedding_channels=16)
 
 
-def inputs_of(step: int, device: str = "cpu") -> StepInputs:
-    """Returns what this rank gets of a global batch that is a function of the step."""
-    count = BATCH * GRID**2
+JIGSAW = Jigsaw(
+    grid=GRID,
+    cross_ratio=0.3,
+    patch_size=SIZE,
+    smaller_patches=(),
+    crop_scale=(0.2, 1.0),
+    crop_ratio=(0.75, 4 / 3),
+    scaled_decoding=True,
+    augmentation=AUGMENTATION,
+    pooling_map=None,
+    embedding_channels=16,
+    temperature=0.3,
+    base_temperature=0.07,
+    clustering_weight=1.0,
+    location_weight=1.0,
+)
+SIMCLR = SimClr(
+    view_size=SIZE,
+    crop_scale=(0.2, 1.0),
+    crop_ratio=(0.75, 4 / 3),
+    scaled_decoding=True,
+    augmentation=AUGMENTATION,
+    embedding_channels=16,
+    temperature=0.5,
+)
+
+
+def method_inputs(method: Method, step: int, device: str = "cpu") -> StepInputs:
+    """Returns this rank's inputs of a step; the global batch is a function of the step."""
     generator = torch.Generator().manual_seed(step)
-    patches = torch.randint(
-        0, 256, (BATCH, GRID**2, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator
-    )
-    permutation = jigsaw.global_permutation(0, step, count)
-    local, ranks = BATCH // collectives.world_size(), collectives.world_size()
-    own = slice(collectives.rank() * count // ranks, (collectives.rank() + 1) * count // ranks)
-    drawn = augment.draw_augmentation(AUGMENTATION, 0, step, count)
-    return StepInputs(
-        slots=collectives.exchange_patches(
-            to_device(patches[collectives.rank() * local :][:local], device), permutation
-        ),
-        augmentation=augment.select_rows(drawn, permutation[own], device),
-        permutation=to_device(permutation, device),
-    )
+    shape = (BATCH, method.crops_per_image, 3, SIZE, SIZE)
+    crops = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    local = BATCH // collectives.world_size()
+    own = crops[collectives.rank() * local :][:local]
+    return method.step_inputs(to_device(own, device), 0, step)
+
+
+def inputs_of(step: int, device: str = "cpu") -> StepInputs:
+    """Returns this rank's inputs of a step of jigsaw clustering."""
+    return method_inputs(JIGSAW, step, device)
 
 
 class MemorySource:

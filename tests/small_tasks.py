@@ -1,93 +1,155 @@
-"""The fields that small training tasks of the tests have in common, and how they are run."""
+"""Small training tasks, changes of their settings, and a test case that runs them."""
 
 import contextlib
+import dataclasses
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from absl.testing import parameterized
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from jigclu.data.procedural import ProceduralImages
+from jigclu.data.transform import EvalTransform
 from jigclu.ops import optim, schedules
+from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training import checkpoint
-from jigclu.training.loop import TrainingTask
-from tests.samples import AUGMENTATION
+from jigclu.training.knn_evaluator import KnnEvaluator
+from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedule
+from jigclu.training.task import TrainingTask
+from tests.samples import JIGSAW
 
+Owner = TypeVar("Owner")
+
+EVAL_TRANSFORM = EvalTransform(resize=32, crop=32, mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3))
+COMPUTE = Compute(
+    device="cpu",
+    precision="float32",
+    compile=False,
+    channels_last=True,
+    loss_scaling=optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
+)
+LOADING = Loading(workers=0, prefetch=2)
+SCHEDULE = Schedule(
+    epochs=2,
+    warmup_epochs=0,
+    decay=schedules.CosineDecay(),
+    per_epoch=True,
+    stop_after_steps=None,
+)
+KNN = KnnEvaluator(
+    every=0,
+    bank=ProceduralImages(images=20, size=32, seed=0, split="train"),
+    queries=ProceduralImages(images=10, size=32, seed=0, split="val"),
+    eval_transform=EVAL_TRANSFORM,
+    neighbors=3,
+    temperature=0.07,
+    batch_size=10,
+    loading=LOADING,
+)
 TRAINING: dict[str, Any] = {
     "seed": 0,
-    "epochs": 2,
-    "stop_after_steps": None,
     "encoder": "resnet18",
     "small_stem": True,
-    "warmup_epochs": 0,
-    "per_epoch": True,
-    "device": "cpu",
-    "precision": "float32",
-    "compile": False,
-    "channels_last": True,
-    "workers": 0,
-    "prefetch": 2,
     "init_from": None,
     "resume_from": None,
-    "keep_last": 1,
+    "compute": COMPUTE,
+    "loading": LOADING,
 }
-# 14 images in batches of 4: 3 steps an epoch, 6 in all.
-PRETRAINING: dict[str, Any] = TRAINING | {
-    "source": ProceduralImages(images=14, size=32, seed=0, split="train"),
-    "batch_size": 4,
-    "micro_batch_size": None,
-    "grid": 2,
-    "cross_ratio": 0.3,
-    "patch_size": 16,
-    "smaller_patches": (),
-    "crop_scale": (0.2, 1.0),
-    "crop_ratio": (0.75, 4 / 3),
-    "scaled_decoding": True,
-    "augmentation": AUGMENTATION,
-    "pooling_map": 8,
-    "embedding_channels": 128,
-    "temperature": 0.3,
-    "base_temperature": 0.07,
-    "clustering_weight": 1.0,
-    "location_weight": 1.0,
-    "optimizer": optim.SGD(momentum=0.9, weight_decay=1e-4),
-    "learning_rate": 0.03,
-    "decay": schedules.CosineDecay(),
-    "loss_scaling": optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
-    "log_every": 2,
-    "picture_every": 4,
-    "checkpoint_every": 2,
-    "keep_every": 4,
-    "evaluation": None,
-    "evaluate_every": 0,
-}
-LABELLED: dict[str, Any] = TRAINING | {
+# 14 images in batches of 4: 3 steps per epoch, 6 in all.
+PRETRAINING = PretrainTask(
+    **TRAINING,
+    source=ProceduralImages(images=14, size=32, seed=0, split="train"),
+    batch_size=4,
+    micro_batch_size=None,
+    method=dataclasses.replace(JIGSAW, patch_size=16, pooling_map=8, embedding_channels=128),
+    optimizer=optim.SGD(momentum=0.9, weight_decay=1e-4),
+    learning_rate=0.03,
+    schedule=SCHEDULE,
+    saving=Saving(every=2, keep_last=1, keep_every=4),
+    reporting=Reporting(log_every=2, picture_every=4),
+    evaluators=(),
+)
+LABELED: dict[str, Any] = TRAINING | {
     "batch_size": 8,
-    "decay": schedules.StepDecay(milestones=(1,), factor=0.1),
+    "schedule": dataclasses.replace(
+        SCHEDULE, decay=schedules.StepDecay(milestones=(1,), factor=0.1)
+    ),
+    "saving": Saving(every=1000, keep_last=1, keep_every=0),
+    "reporting": Reporting(log_every=1, picture_every=0),
     "train_size": 32,
     "crop_scale": (0.3, 1.0),
     "crop_ratio": (3 / 4, 4 / 3),
     "flip_probability": 0.5,
-    "resize": 32,
-    "crop": 32,
-    "mean": (0.5, 0.4, 0.3),
-    "std": (0.25, 0.2, 0.3),
+    "eval_transform": EVAL_TRANSFORM,
     "val_batch_size": 4,
-    "log_every": 1,
-    "keep_every": 0,
     "evaluate_every": 1,
 }
 
 
-def run_task(task: TrainingTask, workdir: Path, config: str) -> str:
+def change(owner: Owner, **changes: Any) -> Owner:
+    """Returns a dataclass with other values, of its own fields or of those it contains.
+
+    `change(task, epochs=3)` replaces `task.schedule`, the first part with a field `epochs`.
+    """
+    own = {field.name for field in dataclasses.fields(owner)}  # type: ignore[arg-type]
+    direct = {name: changes.pop(name) for name in list(changes) if name in own}
+    for name in own - set(direct):
+        part = getattr(owner, name)
+        if dataclasses.is_dataclass(part):
+            fields = {field.name for field in dataclasses.fields(part)}
+            taken = {key: changes.pop(key) for key in list(changes) if key in fields}
+            if taken:
+                direct[name] = dataclasses.replace(part, **taken)  # type: ignore[type-var]
+    assert not changes, f"no such settings: {changes}"
+    return dataclasses.replace(owner, **direct)  # type: ignore[type-var]
+
+
+def run_task(task: TrainingTask, workdir: Path, config: str = "") -> str:
     """Runs a task as the launcher does; returns what it printed."""
-    task.check(workdir, config)
+    task.check(workdir)
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed):
-        task.run(workdir, config)
+        task.run(workdir, config)  # type: ignore[attr-defined]
     return printed.getvalue()
 
 
 def final(workdir: Path) -> dict[str, Any]:
-    """Returns the last checkpoint of a run."""
+    """Returns the contents of the last checkpoint of a run."""
     path = checkpoint.latest(workdir)
     assert path is not None
     return checkpoint.load(path, "cpu")
+
+
+class TaskTestCase(parameterized.TestCase):
+    """A test case with a temporary folder, which reads what runs leave there."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+
+    def events(self, workdir: Path) -> EventAccumulator:
+        """Returns all that a run wrote to TensorBoard."""
+        events = EventAccumulator(str(workdir / "tensorboard"))
+        events.Reload()
+        return events
+
+    def assert_tensors_close(
+        self, actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float
+    ) -> None:
+        """Compares tensors by the norm of their difference; 0 demands equality."""
+        self.assertEqual(list(actual), list(expected))
+        for name, value in expected.items():
+            difference = (actual[name] - value).norm() / value.norm().clamp_min(1e-12)
+            self.assertLessEqual(difference.item(), relative, name)
+
+    def assert_same_training(self, actual: dict[str, Any], expected: dict[str, Any]) -> None:
+        """Compares two checkpoints: step, parameters, buffers and momentum must be equal."""
+        self.assertEqual(actual["step"], expected["step"])
+        for ours, theirs in (
+            (actual["parameters"], expected["parameters"]),
+            (actual["buffers"], expected["buffers"]),
+            (actual["optimizer"]["momentum"], expected["optimizer"]["momentum"]),
+        ):
+            self.assert_tensors_close(ours, theirs, 0.0)
