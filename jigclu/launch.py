@@ -75,8 +75,8 @@ def main(arguments: list[str]) -> None:
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ", 1)[0]
         print(
-            f"error: {reason}: lower pretrain.batch_size, or bind pretrain.micro_batch_size to a part "
-            "of it; the same command goes on from the last checkpoint",
+            f"error: {reason}: use a smaller batch_size, or in pre-training a "
+            "pretrain.micro_batch_size; the same command resumes from the last checkpoint",
             file=sys.stderr,
         )
         sys.exit(2)

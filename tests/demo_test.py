@@ -20,7 +20,11 @@ class DemoTest(absltest.TestCase):
     def first_steps(self, **environment: str) -> tuple[str, str]:
         """Runs two steps; returns what was printed, and the precision in the checkpoint."""
         workdir = self.create_tempdir().full_path
-        overrides = ("schedule.stop_after_steps=2", "pretrain.evaluators=None", "reporting.log_every=1")
+        overrides = (
+            "schedule.stop_after_steps=2",
+            "pretrain.evaluators=None",
+            "reporting.log_every=1",
+        )
         done = subprocess.run(
             (
                 *(sys.executable, "-m", "jigclu.launch", "--gin_file=gin/demo.gin"),

@@ -156,12 +156,16 @@ class LaunchTest(parameterized.TestCase):
         path = checkpoint.latest(self.workdir)
         self.workdir = self.folder / "other"
         printed = self.succeeded(
-            self.demo(f"pretrain.init_from='{path}'", "pretrain.seed=5", "schedule.stop_after_steps=1")
+            self.demo(
+                f"pretrain.init_from='{path}'", "pretrain.seed=5", "schedule.stop_after_steps=1"
+            )
         )
         self.assertIn(f"initial weights of {path}: loaded ", printed)
 
         self.workdir = self.folder / "third"
-        printed = self.refused(self.demo(f"pretrain.resume_from='{path}'", "pretrain.encoder='resnet34'"))
+        printed = self.refused(
+            self.demo(f"pretrain.resume_from='{path}'", "pretrain.encoder='resnet34'")
+        )
         self.assertIn("pretrain.encoder was 'resnet18' and is 'resnet34'", printed)
         printed = self.refused(self.demo("pretrain.resume_from='none.pt'"))
         self.assertIn("checkpoint none.pt does not exist", printed)

@@ -90,10 +90,11 @@ class ExportTask:
         """Returns what a run would do, several lines."""
         del workdir
         names = ", ".join(self._file_name(name) for name in self.formats)
+        side = self.eval_transform.crop
         return (
             f"writes: {names}, card.md\n"
-            f"compares: features of {self.images} images of {self.eval_transform.crop}x{self.eval_transform.crop} pixels, "
-            f"at most {TOLERANCE:g} apart"
+            f"compares: features of {self.images} images of {side}x{side} pixels, "
+            f"which may differ by {TOLERANCE:g}"
         )
 
     def run(self, workdir: Path, config: str) -> RunResult:
@@ -176,11 +177,11 @@ class ExportTask:
 
     def _card(self, written: list[Written], expected: Tensor, contents: Mapping[Any, Any]) -> str:
         """Returns the Markdown text that goes with the files."""
-        origin = self.origin
+        origin, transform = self.origin, self.eval_transform
         sections = [
             f"# {self.encoder}, an image encoder exported by JigClu",
             f"Weights of `{origin.name}` (SHA-256 `{files.sha256(origin)}`), without heads. "
-            f"Images: RGB in [0, 1], minus {self.eval_transform.mean}, divided by {self.eval_transform.std}. "
+            f"Images: RGB in [0, 1], minus {transform.mean}, divided by {transform.std}. "
             "Features: the mean of the last feature map.",
         ]
         if self.small_stem:

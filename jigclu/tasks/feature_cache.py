@@ -8,6 +8,7 @@ import contextlib
 import os
 import uuid
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from jigclu.data.images import EpochView, ImageDataset
 from jigclu.data.sources import digest
 from jigclu.models.encoder import Encoder
 from jigclu.system import collectives
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, check
 from jigclu.training.features import FeatureSettings, encode
 
 # Changes whenever the same images would give other features or another layout.
@@ -26,19 +27,20 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """Where features are kept, and how many augmented views of each image.
+    """Folder of cached features, and the number of augmented views of each training image.
 
-    folder: of the files; one machine's ranks share it, and so must several machines'.
-    views: augmentations of every training image; 0: images as they are scored.
+    Attributes:
+      folder: of the files; all ranks, also those of other machines, share it.
+      views: augmentations of every training image; 0 for images as they are evaluated.
     """
+
+    MAY_CHANGE_ON_RESUME: ClassVar = ("folder",)
 
     folder: str
     views: int
 
-    def check(self) -> None:
-        """Raises UserError for a value out of range."""
-        if self.views < 0:
-            raise UserError(f"views is {self.views}; it must be 0 or more")
+    def __post_init__(self) -> None:
+        check(self.views >= 0, "views", self.views, "0 or more")
 
     def features(
         self,
@@ -63,7 +65,8 @@ class FeatureCache:
         Raises:
           UserError: the folder cannot be written, or a feature is beyond float16.
         """
-        depends = (_FORMAT, encoder_digest(encoder), about, settings.mean, settings.std)
+        transform = settings.transform
+        depends = (_FORMAT, encoder_digest(encoder), about, transform.mean, transform.std)
         name = digest(*depends, str(settings.precision), torch.__version__)[:32]
         path = os.path.join(self.folder, f"features_{name}.npy")
         try:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jigclu.data.images import EpochView
+from jigclu.data.images import EpochView, ImageDataset
 from jigclu.data.sources import Source, digest
 from jigclu.data.subsets import label_array
 from jigclu.methods.classification import ClassificationInputs
@@ -105,6 +105,7 @@ class CachedFeatures:
         # By identity: every step asks, and a fingerprint reads all names of the source.
         key = (id(source), view)
         if key not in self._files:
+            images: ImageDataset | EpochView
             if view is None:
                 images, crop = self._task.evaluation_images(source), self._task.evaluation_crop
             else:

@@ -15,8 +15,12 @@ from jigclu.models.weights import load_into
 from jigclu.ops.optim import Optimizer, PerParameterRates, check_learning_rate
 from jigclu.system import progress, seeds
 from jigclu.system.errors import check
-from jigclu.tasks.supervised import SupervisedTask, describe_accuracy, evaluate_probe
-from jigclu.tasks.supervised import log_classification
+from jigclu.tasks.supervised import (
+    SupervisedTask,
+    describe_accuracy,
+    evaluate_probe,
+    log_classification,
+)
 from jigclu.training.features import encode
 from jigclu.training.loop import RunResult, never, train
 from jigclu.training.monitor import Monitor
@@ -76,9 +80,7 @@ class FinetuneTask(SupervisedTask):
             ]
         )
 
-    def run(
-        self, workdir: Path, config: str, should_stop: Callable[[], bool] = never
-    ) -> RunResult:
+    def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
         """Fine-tunes and evaluates the network; for the arguments see `PretrainTask.run`."""
         with self.process(workdir, config) as process:
             with progress.status("building the network"):

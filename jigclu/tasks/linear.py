@@ -20,9 +20,13 @@ from jigclu.ops.probes import Probes
 from jigclu.system import collectives, progress, seeds
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.feature_source import CachedFeatures, EncodedFeatures, FeatureSource
-from jigclu.tasks.supervised import SupervisedTask, describe_accuracy, evaluate_probe
-from jigclu.tasks.supervised import log_classification
-from jigclu.training.loop import Evaluation, RunResult, never, train
+from jigclu.tasks.supervised import (
+    SupervisedTask,
+    describe_accuracy,
+    evaluate_probe,
+    log_classification,
+)
+from jigclu.training.loop import RunResult, never, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.probe_step import ProbeStep, initial_state, to_probes
 from jigclu.training.process import Process
@@ -93,9 +97,7 @@ class LinearTask(SupervisedTask):
             ]
         )
 
-    def run(
-        self, workdir: Path, config: str, should_stop: Callable[[], bool] = never
-    ) -> RunResult:
+    def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
         """Trains and evaluates the probes; for the arguments see `PretrainTask.run`."""
         with self.process(workdir, config) as process:
             with progress.status("building the network"):

@@ -120,9 +120,7 @@ class PretrainTask(TrainingTask):
             ]
         )
 
-    def run(
-        self, workdir: Path, config: str, should_stop: Callable[[], bool] = never
-    ) -> RunResult:
+    def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
         """Pre-trains from the latest checkpoint of the workdir, or from the start, to the end.
 
         Args:
@@ -181,9 +179,7 @@ class PretrainTask(TrainingTask):
         state, metrics = step(state, inputs, rate)
         return state, metrics | chance
 
-    def _evaluation(
-        self, evaluator: Evaluator, step: TrainingStep, process: Process
-    ) -> Evaluation:
+    def _evaluation(self, evaluator: Evaluator, step: TrainingStep, process: Process) -> Evaluation:
         encoder, precision = step.network.encoder, PRECISIONS[process.machine.precision.value]
         assert isinstance(encoder, Encoder)
 

@@ -137,7 +137,7 @@ class ReproduceTask:
         """Returns the scores of a stage, which runs unless the same one has finished before."""
         name = self.stages[index][0]
         stage, folder = self._stage(index, workdir), workdir / name
-        about = {"config": stage.resolved, "weights": self._weights(index, workdir)}
+        about: dict[str, Any] = {"config": stage.resolved, "weights": self._weights(index, workdir)}
         path = folder / "stage.json"
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**about}
         finished: dict[str, float] | None = earlier.pop("scores", None)

@@ -147,9 +147,7 @@ def _is_multiple(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _evaluate(
-    evaluations: Sequence[Evaluation], monitor: Monitor, step: int
-) -> History:
+def _evaluate(evaluations: Sequence[Evaluation], monitor: Monitor, step: int) -> History:
     """Runs evaluations and reports their scores; returns them with the step, if any."""
     scores: Scores = {}
     for evaluation in evaluations:

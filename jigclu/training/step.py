@@ -72,11 +72,13 @@ class TrainingStep:
         """
         named = dict(self.network.named_parameters())
         trained = {name: value.detach() for name, value in named.items() if value.requires_grad}
-        frozen = {name: value for name, value in named.items() if not value.requires_grad}
+        frozen: dict[str, Tensor] = {
+            name: value for name, value in named.items() if not value.requires_grad
+        }
         return TrainState(
             step=0,
             parameters=trained,
-            buffers={**self.network.named_buffers(), **frozen},
+            buffers=dict(self.network.named_buffers()) | frozen,
             momentum={name: torch.zeros_like(value) for name, value in trained.items()},
             loss_scale=torch.tensor(self._scaling.initial, device=self._device),
             good_steps=torch.tensor(0, device=self._device),

@@ -16,7 +16,14 @@ from jigclu.system.machine import Machine
 from jigclu.system.tensor_files import check_exists
 from jigclu.training import checkpoint, resume
 from jigclu.training.process import Process
-from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedule, learning_settings
+from jigclu.training.settings import (
+    Compute,
+    Loading,
+    Reporting,
+    Saving,
+    Schedule,
+    learning_settings,
+)
 
 _SEED_LIMIT = 2**63
 

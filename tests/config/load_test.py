@@ -130,9 +130,15 @@ class ConfigTest(parameterized.TestCase):
             "a reference to sgd; expected one of @cosine_decay(), @step_decay()",
         ),
         ("pretrain.source=@sgd()", "a reference to sgd; expected one of @ImageFolder()"),
-        ("pretrain.source=@ProceduralImages", "to ProceduralImages; expected one of @ImageFolder()"),
+        (
+            "pretrain.source=@ProceduralImages",
+            "to ProceduralImages; expected one of @ImageFolder()",
+        ),
         ("jigsaw.augmentation=@loss_scaling()", "to loss_scaling; expected one of @augmentation()"),
-        ("pretrain.evaluators=@sgd()", "a reference to sgd; expected one of @knn_evaluator(), None"),
+        (
+            "pretrain.evaluators=@sgd()",
+            "a reference to sgd; expected one of @knn_evaluator(), None",
+        ),
     )
     def test_refuses_types(self, binding: str, expected: str) -> None:
         message = self.refused(binding)
@@ -155,7 +161,11 @@ class ConfigTest(parameterized.TestCase):
     def test_another_value_than_a_macro(self) -> None:
         loaded = config.load(
             [DEMO],
-            ["eval_transform.mean=(0.5, 0.5, 0.5)", "augmentation.mean=%OTHER", "OTHER=(0.4, 0.4, 0.4)"],
+            [
+                "eval_transform.mean=(0.5, 0.5, 0.5)",
+                "augmentation.mean=%OTHER",
+                "OTHER=(0.4, 0.4, 0.4)",
+            ],
         )
         self.assertEqual(loaded.unused, ["MEAN"])
 

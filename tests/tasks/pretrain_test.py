@@ -245,7 +245,10 @@ class PretrainTest(parameterized.TestCase):
         ({"init_from": "/nowhere/w.pth"}, "/nowhere/w.pth does not exist"),
         ({"resume_from": "/nowhere/c.pt"}, "/nowhere/c.pt does not exist"),
         ({"init_from": "a", "resume_from": "b"}, "give one"),
-        ({"evaluation": dataclasses.replace(EVALUATION, neighbors=99)}, "knn_evaluator.neighbors is 99"),
+        (
+            {"evaluation": dataclasses.replace(EVALUATION, neighbors=99)},
+            "knn_evaluator.neighbors is 99",
+        ),
         ({"evaluation": dataclasses.replace(EVALUATION, crop=64)}, "crop is 64"),
     )
     def test_mistakes_are_found_before_anything_is_written(

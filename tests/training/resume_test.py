@@ -45,8 +45,16 @@ class ResumeTest(parameterized.TestCase):
     @parameterized.parameters(
         ("pretrain.seed = 0", "pretrain.seed = 1", "pretrain.seed was 0 and is 1;"),
         ("pretrain.seed = 0\n", "", "pretrain.seed was 0 and is unbound;"),
-        ("pretrain.seed = 0", "pretrain.seed = 0\nsgd.momentum = 0.5", "momentum was unbound and is"),
-        ("pretrain.seed = 0", "pretrain.seed = 2\ntrain.grid = 3", "jigsaw.grid .* and 1 more differ"),
+        (
+            "pretrain.seed = 0",
+            "pretrain.seed = 0\nsgd.momentum = 0.5",
+            "momentum was unbound and is",
+        ),
+        (
+            "pretrain.seed = 0",
+            "pretrain.seed = 2\ntrain.grid = 3",
+            "jigsaw.grid .* and 1 more differ",
+        ),
         ("ImageFolder.root = 'a'", "ImageList.path = 'a'", "c.pt .*ImageList.path was unbound"),
     )
     def test_learning_may_not(self, old: str, new: str, message: str) -> None:
@@ -70,7 +78,10 @@ class ResumeTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"machine": MACHINE, "config": "compute.precision = 'auto'"}, "bfloat16"),
-        ({"config": "pretrain.seed = 0\nlinear.precision = 'float16'\nsgd.momentum = 0"}, "float16"),
+        (
+            {"config": "pretrain.seed = 0\nlinear.precision = 'float16'\nsgd.momentum = 0"},
+            "float16",
+        ),
         ({"config": "pretrain.seed = 0"}, None),
     )
     def test_says_in_which_precision_a_run_started(
