@@ -12,14 +12,13 @@ from absl.testing import absltest, parameterized
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jigclu.methods.jigsaw import Objective, StepLosses, jigsaw_losses
+from jigclu.methods.jigsaw import JigsawLosses
 from jigclu.models.encoder import Encoder
 from jigclu.models.jigclu import JigClu
 from jigclu.ops import jigsaw
-from tests.samples import AUGMENTATION
+from tests.samples import JIGSAW
 
 _GRID, _IMAGES = 2, 5
-_OBJECTIVE = Objective(AUGMENTATION, 0.3, 0.07, 1.0, 1.0)
 
 
 class _OneConvolution(Encoder):
@@ -57,11 +56,8 @@ def _our_permutation(published: Tensor) -> Tensor:
     return published.view(_GRID**2, _IMAGES).t().flatten()
 
 
-def _step(model: JigClu, slots: Tensor, permutation: Tensor) -> StepLosses:
-    outputs = model(jigsaw.stitch_montages(slots, _GRID))
-    return jigsaw_losses(
-        outputs.embeddings, outputs.location_logits, permutation, _GRID, _OBJECTIVE
-    )
+def _step(model: JigClu, slots: Tensor, permutation: Tensor) -> JigsawLosses:
+    return JIGSAW.losses(model(JIGSAW.network_inputs(slots)), (permutation,))
 
 
 def _axis_weights(side: int) -> NDArray[np.float64]:
@@ -103,7 +99,7 @@ class PublishedStepTest(parameterized.TestCase):
             torch.testing.assert_close(output, arrays["map"])
             self._assert_relatively_close(output.grad, arrays["map_gradient"])
 
-    def test_without_the_resizing_the_loss_is_another(self) -> None:
+    def test_loss_differs_without_resizing_the_map(self) -> None:
         arrays = _published("map7")
         permutation = _our_permutation(arrays["permutation"])
         slots = arrays["patches"].flatten(0, 1)[permutation]

@@ -83,7 +83,7 @@ JIGSAW = Jigsaw(
     location_weight=1.0,
 )
 SIMCLR = SimClr(
-    view_size=SIZE,
+    view_size=2 * SIZE,  # Pixels, as those of montages.
     crop_scale=(0.2, 1.0),
     crop_ratio=(0.75, 4 / 3),
     scaled_decoding=True,
@@ -96,7 +96,8 @@ SIMCLR = SimClr(
 def method_inputs(method: Method, step: int, device: str = "cpu") -> StepInputs:
     """Returns this rank's inputs of a step; the global batch is a function of the step."""
     generator = torch.Generator().manual_seed(step)
-    shape = (BATCH, method.crops_per_image, 3, SIZE, SIZE)
+    size = method.view_size if isinstance(method, SimClr) else SIZE
+    shape = (BATCH, method.crops_per_image, 3, size, size)
     crops = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     local = BATCH // collectives.world_size()
     own = crops[collectives.rank() * local :][:local]

@@ -1,25 +1,99 @@
-"""What pre-training minimizes: its settings. What it computes is held by step_test."""
+"""Jigsaw clustering: settings, inputs of a step, chance values. step_test holds the losses."""
 
+import dataclasses
+import math
+
+import torch
 from absl.testing import absltest, parameterized
+from torch.nn import functional
 
-from jigclu.methods import jigsaw
+from jigclu.models.encoder import create_encoder
+from jigclu.models.jigclu import Outputs
+from jigclu.ops.jigsaw import global_permutation
 from jigclu.system.errors import UserError
-from tests.samples import AUGMENTATION
-
-OBJECTIVE = jigsaw.Objective(AUGMENTATION, 0.3, 0.07, 1.0, 1.0)
+from tests.samples import BATCH, GRID, JIGSAW, SIZE, inputs_of, noise
 
 
-class ObjectiveTest(parameterized.TestCase):
+class JigsawTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"base_temperature": float("inf")}, "base_temperature is inf"),
-        ({"clustering_weight": -1.0}, "clustering_weight"),
-        ({"clustering_weight": 0.0, "location_weight": 0.0}, "not both 0"),
-        ({"location_weight": float("nan")}, "nan"),
+        ({"clustering_weight": -1.0}, "clustering_weight is -1.0"),
+        ({"clustering_weight": 0.0, "location_weight": 0.0}, "location_weight is 0.0.*above 0"),
+        ({"location_weight": float("nan")}, "location_weight is nan"),
+        ({"grid": 1}, "grid is 1"),
+        ({"cross_ratio": 0.6}, "cross_ratio is 0.6"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"pooling_map": 7}, "pooling_map is 7"),
+        ({"embedding_channels": 0}, "embedding_channels is 0"),
+        ({"crop_scale": (0.5, 0.2)}, "crop_scale is"),
     )
-    def test_refuses_objectives(self, change: dict[str, float], message: str) -> None:
+    def test_rejects_settings_out_of_range(self, change: dict[str, float], message: str) -> None:
+        with self.assertRaisesRegex(UserError, f"^{message}"):
+            dataclasses.replace(JIGSAW, **change)  # type: ignore[arg-type]
+
+    def test_slots_show_the_patches_of_the_permutation(self) -> None:
+        crops = noise(BATCH, GRID**2, 3, SIZE, SIZE)
+        inputs = JIGSAW.step_inputs(crops, 7, 3)
+        (permutation,) = inputs.targets
+        self.assertTrue(torch.equal(permutation, global_permutation(7, 3, BATCH * GRID**2)))
+        for slot, patch in enumerate(permutation.tolist()):
+            expected = crops[patch % BATCH, patch // BATCH]
+            self.assertTrue(torch.equal(inputs.crops[slot], expected))
+        self.assertLen(inputs.augmentation.flip, BATCH * GRID**2)
+
+    def test_augmentation_belongs_to_the_patch_rather_than_its_slot(self) -> None:
+        crops = noise(BATCH, GRID**2, 3, SIZE, SIZE)
+        first, second = (JIGSAW.step_inputs(crops, 7, step) for step in (3, 4))
+        self.assertFalse(torch.equal(first.augmentation.sigma, second.augmentation.sigma))
+        again = JIGSAW.step_inputs(crops, 7, 3)
+        self.assertTrue(torch.equal(first.augmentation.sigma, again.augmentation.sigma))
+
+    def test_chance_is_the_loss_of_equal_outputs(self) -> None:
+        (permutation,) = inputs_of(0).targets
+        embeddings = functional.normalize(torch.ones(BATCH * GRID**2, 16), dim=1)
+        outputs = Outputs(embeddings, torch.zeros(BATCH * GRID**2, GRID**2))
+        losses = JIGSAW.losses(outputs, (permutation,))
+        chance = JIGSAW.chance(BATCH)
+        self.assertCountEqual(chance, ("clustering_loss", "location_loss", "location_accuracy"))
+        for name, value in chance.items():
+            self.assertAlmostEqual(getattr(losses, name).item(), value, delta=1e-5)
+        self.assertAlmostEqual(chance["clustering_loss"], 0.3 / 0.07 * math.log(15), places=6)
+
+    def test_loss_is_the_weighted_sum(self) -> None:
+        method = dataclasses.replace(JIGSAW, clustering_weight=2.0, location_weight=0.5)
+        generator = torch.Generator().manual_seed(0)
+        embeddings = functional.normalize(torch.randn(16, 8, generator=generator), dim=1)
+        logits = torch.randn(16, 4, generator=generator)
+        losses = method.losses(Outputs(embeddings, logits), inputs_of(0).targets)
+        expected = 2.0 * losses.clustering_loss + 0.5 * losses.location_loss
+        torch.testing.assert_close(losses.loss, expected)
+
+    @parameterized.parameters(
+        ({"patch_size": 16}, 1, False, "patch_size is 16; .* 32 pixels into 1x1 .*small_stem"),
+        ({"smaller_patches": ((1, 32),)}, 2, False, "smaller_patches is"),
+        ({"smaller_patches": ((1, 8),)}, 1, False, r"smaller_patches is .*\(0, 1\)"),
+        (
+            {"smaller_patches": tuple((n, n + 23) for n in range(1, 9))},
+            20,
+            True,
+            "smaller_patches has 8 sizes.*at most 7",
+        ),
+    )
+    def test_rejects_patches_that_do_not_fit_the_run(
+        self, change: dict[str, object], epochs: int, compiles: bool, message: str
+    ) -> None:
+        with torch.device("meta"):
+            encoder = create_encoder("resnet18", False).eval()
+        JIGSAW.check_run(encoder, 1, True)
         with self.assertRaisesRegex(UserError, message):
-            jigsaw.check_objective(OBJECTIVE._replace(**change))  # type: ignore[arg-type]
+            dataclasses.replace(JIGSAW, **change).check_run(encoder, epochs, compiles)  # type: ignore[arg-type]
+
+    def test_draws_at_most_eight_montages(self) -> None:
+        picture = JIGSAW.draw(inputs_of(0))
+        self.assertEqual(picture.dtype, torch.uint8)
+        # Four montages of two patches per side in a row, with two pixels around each.
+        self.assertEqual(picture.shape, (3, GRID * SIZE + 4, 4 * (GRID * SIZE + 2) + 2))
 
 
 if __name__ == "__main__":

@@ -8,32 +8,41 @@ from absl.testing import absltest, parameterized
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jigclu.methods.jigsaw import JigsawForward, Objective, StepInputs
+from jigclu.methods.forward import MethodForward
+from jigclu.methods.method import Method, StepInputs
 from jigclu.models.batch_norm import BatchNorm
 from jigclu.models.jigclu import JigClu, Outputs
 from jigclu.ops import augment, optim
 from jigclu.training.state import TrainState
 from jigclu.training.step import TrainingStep
 from tests.ranks import run_on_ranks
-from tests.samples import AUGMENTATION, BATCH, inputs_of, small_model, tiny_model
+from tests.samples import (
+    AUGMENTATION,
+    BATCH,
+    JIGSAW,
+    inputs_of,
+    method_inputs,
+    small_model,
+    tiny_model,
+)
+from tests.small_tasks import TaskTestCase
 
-OBJECTIVE = Objective(AUGMENTATION, 0.3, 0.07, 1.0, 1.0)
 SCALING = optim.LossScaling(initial=1024.0, growth=2.0, backoff=0.5, interval=2)
 SGD = optim.SGD(momentum=0.9, weight_decay=1e-4)
 
 
 def pretrain_step(
-    compile: bool = False,
+    use_compile: bool = False,
     precision: str = "float32",
     micro_batch_size: int | None = None,
     norm_layer: type[nn.Module] = BatchNorm,
-    build: Callable[[type[nn.Module]], JigClu] = small_model,
+    build: Callable[[type[nn.Module]], nn.Module] = small_model,
+    method: Method = JIGSAW,
     *,
     device: str = "cpu",
 ) -> TrainingStep:
-    model = build(norm_layer)
-    forward = JigsawForward(model, OBJECTIVE, precision, True, micro_batch_size)
-    return TrainingStep(forward, SGD, SCALING, compile, torch.device(device))
+    forward = MethodForward(method, build(norm_layer), precision, True, micro_batch_size)
+    return TrainingStep(forward, SGD, SCALING, use_compile, torch.device(device))
 
 
 def double_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
@@ -47,22 +56,28 @@ def double_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
 
 
 def train(
-    count: int, compile: bool = False, *settings: Any, device: str = "cpu", **named: Any
+    count: int,
+    use_compile: bool = False,
+    *settings: Any,
+    method: Method = JIGSAW,
+    device: str = "cpu",
+    **named: Any,
 ) -> dict[str, Any]:
     """Returns metrics of every step, momentum after the first, parameters and buffers at the end.
 
     After one step from zero momentum is the averaged gradient (and decay). Settings are
-    those of `pretrain_step` after compile.
+    those of `pretrain_step` after use_compile.
     """
     # What other tests compiled would make the first compilation here one more.
     torch._dynamo.reset()
-    step = pretrain_step(compile, *settings, device=device, **named)
+    step = pretrain_step(use_compile, *settings, method=method, device=device, **named)
     state = step.initial_state()
     metrics, gradients = [], {}
     for index in range(count):
         # Another learning rate and permutation at each step, neither of which may recompile.
         with torch._dynamo.config.patch(error_on_recompile=index > 0):
-            state, values = step(state, inputs_of(index, device), 0.03 / (index + 1))
+            inputs = method_inputs(method, index, device)
+            state, values = step(state, inputs, 0.03 / (index + 1))
             metrics.append({name: value.item() for name, value in values.items()})
             if index == 0:
                 gradients = _on_cpu(state.momentum)
@@ -84,13 +99,14 @@ def explicit_losses(
     model: Callable[[Tensor], Any], inputs: StepInputs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The losses with the explicit mask of all pairs, as the method is published."""
-    patches = augment.augment(inputs.slots, inputs.augmentation, AUGMENTATION)
+    patches = augment.augment(inputs.crops, inputs.augmentation, AUGMENTATION)
     montages = [
         torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)
         for a, b, c, d in patches.unflatten(0, (-1, 4))
     ]
     embeddings, logits = model(torch.stack(montages))
-    image, patch = inputs.permutation % BATCH, inputs.permutation // BATCH
+    (permutation,) = inputs.targets
+    image, patch = permutation % BATCH, permutation // BATCH
     alike = image[:, None] == image[None]
     not_self = ~torch.eye(len(image), dtype=torch.bool)
     cosines = functional.normalize(embeddings, dim=1) @ functional.normalize(embeddings, dim=1).T
@@ -102,15 +118,7 @@ def explicit_losses(
     return clustering, functional.cross_entropy(logits, patch), accuracy
 
 
-class StepsTest(parameterized.TestCase):
-    def assert_tensors_close(
-        self, actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float
-    ) -> None:
-        self.assertEqual(list(actual), list(expected))
-        for name, value in expected.items():
-            difference = (actual[name] - value).norm() / value.norm().clamp_min(1e-12)
-            self.assertLessEqual(difference.item(), relative, name)
-
+class StepsTest(TaskTestCase):
     def assert_metrics_close(
         self, actual: list[dict[str, float]], expected: list[dict[str, float]], relative: float
     ) -> None:
@@ -154,7 +162,7 @@ class StepsTest(parameterized.TestCase):
 
     def test_compiled_equals_eager_without_breaks_or_recompilation(self) -> None:
         torch._dynamo.utils.counters.clear()
-        eager, compiled = train(4), train(4, compile=True)
+        eager, compiled = train(4), train(4, use_compile=True)
         self.assertEqual(compiled["graph_breaks"], 0)
         # Forward and update, each compiled once and whole.
         self.assertEqual(torch._dynamo.utils.counters["stats"]["unique_graphs"], 2)
@@ -219,7 +227,7 @@ class StepsTest(parameterized.TestCase):
             "build": tiny_model,
         }
         torch._dynamo.utils.counters.clear()
-        eager, compiled = train(3, **settings), train(3, compile=True, **settings)
+        eager, compiled = train(3, **settings), train(3, use_compile=True, **settings)
         self.assertEqual(compiled["graph_breaks"], 0)
         # A piece with and without its gradient, the losses and the update.
         self.assertEqual(torch._dynamo.utils.counters["stats"]["unique_graphs"], 4)
@@ -229,7 +237,7 @@ class StepsTest(parameterized.TestCase):
     def test_compiled_pieces_change_buffers_once(self) -> None:
         # Of two images a piece: what a second step computes hangs on the last bit.
         eager = train(1, micro_batch_size=2, build=tiny_model)
-        compiled = train(1, compile=True, micro_batch_size=2, build=tiny_model)
+        compiled = train(1, use_compile=True, micro_batch_size=2, build=tiny_model)
         self.assert_metrics_close(compiled["metrics"], eager["metrics"], 1e-3)
         self.assert_tensors_close(compiled["buffers"], eager["buffers"], 1e-4)
 
@@ -284,12 +292,12 @@ class StepsTest(parameterized.TestCase):
         step = pretrain_step()
         state: TrainState = step.initial_state()
         address = state.parameters["fc_loc.weight"].data_ptr()
-        self.assertEqual(step.model.get_parameter("fc_loc.weight").data_ptr(), address)
+        self.assertEqual(step.network.get_parameter("fc_loc.weight").data_ptr(), address)
         state, _ = step(state, inputs_of(0), 0.03)
         self.assertEqual(state.parameters["fc_loc.weight"].data_ptr(), address)
         self.assertTrue(
             torch.equal(
-                step.model.get_parameter("fc_loc.weight"), state.parameters["fc_loc.weight"]
+                step.network.get_parameter("fc_loc.weight"), state.parameters["fc_loc.weight"]
             )
         )
 
