@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from absl.testing import parameterized
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,8 +19,6 @@ from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedule
 from jigclu.training.task import TrainingTask
 from tests.samples import JIGSAW
-
-Owner = TypeVar("Owner")
 
 EVAL_TRANSFORM = EvalTransform(resize=32, crop=32, mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3))
 COMPUTE = Compute(
@@ -86,24 +84,6 @@ LABELED: dict[str, Any] = TRAINING | {
     "val_batch_size": 4,
     "evaluate_every": 1,
 }
-
-
-def change(owner: Owner, **changes: Any) -> Owner:
-    """Returns a dataclass with other values, of its own fields or of those it contains.
-
-    `change(task, epochs=3)` replaces `task.schedule`, the first part with a field `epochs`.
-    """
-    own = {field.name for field in dataclasses.fields(owner)}  # type: ignore[arg-type]
-    direct = {name: changes.pop(name) for name in list(changes) if name in own}
-    for name in own - set(direct):
-        part = getattr(owner, name)
-        if dataclasses.is_dataclass(part):
-            fields = {field.name for field in dataclasses.fields(part)}
-            taken = {key: changes.pop(key) for key in list(changes) if key in fields}
-            if taken:
-                direct[name] = dataclasses.replace(part, **taken)  # type: ignore[type-var]
-    assert not changes, f"no such settings: {changes}"
-    return dataclasses.replace(owner, **direct)  # type: ignore[type-var]
 
 
 def run_task(task: TrainingTask, workdir: Path, config: str = "") -> str:

@@ -30,12 +30,11 @@ from jigclu.training.task import TrainingTask
 
 
 class Evaluator(Protocol):
-    """Scores the encoder during pre-training, such as `KnnEvaluator` or `ProbeEvaluator`.
+    """Scores the encoder during pre-training, such as `KnnEvaluator` or `ProbeEvaluator`."""
 
-    every: epochs between evaluations; 0 evaluates only before the first step and after the last.
-    """
-
-    every: int
+    @property
+    def every(self) -> int:
+        """Epochs between evaluations; 0 for the first step and the last only."""
 
     def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
         """Returns scores by name, and beside each `<name>_chance`, what guessing scores.
@@ -104,21 +103,22 @@ class PretrainTask(TrainingTask):
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines; see `TrainingTask.plan`."""
+        machine = self.choose_machine(workdir).summary()
+        return "\n".join([*self.summary(), *self.details(), machine])
+
+    def details(self) -> list[str]:
+        """Returns the lines of the plan about images per step and memory."""
         with torch.device("meta"):
             network = self.method.network(create_encoder(self.encoder, self.small_stem))
         parameters = _megabytes(network.parameters())
         buffers = _megabytes(network.buffers())
         local_batch = self.batch_size // launched_processes()
-        return "\n".join(
-            [
-                *self.summary(),
-                f"{self.method.summary(local_batch)} per device",
-                f"state: {2 * parameters + buffers:.1f} MB per device (parameters "
-                f"{parameters:.1f}, momentum {parameters:.1f}, buffers {buffers:.1f}), and "
-                f"{parameters:.1f} MB of gradients",
-                self.choose_machine(workdir).summary(),
-            ]
-        )
+        return [
+            f"{self.method.summary(local_batch)} per device",
+            f"state: {2 * parameters + buffers:.1f} MB per device (parameters {parameters:.1f}, "
+            f"momentum {parameters:.1f}, buffers {buffers:.1f}), and {parameters:.1f} MB of "
+            "gradients",
+        ]
 
     def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
         """Pre-trains from the latest checkpoint of the workdir, or from the start, to the end.

@@ -7,7 +7,7 @@ reports, but not what it learns: a resumed run may have other values there.
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from jigclu.ops import schedules
 from jigclu.ops.optim import LossScaling
@@ -16,6 +16,7 @@ from jigclu.system.errors import check
 from jigclu.system.machine import PRECISIONS, Auto, check_workers
 
 EVERY_FIELD = "every field"
+Owner = TypeVar("Owner")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +154,29 @@ class Reporting:
     def __post_init__(self) -> None:
         check(self.log_every >= 1, "log_every", self.log_every, "1 or more")
         check(self.picture_every >= 0, "picture_every", self.picture_every, "0 or more")
+
+
+def with_settings(owner: Owner, **changes: Any) -> Owner:
+    """Returns a dataclass with other values, of its own fields or of its groups.
+
+    `with_settings(task, epochs=3)` replaces `task.schedule`, the first field of the task whose
+    value has a field `epochs`.
+
+    Raises:
+      ValueError: there is no such setting.
+    """
+    own = {field.name for field in dataclasses.fields(owner)}  # type: ignore[arg-type]
+    direct = {name: changes.pop(name) for name in list(changes) if name in own}
+    for field in dataclasses.fields(owner):  # type: ignore[arg-type]
+        part = direct.get(field.name, getattr(owner, field.name))
+        if dataclasses.is_dataclass(part):
+            names = {inner.name for inner in dataclasses.fields(part)}
+            taken = {name: changes.pop(name) for name in list(changes) if name in names}
+            if taken:
+                direct[field.name] = dataclasses.replace(part, **taken)  # type: ignore[type-var]
+    if changes:
+        raise ValueError(f"{type(owner).__name__} has no settings {', '.join(changes)}")
+    return dataclasses.replace(owner, **direct)  # type: ignore[type-var]
 
 
 def learning_settings(task: Any) -> dict[str, str]:

@@ -38,14 +38,14 @@ def measure_copies(task: PretrainTask, repetitions: int, instruments: Instrument
     """
     device = instruments.device
     take_step, inputs = jigsaw_stepper(task, device), random_inputs(task, device)
-    patches = inputs.slots.cpu().unflatten(0, (task.batch_size, task.grid**2))
+    patches = inputs.crops.cpu().unflatten(0, (task.batch_size, -1))
     if task.choose_machine(None).pin_memory.value:
         patches = patches.pin_memory()
     batch = Batch(patches, 0)
     prefetched = prefetch_to_device(itertools.repeat(batch), device)
 
     def take_step_on(patches: Tensor) -> None:
-        take_step(inputs._replace(slots=patches.flatten(0, 1)))
+        take_step(inputs._replace(crops=patches.flatten(0, 1)))
 
     actions: dict[str, Action] = {
         "on device": lambda: take_step(inputs),

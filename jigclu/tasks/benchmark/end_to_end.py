@@ -1,11 +1,10 @@
 """Training end to end, from image files to updated parameters, and what it waits for."""
 
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jigclu.system import progress
+from jigclu.tasks.benchmark.bare_run import BareRun
 from jigclu.tasks.benchmark.instruments import Instruments
 from jigclu.tasks.benchmark.noise_steps import jigsaw_step
 from jigclu.tasks.benchmark.timing import show_row, time_actions
@@ -39,7 +38,7 @@ class EndToEnd(NamedTuple):
 def measure_end_to_end(
     task: PretrainTask, steps: int, repetitions: int, instruments: Instruments
 ) -> EndToEnd:
-    """Measures a run in a temporary folder, reading only, and the step only.
+    """Measures a run, reading only, and the step only.
 
     Args:
       task: to run.
@@ -52,13 +51,12 @@ def measure_end_to_end(
     warm_up = _WARM_UP + describe(task).queued_batches
     # The clock stops when the batch after the last step arrives.
     task = with_steps(task, warm_up + steps + 1)
-    with tempfile.TemporaryDirectory() as folder:
-        with show_row(1, 3, "files to parameters"):
-            run = task.start(Path(folder), "", device)
-            training = _time_run(run.inputs(), run.take_step, warm_up, steps, instruments)
-        with show_row(2, 3, "reading only"):
-            run = task.start(Path(folder), "", device)
-            reading = _time_run(run.inputs(), lambda _: None, warm_up, steps, instruments)
+    with show_row(1, 3, "files to parameters"):
+        run = BareRun(task, device)
+        training = _time_run(run.batches(), run.take_step, warm_up, steps, instruments)
+    with show_row(2, 3, "reading only"):
+        batches = BareRun(task, device).batches()
+        reading = _time_run(batches, lambda _: None, warm_up, steps, instruments)
     with show_row(3, 3, "steps only, on noise"):
         step = time_actions({"step": jigsaw_step(task, device)}, repetitions, instruments)["step"]
     return EndToEnd(steps, warm_up, training, reading, step.median)

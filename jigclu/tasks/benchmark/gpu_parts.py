@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from jigclu.data.procedural import ProceduralImages
+from jigclu.data.transform import EvalTransform
 from jigclu.ops import schedules
 from jigclu.system import files
 from jigclu.system.cores import available_cores
@@ -53,7 +54,8 @@ from jigclu.tasks.benchmark.workload import (
     with_compilation,
 )
 from jigclu.tasks.pretrain import PretrainTask
-from jigclu.training.knn_evaluator import KnnEvaluation
+from jigclu.training.knn_evaluator import KnnEvaluator
+from jigclu.training.settings import Loading
 
 TESTS = Path(__file__).resolve().parents[3] / "tests"
 _MEMORY = 80  # GB of device memory for which the batch sizes below are meant.
@@ -189,17 +191,18 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
         for count, split in ((images, "train"), (images // 10, "val"))
     )
     task = published_recipe(train)
-    evaluation = KnnEvaluation(
+    augmentation = task.method.augmentation
+    evaluator = KnnEvaluator(
+        every=0,
         bank=ProceduralImages(images=images // 5, size=96, seed=0, split="train"),
         queries=val,
-        resize=96,
-        crop=96,
-        mean=tuple(task.augmentation.mean),
-        std=tuple(task.augmentation.std),
+        eval_transform=EvalTransform(
+            resize=96, crop=96, mean=tuple(augmentation.mean), std=tuple(augmentation.std)
+        ),
         neighbors=20,
         temperature=0.07,
         batch_size=256,
-        workers=workers,
+        loading=Loading(workers=workers, prefetch=2),
     )
     return with_patch_size(
         task,
@@ -216,7 +219,7 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
         compile=False,
         workers=workers,
         picture_every=0,
-        evaluation=evaluation,
+        evaluators=(evaluator,),
     )
 
 

@@ -12,6 +12,7 @@ from jigclu.ops import losses
 from jigclu.tasks.benchmark import published
 from jigclu.tasks.benchmark.instruments import Action, Instruments
 from jigclu.tasks.benchmark.timing import Cost, measure_costs, show_rows
+from jigclu.tasks.benchmark.workload import jigsaw
 from jigclu.tasks.pretrain import PretrainTask
 
 Loss = Callable[[Tensor], Tensor]
@@ -67,7 +68,8 @@ def measure_loss(
 
 
 def _random_embeddings(task: PretrainTask, patches: int, device: torch.device) -> Tensor:
-    shape = (patches // task.grid**2, task.grid**2, task.embedding_channels)
+    method = jigsaw(task)
+    shape = (patches // method.grid**2, method.grid**2, method.embedding_channels)
     return functional.normalize(torch.randn(shape, device=device), dim=2).requires_grad_()
 
 
@@ -82,15 +84,18 @@ def _compute_gradient(loss: Loss, embeddings: Tensor) -> None:
 
 
 def _our_loss(task: PretrainTask) -> Loss:
+    method = jigsaw(task)
     return lambda embeddings: losses.clustering_loss(
-        embeddings, 0, len(embeddings), task.temperature, task.base_temperature
+        embeddings, 0, len(embeddings), method.temperature, method.base_temperature
     )
 
 
 def _published_loss(task: PretrainTask) -> Loss:
+    method = jigsaw(task)
+
     def loss(embeddings: Tensor) -> Tensor:
         flat = embeddings.flatten(0, 1)
-        image = torch.arange(len(flat), device=flat.device) // task.grid**2
-        return published.clustering_loss(flat, image, task.temperature, task.base_temperature)
+        image = torch.arange(len(flat), device=flat.device) // method.grid**2
+        return published.clustering_loss(flat, image, method.temperature, method.base_temperature)
 
     return loss

@@ -1,6 +1,5 @@
 """Time and memory of a step whose encoder processes the batch in micro-batches."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from jigclu.tasks.benchmark.instruments import Instruments
 from jigclu.tasks.benchmark.noise_steps import jigsaw_step
 from jigclu.tasks.benchmark.timing import Cost, measure_costs
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.settings import with_settings
 
 
 class MicroBatchCost(NamedTuple):
@@ -43,7 +43,7 @@ def measure_micro_batches(
     found = []
     for precision in precisions:
         for size in sizes:
-            changed = dataclasses.replace(task, precision=precision, micro_batch_size=size)
+            changed = with_settings(task, precision=precision, micro_batch_size=size)
             cost = _measure_step(changed, repetitions, instruments)
             found.append(MicroBatchCost(precision, size, cost))
     return found

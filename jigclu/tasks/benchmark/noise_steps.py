@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from jigclu.methods.classification import ClassificationInputs, ClassifierForward
-from jigclu.methods.jigsaw import StepInputs
+from jigclu.methods.method import StepInputs
 from jigclu.models.classifier import Classifier
-from jigclu.ops import augment, jigsaw
+from jigclu.models.encoder import create_encoder
 from jigclu.tasks.benchmark.instruments import Action
 from jigclu.tasks.benchmark.published import PublishedStep
+from jigclu.tasks.benchmark.workload import describe, jigsaw
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training.step import TrainingStep
 
@@ -22,15 +23,11 @@ _CLASSES = 1000  # Of the supervised step, as in ImageNet.
 
 def random_inputs(task: PretrainTask, device: torch.device) -> StepInputs:
     """Returns the inputs of a step for a whole batch on one device, with patches of noise."""
-    count = task.batch_size * task.grid**2
-    size = task.patch_size
-    permutation = jigsaw.global_permutation(task.seed, 0, count)
-    drawn = augment.draw_augmentation(task.augmentation, task.seed, 0, count)
-    return StepInputs(
-        slots=torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8).to(device),
-        augmentation=augment.select_rows(drawn, permutation, device),
-        permutation=permutation.to(device),
-    )
+    method = jigsaw(task)
+    size = method.patch_size
+    shape = (task.batch_size, method.crops_per_image, 3, size, size)
+    crops = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+    return method.step_inputs(crops, task.seed, 0)
 
 
 def jigsaw_step(task: PretrainTask, device: torch.device) -> Action:
@@ -40,21 +37,22 @@ def jigsaw_step(task: PretrainTask, device: torch.device) -> Action:
 
 def jigsaw_stepper(task: PretrainTask, device: torch.device) -> Callable[[StepInputs], None]:
     """Returns a function that takes a pre-training step with a learning rate of 0."""
-    return _stepper(task.training_step(task.model(), device, task.choose_machine(None)))
+    return _stepper(task.training_step(device, task.choose_machine(None)))
 
 
 def supervised_step(task: PretrainTask, device: torch.device) -> Action:
     """Returns a classification step of the same encoder, on as many images as montages."""
-    side = task.grid * task.patch_size
+    side, augmentation = describe(task).montage_size, task.method.augmentation
     machine = task.choose_machine(None)
     forward = ClassifierForward(
         _classifier(task),
-        tuple(task.augmentation.mean),
-        tuple(task.augmentation.std),
+        tuple(augmentation.mean),
+        tuple(augmentation.std),
         machine.precision.value,
         machine.channels_last.value,
     )
-    step = TrainingStep(forward, task.optimizer, task.loss_scaling, machine.compile.value, device)
+    scaling = task.compute.loss_scaling
+    step = TrainingStep(forward, task.optimizer, scaling, machine.compile.value, device)
     images = torch.randint(0, 256, (task.batch_size, 3, side, side), dtype=torch.uint8)
     labels = torch.randint(0, _CLASSES, (task.batch_size,))
     inputs = ClassificationInputs(images.to(device), labels.to(device))
@@ -63,21 +61,22 @@ def supervised_step(task: PretrainTask, device: torch.device) -> Action:
 
 def published_step(task: PretrainTask, device: torch.device) -> Action:
     """Returns a step in the published arithmetic, on patches that are already augmented."""
+    method = jigsaw(task)
     step = PublishedStep(
         task.encoder,
-        task.grid,
-        task.embedding_channels,
-        task.temperature,
-        task.base_temperature,
+        method.grid,
+        method.embedding_channels,
+        method.temperature,
+        method.base_temperature,
         device,
     )
     inputs = random_inputs(task, device)
-    patches = torch.randn(inputs.slots.shape, device=device)
-    return lambda: step(patches, inputs.permutation)
+    patches = torch.randn(inputs.crops.shape, device=device)
+    return lambda: step(patches, *inputs.targets)
 
 
 def _classifier(task: PretrainTask) -> Classifier:
-    return Classifier(task.model().encoder, _CLASSES)
+    return Classifier(create_encoder(task.encoder, task.small_stem), _CLASSES)
 
 
 def _stepper(step: TrainingStep) -> Callable[[StepInputs | ClassificationInputs], None]:
@@ -99,10 +98,10 @@ class Operations(NamedTuple):
 
 def network_operations(task: PretrainTask) -> Operations:
     """Counts the operations of the networks of a step, without augmentation and losses."""
-    side = task.grid * task.patch_size
+    side = describe(task).montage_size
     with torch.device("meta"):
         images = torch.empty(task.batch_size, 3, side, side)
-        jigclu, classifier = task.model(), _classifier(task)
+        jigclu, classifier = task.network(), _classifier(task)
         return Operations(
             jigclu=_count_operations(lambda: sum(value.sum() for value in jigclu(images))),
             supervised=_count_operations(lambda: classifier(images).sum()),
@@ -127,7 +126,7 @@ class NetworkSize(NamedTuple):
 def network_size(task: PretrainTask) -> NetworkSize:
     """Counts the values of the pre-training network."""
     with torch.device("meta"):
-        model = task.model()
+        model = task.network()
     return NetworkSize(
         parameters=sum(value.numel() for value in model.parameters()),
         statistics=sum(value.numel() for value in model.buffers()),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu.methods.jigsaw import JigsawForward
+from jigclu.methods.forward import MethodForward
 from jigclu.ops import losses
 from jigclu.ops.augment import augment
 from jigclu.ops.jigsaw import global_permutation, stitch_montages
@@ -16,7 +16,7 @@ from jigclu.system import collectives
 from jigclu.tasks.benchmark.instruments import Action, Instruments
 from jigclu.tasks.benchmark.noise_steps import random_inputs
 from jigclu.tasks.benchmark.timing import Cost, measure_costs
-from jigclu.tasks.benchmark.workload import Arithmetic
+from jigclu.tasks.benchmark.workload import Arithmetic, jigsaw
 from jigclu.tasks.pretrain import PretrainTask
 
 
@@ -74,16 +74,17 @@ def step_pieces(
 ) -> dict[str, Piece]:
     """Returns the pieces of a step, by name, on noise."""
     inputs = random_inputs(task, device)
-    count = len(inputs.permutation)
-    permutation = global_permutation(task.seed, 0, count)
+    method = jigsaw(task)
+    permutation = global_permutation(task.seed, 0, len(inputs.crops))
     embeddings = functional.normalize(
-        torch.randn(task.batch_size, task.grid**2, task.embedding_channels, device=device), dim=2
+        torch.randn(task.batch_size, method.grid**2, method.embedding_channels, device=device),
+        dim=2,
     ).requires_grad_()
-    parameters = [value.detach() for value in task.model().to(device).parameters()]
+    parameters = [value.detach() for value in task.network().to(device).parameters()]
     momenta = [torch.zeros_like(parameter) for parameter in parameters]
     rate, finite = torch.zeros((), device=device), torch.tensor(True, device=device)
 
-    montages = stitch_montages(inputs.slots.float() / 255, task.grid)
+    montages = stitch_montages(inputs.crops.float() / 255, method.grid)
     networks = {
         f"network, {arithmetic}": Piece(_network(task, arithmetic, device), (montages,), True)
         for arithmetic in arithmetics
@@ -91,15 +92,15 @@ def step_pieces(
     return {
         "shuffle patches": Piece(
             collectives.exchange_patches,
-            (inputs.slots.unflatten(0, (-1, task.grid**2)), permutation),
+            (inputs.crops.unflatten(0, (-1, method.grid**2)), permutation),
             False,
         ),
-        "augment": Piece(augment, (inputs.slots, inputs.augmentation, task.augmentation), False),
-        "stitch montages": Piece(stitch_montages, (inputs.slots.float(), task.grid), False),
+        "augment": Piece(augment, (inputs.crops, inputs.augmentation, method.augmentation), False),
+        "stitch montages": Piece(stitch_montages, (inputs.crops.float(), method.grid), False),
         **networks,
         "clustering loss": Piece(
             losses.clustering_loss,
-            (embeddings, 0, task.batch_size, task.temperature, task.base_temperature),
+            (embeddings, 0, task.batch_size, method.temperature, method.base_temperature),
             True,
         ),
         "update": Piece(
@@ -111,11 +112,10 @@ def step_pieces(
 def _network(
     task: PretrainTask, arithmetic: Arithmetic, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    model = task.model().to(device)
-    forward = JigsawForward(model, task.objective(), *arithmetic, None)
+    forward = MethodForward(task.method, task.network().to(device), *arithmetic, None)
 
     def network(montages: Tensor) -> Tensor:
-        outputs = forward.apply_model(montages)
+        outputs = forward.apply_network(montages)
         return outputs.embeddings.sum() + outputs.location_logits.float().sum()
 
     return network

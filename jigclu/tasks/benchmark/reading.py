@@ -18,6 +18,7 @@ from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark.instruments import Instruments
 from jigclu.tasks.benchmark.published import PublishedPatches
 from jigclu.tasks.benchmark.timing import Seconds, time_actions
+from jigclu.tasks.benchmark.workload import final_stage, jigsaw
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
 
@@ -88,7 +89,7 @@ def readers(
       files: images to read.
       packs: the same images, by pack format.
     """
-    yield "published, PIL", _published_reader(task, files, task.augmentation)
+    yield "published, PIL", _published_reader(task, files, task.method.augmentation)
     yield "published, PIL, no color changes", _published_reader(task, files, _colorless(task))
     yield "files, decoding only, full size", files.read
     yield "files", _patch_reader(task, files)
@@ -98,30 +99,39 @@ def readers(
 
 
 def _published_reader(task: PretrainTask, files: Source, settings: AugmentationSettings) -> Reader:
+    method = jigsaw(task)
     patches = PublishedPatches(
-        task.grid, task.cross_ratio, task.patch_size, task.crop_scale, task.crop_ratio, settings
+        method.grid,
+        method.cross_ratio,
+        method.patch_size,
+        method.crop_scale,
+        method.crop_ratio,
+        settings,
     )
     return lambda index: patches.read(files.name(index))
 
 
 def _colorless(task: PretrainTask) -> AugmentationSettings:
     return dataclasses.replace(
-        task.augmentation, jitter_probability=0.0, grayscale_probability=0.0, blur_probability=0.0
+        task.method.augmentation,
+        jitter_probability=0.0,
+        grayscale_probability=0.0,
+        blur_probability=0.0,
     )
 
 
 def _augmenting_reader(task: PretrainTask, source: Source) -> Reader:
-    read, settings = _patch_reader(task, source), task.augmentation
+    read, settings = _patch_reader(task, source), task.method.augmentation
 
     def read_and_augment(index: int) -> object:
-        drawn = draw_augmentation(settings, task.seed, index, task.grid**2)
+        drawn = draw_augmentation(settings, task.seed, index, task.method.crops_per_image)
         return augment(read(index).crops, drawn, settings)
 
     return read_and_augment
 
 
 def _patch_reader(task: PretrainTask, source: Source) -> Callable[[int], CropSample]:
-    dataset = dataclasses.replace(task, source=source, smaller_patches=()).dataset()
+    dataset = final_stage(task).method.dataset(source, task.seed)
     return lambda index: dataset[0, index]
 
 

@@ -8,9 +8,18 @@ import dataclasses
 from typing import Any
 
 from jigclu.data.sources import Source
+from jigclu.methods.jigsaw import Jigsaw
 from jigclu.ops import optim, schedules
 from jigclu.ops.augment import AugmentationSettings
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.settings import (
+    Compute,
+    Loading,
+    Reporting,
+    Saving,
+    Schedule,
+    with_settings,
+)
 
 _AUGMENTATION = AugmentationSettings(
     brightness=0.4,
@@ -26,7 +35,22 @@ _AUGMENTATION = AugmentationSettings(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
 )
-_PATCH_SIZE = 112
+_METHOD = Jigsaw(
+    grid=2,
+    cross_ratio=0.3,
+    patch_size=112,
+    smaller_patches=(),
+    crop_scale=(0.2, 1.0),
+    crop_ratio=(0.75, 4 / 3),
+    scaled_decoding=True,
+    augmentation=_AUGMENTATION,
+    pooling_map=8,
+    embedding_channels=128,
+    temperature=0.3,
+    base_temperature=0.07,
+    clustering_weight=1.0,
+    location_weight=1.0,
+)
 
 
 def published_recipe(source: Source) -> PretrainTask:
@@ -36,54 +60,37 @@ def published_recipe(source: Source) -> PretrainTask:
         source=source,
         batch_size=256,
         micro_batch_size=None,
-        epochs=200,
-        stop_after_steps=None,
-        grid=2,
-        cross_ratio=0.3,
-        patch_size=_PATCH_SIZE,
-        smaller_patches=(),
-        crop_scale=(0.2, 1.0),
-        crop_ratio=(0.75, 4 / 3),
-        scaled_decoding=True,
-        augmentation=_AUGMENTATION,
+        method=_METHOD,
         encoder="resnet50",
         small_stem=False,
-        pooling_map=8,
-        embedding_channels=128,
-        temperature=0.3,
-        base_temperature=0.07,
-        clustering_weight=1.0,
-        location_weight=1.0,
         optimizer=optim.SGD(momentum=0.9, weight_decay=1e-4),
         learning_rate=0.03,
-        warmup_epochs=0,
-        decay=schedules.CosineDecay(),
-        per_epoch=True,
-        device="auto",
-        precision="float32",
-        compile="auto",
-        channels_last="auto",
-        loss_scaling=optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
-        workers="auto",
-        prefetch=2,
+        schedule=Schedule(
+            epochs=200,
+            warmup_epochs=0,
+            decay=schedules.CosineDecay(),
+            per_epoch=True,
+            stop_after_steps=None,
+        ),
+        compute=Compute(
+            device="auto",
+            precision="float32",
+            compile="auto",
+            channels_last="auto",
+            loss_scaling=optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
+        ),
+        loading=Loading(workers="auto", prefetch=2),
         init_from=None,
         resume_from=None,
-        log_every=50,
-        picture_every=5000,
-        checkpoint_every=1000,
-        keep_last=2,
-        keep_every=0,
-        evaluation=None,
-        evaluate_every=0,
+        saving=Saving(every=1000, keep_last=2, keep_every=0),
+        reporting=Reporting(log_every=50, picture_every=5000),
+        evaluators=(),
     )
 
 
 def with_patch_size(task: PretrainTask, patch_size: int, **changes: Any) -> PretrainTask:
     """Returns a published recipe for patches of another size, blurred in proportion."""
-    sigma = _AUGMENTATION.blur_sigma_max * patch_size / _PATCH_SIZE
-    return dataclasses.replace(
-        task,
-        patch_size=patch_size,
-        augmentation=dataclasses.replace(task.augmentation, blur_sigma_max=sigma),
-        **changes,
-    )
+    sigma = _AUGMENTATION.blur_sigma_max * patch_size / _METHOD.patch_size
+    augmentation = dataclasses.replace(_AUGMENTATION, blur_sigma_max=sigma)
+    method = dataclasses.replace(_METHOD, patch_size=patch_size, augmentation=augmentation)
+    return with_settings(task, method=method, **changes)

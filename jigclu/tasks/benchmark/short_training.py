@@ -1,9 +1,8 @@
 """Pre-training for a given time, with the kNN accuracy before and after."""
 
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
+from jigclu.tasks.benchmark.bare_run import BareRun
 from jigclu.tasks.benchmark.instruments import Instruments
 from jigclu.tasks.pretrain import PretrainTask
 
@@ -27,27 +26,26 @@ class ShortTraining(NamedTuple):
 
 
 def measure_training(task: PretrainTask, seconds: float, instruments: Instruments) -> ShortTraining:
-    """Trains in a temporary folder until the time is over, or the run is complete.
+    """Trains until the time is over, or the run is complete.
 
     Args:
-      task: with an evaluation.
+      task: with a `KnnEvaluator`.
       seconds: > 0; the step during which they end is the last.
       instruments: of the device.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        run = task.start(Path(folder), "", instruments.device)
-        before = run.score()
-        began, waited = instruments.clock(), 0.0
-        for inputs, wait in run.inputs():
-            metrics = run.take_step(inputs)
-            waited += wait
-            if instruments.clock() - began >= seconds:
-                break
-        instruments.synchronize()
-        taken = instruments.clock() - began
-        after = run.score()
+    run = BareRun(task, instruments.device)
+    before = run.evaluate()
+    began, waited = instruments.clock(), 0.0
+    for batch, wait in run.batches():
+        metrics = run.take_step(batch)
+        waited += wait
+        if instruments.clock() - began >= seconds:
+            break
+    instruments.synchronize()
+    taken = instruments.clock() - began
+    after = run.evaluate()
     return ShortTraining(
-        steps=run.state.step,
+        steps=run.steps,
         seconds=taken,
         waited=waited,
         loss=metrics["loss"].item(),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from jigclu.methods.jigsaw import Jigsaw
 from jigclu.system import files, progress
 from jigclu.system.device import check_compiler, launched_processes, local_device
-from jigclu.system.errors import UserError
-from jigclu.system.machine import check_precision, choose_precision
+from jigclu.system.errors import UserError, check
+from jigclu.system.machine import PRECISIONS, choose_precision
 from jigclu.tasks.benchmark.end_to_end import measure_end_to_end
 from jigclu.tasks.benchmark.environment import describe_environment
 from jigclu.tasks.benchmark.exchange import compute_exchange
@@ -38,7 +39,7 @@ from jigclu.tasks.benchmark.tables import (
 )
 from jigclu.tasks.benchmark.workload import all_arithmetics, all_variants, describe, final_stage
 from jigclu.tasks.pretrain import PretrainTask
-from jigclu.training.loop import check_least
+from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
 
 # Compilations that torch keeps per function: every kind of arithmetic needs another one.
@@ -65,66 +66,67 @@ class BenchmarkTask:
     longest: float
     ranks: tuple[int, ...]
 
-    def check(self, workdir: Path, config: str) -> None:
-        """Raises UserError for invalid values or data, and for missing packages."""
-        del workdir, config
-        self.task.check_values()
-        local_device(self.task.device)
+    def __post_init__(self) -> None:
+        for name in ("repetitions", "steps"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        check(0 < self.longest < math.inf, "longest", self.longest, "finite seconds above 0")
+        known = set(self.parts) <= set(self._parts())
+        expected = f"some of {', '.join(self._parts())}"
+        check(known and bool(self.parts), "parts", self.parts, expected)
+        for name in ("compile", "precisions", "channels_last"):
+            values = getattr(self, name)
+            check(bool(values), name, values, "one value or more")
+        names = {"auto", *PRECISIONS}
+        chosen = set(self.precisions) <= names
+        check(chosen, "precisions", self.precisions, f"some of {', '.join(sorted(names))}")
+        if not isinstance(self.task.method, Jigsaw):
+            raise UserError(
+                "task pre-trains by another method: the benchmark compares with published jigsaw "
+                "clustering, bind pretrain.method = @jigsaw()"
+            )
+        self._check_numbers("patches", self.task.method.grid**2)
+        self._check_numbers("ranks", 1)
+
+    def check(self, workdir: Path) -> None:
+        """Raises UserError for data that cannot be measured, and for missing packages."""
+        self.task.check(workdir)
         if launched_processes() > 1:
             raise UserError(
                 f"{launched_processes()} processes were started; the benchmark measures one: "
                 "start it without torchrun"
             )
-        unknown = [part for part in self.parts if part not in self._parts()]
-        if not self.parts or unknown:
-            raise UserError(
-                f"parts is {self.parts}; it must contain some of {', '.join(self._parts())}"
-            )
         if importlib.util.find_spec("matplotlib") is None:
             raise UserError("the plot needs matplotlib, which is missing: pip install matplotlib")
-        check_least(self, {"repetitions": 1, "steps": 1})
-        self._check_arithmetic()
-        self._check_numbers("patches", self.task.grid**2)
-        self._check_numbers("ranks", 1)
+        if True in self.compile:
+            check_compiler()
         uneven = [count for count in self.ranks if self.task.batch_size % count]
         if uneven and "growth" in self.parts:
             raise UserError(
                 f"ranks contains {uneven[0]}, which does not divide batch_size = "
                 f"{self.task.batch_size}: use divisors of it"
             )
-        if not 0 < self.longest < math.inf:
-            raise UserError(f"longest is {self.longest}; it must be finite seconds above 0")
         if "reading" in self.parts:
             check_reading(self.task, self.images)
 
-    def _check_arithmetic(self) -> None:
-        for name in ("compile", "precisions", "channels_last"):
-            if not getattr(self, name):
-                raise UserError(f"{name} is empty; it needs at least one value")
-        for precision in self.precisions:
-            check_precision(precision)
-        if self.task.compile is True or True in self.compile:
-            check_compiler()
-
     def _check_numbers(self, name: str, divisor: int) -> None:
         values = getattr(self, name)
-        if not values or sorted(values) != list(values) or values[0] < 1:
-            raise UserError(f"{name} is {values}; it must contain growing numbers from 1")
-        if any(value % divisor for value in values):
-            raise UserError(f"{name} is {values}; it must contain multiples of grid**2 = {divisor}")
+        growing = bool(values) and sorted(values) == list(values) and values[0] >= 1
+        check(growing, name, values, "growing numbers from 1")
+        divisible = not any(value % divisor for value in values)
+        check(divisible, name, values, f"multiples of grid**2 = {divisor}")
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, several lines."""
         del workdir
         return "\n".join(
             [
-                f"device: {local_device(self.task.device).type}",
+                f"device: {local_device(self.task.compute.device).type}",
                 f"measures: {', '.join(self.parts)}",
-                *self.task.plan_details(),
+                *self.task.details(),
             ]
         )
 
-    def run(self, workdir: Path, config: str) -> dict[str, float]:
+    def run(self, workdir: Path, config: str) -> RunResult:
         """Measures one part after another, and writes the results after each; returns no score.
 
         Raises:
@@ -132,7 +134,7 @@ class BenchmarkTask:
         """
         self.task.choose_machine(None).apply()
         task = final_stage(self.task)
-        instruments = device_instruments(local_device(task.device))
+        instruments = device_instruments(local_device(task.compute.device))
         environment = describe_environment(instruments.device)
         tables: list[Table] = []
         with (
@@ -152,7 +154,7 @@ class BenchmarkTask:
                 _write(workdir, environment, tables)
             monitor.image("benchmark", 0, plot(tables, workdir / "benchmark.png"))
             monitor.message(f"done: benchmark.json, benchmark.md and benchmark.png in {workdir}")
-        return {}
+        return RunResult({}, None)
 
     def _parts(self) -> dict[str, Callable[[PretrainTask, Instruments], list[Table]]]:
         return {

@@ -1,12 +1,13 @@
 """Facts of a pre-training task that tables mention, and variants of its arithmetic."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jigclu.methods.jigsaw import Jigsaw
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.settings import with_settings
 
 
 class Workload(NamedTuple):
@@ -46,21 +47,27 @@ class Workload(NamedTuple):
         return self.batch_size * self.grid**2
 
 
+def jigsaw(task: PretrainTask) -> Jigsaw:
+    """Returns the method of a task that pre-trains by jigsaw clustering."""
+    assert isinstance(task.method, Jigsaw)
+    return task.method
+
+
 def describe(task: PretrainTask) -> Workload:
     """Returns the facts of a task, with the settings that its machine chooses."""
-    machine = task.choose_machine(None)
+    machine, method = task.choose_machine(None), jigsaw(task)
     return Workload(
         encoder=task.encoder,
         batch_size=task.batch_size,
-        grid=task.grid,
-        patch_size=task.patch_size,
-        embedding_channels=task.embedding_channels,
+        grid=method.grid,
+        patch_size=method.patch_size,
+        embedding_channels=method.embedding_channels,
         learning_rate=task.learning_rate,
         steps_per_epoch=task.steps_per_epoch,
         precision=machine.precision.value,
         compiled=machine.compile.value,
         workers=machine.workers.value,
-        queued_batches=machine.workers.value * task.prefetch,
+        queued_batches=machine.workers.value * task.loading.prefetch,
     )
 
 
@@ -96,7 +103,7 @@ def all_variants(compiled: Sequence[bool], arithmetics: Sequence[Arithmetic]) ->
 
 def with_variant(task: PretrainTask, variant: Variant) -> PretrainTask:
     """Returns the same task, computed in a given way."""
-    return dataclasses.replace(
+    return with_settings(
         task,
         compile=variant.compiled,
         precision=variant.arithmetic.precision,
@@ -106,12 +113,12 @@ def with_variant(task: PretrainTask, variant: Variant) -> PretrainTask:
 
 def with_compilation(task: PretrainTask, compiled: bool) -> PretrainTask:
     """Returns the same task, compiled or eager."""
-    return dataclasses.replace(task, compile=compiled)
+    return with_settings(task, compile=compiled)
 
 
 def with_steps(task: PretrainTask, steps: int) -> PretrainTask:
     """Returns the same task for exactly this number of steps, without pictures and evaluation."""
-    return dataclasses.replace(
+    return with_settings(
         task,
         # As in the whole run: 'auto' compiles nothing for a few steps.
         compile=describe(task).compiled,
@@ -119,10 +126,10 @@ def with_steps(task: PretrainTask, steps: int) -> PretrainTask:
         warmup_epochs=0,
         stop_after_steps=steps,
         picture_every=0,
-        evaluation=None,
+        evaluators=(),
     )
 
 
 def final_stage(task: PretrainTask) -> PretrainTask:
     """Returns the task as it trains at the end, at full patch size, from random weights."""
-    return dataclasses.replace(task, smaller_patches=(), init_from=None, resume_from=None)
+    return with_settings(task, smaller_patches=(), init_from=None, resume_from=None)
