@@ -36,7 +36,9 @@ class Method(Protocol):
     buffers; `update_state` changes the rest after each step.
     """
 
-    augmentation: AugmentationSettings
+    @property
+    def augmentation(self) -> AugmentationSettings:
+        """Augmentation of every crop, before the network."""
 
     @property
     def crops_per_image(self) -> int:

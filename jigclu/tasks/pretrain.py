@@ -30,12 +30,11 @@ from jigclu.training.task import TrainingTask
 
 
 class Evaluator(Protocol):
-    """Scores the encoder during pre-training, such as `KnnEvaluator` or `ProbeEvaluator`.
+    """Scores the encoder during pre-training, such as `KnnEvaluator` or `ProbeEvaluator`."""
 
-    every: epochs between evaluations; 0 evaluates only before the first step and after the last.
-    """
-
-    every: int
+    @property
+    def every(self) -> int:
+        """Epochs between evaluations; 0 evaluates only before the first step and after the last."""
 
     def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
         """Returns scores by name, and beside each `<name>_chance`, what guessing scores.
