@@ -41,7 +41,7 @@ RUN = compare.Run(
 class StepTimesTest(absltest.TestCase):
     def test_first_report_of_every_step_counts(self) -> None:
         lines = [
-            (0.5, "devices: 1 x cpu, steps: 18, 9 an epoch\n"),
+            (0.5, "devices: 1 x cpu, steps: 18, 9 per epoch\n"),
             (1.0, "kNN accuracy 39.6% at step 0\n"),
             (2.0, "I1125 monitor.py:70] step 1/18 loss 3.2\n"),
             (3.0, "step 2\n"),
@@ -105,8 +105,9 @@ class CommandTest(absltest.TestCase):
                 values[flag].append(value)
         task = config.load(values["--gin_file"], values["--gin_bindings"]).task
         assert isinstance(task, PretrainTask)
-        self.assertEqual((task.encoder, task.precision), ("resnet18", "float32"))
-        self.assertEqual((task.epochs, task.batch_size, task.workers), (3, 2, 0))
+        self.assertEqual((task.encoder, task.compute.precision), ("resnet18", "float32"))
+        self.assertEqual((task.batch_size, task.loading.workers), (2, 0))
+        self.assertEqual((task.schedule.epochs, task.reporting.log_every), (3, 1))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size
+from jigclu.data.transform import EvalTransform
 from jigclu.methods.jigsaw import Jigsaw
 from jigclu.methods.method import Method, StepInputs
 from jigclu.methods.simclr import SimClr
@@ -132,6 +133,11 @@ class MemorySource:
 
     def name(self, index: int) -> str:
         return f"memory {index}"
+
+
+def eval_transform(resize: int, crop: int) -> EvalTransform:
+    """Returns a preprocessing whose channels differ in mean and deviation."""
+    return EvalTransform(resize=resize, crop=crop, mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3))
 
 
 def noise(*shape: int) -> Tensor:

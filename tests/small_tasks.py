@@ -11,16 +11,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from jigclu.data.procedural import ProceduralImages
-from jigclu.data.transform import EvalTransform
 from jigclu.ops import optim, schedules
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training import checkpoint
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedule
 from jigclu.training.task import TrainingTask
-from tests.samples import JIGSAW
+from tests.samples import JIGSAW, eval_transform
 
-EVAL_TRANSFORM = EvalTransform(resize=32, crop=32, mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3))
+EVAL_TRANSFORM = eval_transform(resize=32, crop=32)
 COMPUTE = Compute(
     device="cpu",
     precision="float32",

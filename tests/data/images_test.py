@@ -7,29 +7,30 @@ from absl.testing import absltest, parameterized
 
 from jigclu.data import images
 from jigclu.system.errors import UserError
-from tests.samples import MemorySource, noise
+from tests.samples import MemorySource, eval_transform, noise
 
 
 class ImageDatasetTest(parameterized.TestCase):
     def test_is_the_center_of_the_resized_image(self) -> None:
         image = noise(3, 16, 30)
         source = MemorySource([image, image], labels=[7, 9])
-        shown, label, index = images.ImageDataset(source=source, resize=16, crop=10)[1]
+        dataset = images.ImageDataset(source=source, transform=eval_transform(16, 10))
+        self.assertLen(dataset, 2)
+        shown, label, index = dataset[1]
         self.assertTrue(torch.equal(shown, image[:, 3:13, 10:20]))
         self.assertEqual((label, index), (9, 1))
 
     @parameterized.parameters((40, 60), (60, 40), (8, 100))
     def test_shape_and_absent_label(self, height: int, width: int) -> None:
         source = MemorySource([noise(3, height, width)])
-        sample = images.ImageDataset(source=source, resize=32, crop=28)[0]
+        sample = images.ImageDataset(source=source, transform=eval_transform(32, 28))[0]
         self.assertEqual((sample.image.dtype, sample.image.shape), (torch.uint8, (3, 28, 28)))
         self.assertEqual(sample.label, -1)
 
-    def test_refuses_unreadable_images_and_large_crops(self) -> None:
+    def test_rejects_unreadable_images(self) -> None:
+        dataset = images.ImageDataset(source=MemorySource([None]), transform=eval_transform(32, 28))
         with self.assertRaisesRegex(UserError, "memory 0 is unreadable .made so"):
-            images.ImageDataset(source=MemorySource([None]), resize=32, crop=28)[0]
-        with self.assertRaisesRegex(UserError, "crop is 40; it must be in"):
-            images.ImageDataset(source=MemorySource([None]), resize=32, crop=40)
+            dataset[0]
 
 
 def cropped(**changes: Any) -> images.RandomCropDataset:

@@ -14,6 +14,7 @@ from PIL import Image
 from jigclu.data import crops, images, loader, sampler, sources
 from jigclu.ops.crops import jigsaw_crops
 from jigclu.system.errors import UserError
+from tests.samples import eval_transform
 
 
 class LoaderTest(absltest.TestCase):
@@ -81,8 +82,8 @@ class LoaderTest(absltest.TestCase):
     def test_images_come_once_and_in_order(self) -> None:
         os.remove(f"{self.root}/1/corrupt.png")
         source = sources.ImageFolder(self.root, "train")
-        dataset = images.ImageDataset(source=source, resize=24, crop=16)
-        batches = list(loader.image_loader(dataset, batch_size=4, workers=1))
+        dataset = images.ImageDataset(source=source, transform=eval_transform(24, 16))
+        batches = list(loader.image_loader(dataset, batch_size=4, workers=1, prefetch=2))
         self.assertEqual([len(batch.image) for batch in batches], [4, 4, 2])
         self.assertEqual(torch.cat([batch.image_index for batch in batches]).tolist(), [*range(10)])
         self.assertEqual(torch.cat([batch.label for batch in batches]).tolist(), source.labels)
@@ -115,10 +116,12 @@ class LoaderTest(absltest.TestCase):
     def test_workers_end_with_the_process_that_was_killed(self) -> None:
         program = (
             "import sys, time\n"
-            "from jigclu.data import images, loader, sources\n"
+            "from jigclu.data import images, loader, sources, transform\n"
             "dataset = images.ImageDataset(\n"
-            "    source=sources.ImageFolder(sys.argv[1], 'train'), resize=8, crop=8)\n"
-            "batches = iter(loader.image_loader(dataset, 1, 1))\n"
+            "    source=sources.ImageFolder(sys.argv[1], 'train'),\n"
+            "    transform=transform.EvalTransform(\n"
+            "        resize=8, crop=8, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)))\n"
+            "batches = iter(loader.image_loader(dataset, 1, 1, prefetch=2))\n"
             "next(batches)\n"
             "print(batches._workers[0].pid, flush=True)\n"
             "time.sleep(60)\n"
@@ -136,9 +139,9 @@ class LoaderTest(absltest.TestCase):
         self.fail(f"worker {worker} is still there, 10 seconds after its parent was killed")
 
     def test_an_error_in_a_worker_is_the_users_error(self) -> None:
-        dataset = images.ImageDataset(source=self.source, resize=24, crop=16)
+        dataset = images.ImageDataset(source=self.source, transform=eval_transform(24, 16))
         with self.assertRaisesRegex(UserError, "corrupt.png is unreadable"):
-            list(loader.image_loader(dataset, batch_size=4, workers=1))
+            list(loader.image_loader(dataset, batch_size=4, workers=1, prefetch=2))
 
 
 if __name__ == "__main__":

@@ -59,8 +59,11 @@ class GlobalBatchSamplerTest(parameterized.TestCase):
         self.assertLen(again, 4)
         self.assertEqual(list(again), list(again))
 
-    def test_refuses_a_batch_that_ranks_cannot_share(self) -> None:
-        with self.assertRaisesRegex(UserError, "batch_size is 12, which 5 ranks .* such as 10"):
+    def test_rejects_a_batch_that_ranks_cannot_share(self) -> None:
+        message = (
+            "batch_size is 12; it must be a multiple of 5, the number of processes, such as 10"
+        )
+        with self.assertRaisesRegex(UserError, message):
             batches(world_size=5)
 
 
@@ -69,11 +72,22 @@ class StepsPerEpochTest(absltest.TestCase):
         self.assertEqual(sampler.steps_per_epoch(1281167, 256), 5004)
         self.assertEqual(sampler.steps_per_epoch(256, 256), 1)
 
-    def test_refuses_less_than_one_batch(self) -> None:
-        with self.assertRaisesRegex(UserError, "255 images, fewer than one global batch of 256"):
-            sampler.steps_per_epoch(255, 256)
-        with self.assertRaisesRegex(UserError, "batch_size is 0"):
-            sampler.steps_per_epoch(255, 0)
+
+class CheckBatchSizeTest(parameterized.TestCase):
+    @parameterized.parameters((2, 2, 1), (256, 256, 8), (6, 100, 3))
+    def test_accepts_batches_that_fit(self, batch_size: int, images: int, ranks: int) -> None:
+        sampler.check_batch_size(batch_size, images, ranks)
+
+    @parameterized.parameters(
+        (256, 255, 1, "batch_size is 256; it must be at most 255, the training images"),
+        (0, 255, 1, "batch_size is 0; it must be 2 or more images"),
+        (1, 255, 1, "batch_size is 1; it must be 2 or more images"),
+        (2, 255, 4, "batch_size is 2; it must be a multiple of 4, .*, such as 4"),
+        (11, 255, 4, "batch_size is 11; it must be a multiple of 4, .*, such as 12"),
+    )
+    def test_rejects_others(self, batch_size: int, images: int, ranks: int, message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            sampler.check_batch_size(batch_size, images, ranks)
 
 
 if __name__ == "__main__":

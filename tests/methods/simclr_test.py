@@ -107,8 +107,8 @@ class SimClrTest(TaskTestCase):
             for _ in range(200)
             for box in two_views(random, 40, 60, scale=(0.2, 1.0), ratio=(0.75, 4 / 3))
         ]
-        self.assertTrue(all(0 <= box.top and box.top + box.height <= 40 for box in boxes))
-        self.assertTrue(all(0 <= box.left and box.left + box.width <= 60 for box in boxes))
+        self.assertTrue(all(box.top >= 0 and box.top + box.height <= 40 for box in boxes))
+        self.assertTrue(all(box.left >= 0 and box.left + box.width <= 60 for box in boxes))
         self.assertGreater(max(box.left + box.width for box in boxes), 55)
         areas = [box.height * box.width / 2400 for box in boxes]
         self.assertGreater(min(areas), 0.19)

@@ -1,46 +1,34 @@
-"""The picture of montages shows the patches that the network gets."""
-
-import dataclasses
+"""Pictures show the pixels and the shares that they are drawn from."""
 
 import torch
 from absl.testing import absltest
 
-from jigclu.ops import augment
-from jigclu.training.pictures import confusion_picture, montage_picture
-from tests.samples import AUGMENTATION, SIZE, inputs_of
+from jigclu.ops.pictures import confusion_picture, image_grid
+from tests.samples import eval_transform, noise
 
-PADDING = 2  # Pixels between the montages, of torchvision's grid.
+PADDING = 2  # Pixels between images, of torchvision's grid.
 
 
 class PicturesTest(absltest.TestCase):
-    def test_undoes_the_normalization(self) -> None:
-        plain = dataclasses.replace(
-            AUGMENTATION,
-            jitter_probability=0.0,
-            grayscale_probability=0.0,
-            blur_probability=0.0,
-            flip_probability=0.0,
-        )
-        inputs = inputs_of(0)
-        rows = augment.draw_augmentation(plain, 0, 0, len(inputs.slots))
-        picture = montage_picture(inputs._replace(augmentation=rows), plain, 2)
-        side = 2 * SIZE
+    def test_images_stand_in_rows_of_four_without_their_normalization(self) -> None:
+        images, transform = noise(6, 3, 20, 16), eval_transform(16, 16)
+        picture = image_grid(transform.normalize(images), transform.mean, transform.std)
         self.assertEqual(picture.dtype, torch.uint8)
-        self.assertEqual(picture.shape, (3, side + 2 * PADDING, 4 * (side + PADDING) + PADDING))
-        first = picture[:, PADDING : PADDING + side, PADDING : PADDING + side]
-        expected = torch.cat(
-            [torch.cat([*inputs.slots[:2]], 2), torch.cat([*inputs.slots[2:4]], 2)], 1
-        )
-        self.assertLessEqual((first.int() - expected.int()).abs().max(), 1)
+        self.assertEqual(picture.shape, (3, 2 * (20 + PADDING) + PADDING, 4 * 18 + PADDING))
+        for number, image in enumerate(images):
+            row, column = divmod(number, 4)
+            top, left = PADDING + row * (20 + PADDING), PADDING + column * (16 + PADDING)
+            shown = picture[:, top : top + 20, left : left + 16]
+            self.assertLessEqual((shown.int() - image.int()).abs().max(), 1, number)
         self.assertTrue((picture[:, :PADDING] == 255).all())
+        self.assertTrue((picture[:, :, :PADDING] == 255).all())
 
-    def test_shows_the_augmentation(self) -> None:
-        inputs = inputs_of(0)
-        gray = inputs.augmentation._replace(
-            grayscale=torch.ones_like(inputs.augmentation.grayscale)
-        )
-        picture = montage_picture(inputs._replace(augmentation=gray), AUGMENTATION, 2).int()
-        self.assertLessEqual((picture[0] - picture[2]).abs().max(), 1)
+    def test_values_beyond_black_and_white_are_clamped(self) -> None:
+        transform = eval_transform(16, 16)
+        images = torch.tensor([-100.0, 100.0]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+        picture = image_grid(images, transform.mean, transform.std)
+        self.assertEqual(picture[:, PADDING, PADDING].tolist(), [0, 0, 0])
+        self.assertEqual(picture[:, PADDING, 2 * PADDING + 4].tolist(), [255, 255, 255])
 
     def test_confusion(self) -> None:
         confusion = torch.tensor([[4, 0], [75, 25]])

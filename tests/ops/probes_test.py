@@ -35,14 +35,14 @@ class HeadsTest(parameterized.TestCase):
             together = probes.Probes(*(value.requires_grad_() for value in together))
             logits = probes.probe_logits(together, features)
             losses = probes.probe_losses(logits, labels)
-            gradients = probes.Probes(*torch.autograd.grad(losses.sum(), together))
+            gradients = probes.Probes(*torch.autograd.grad(losses.mean(1).sum(), together))
             with torch.no_grad():
                 together, momenta = probes.step(together, gradients, momenta, rates, decays, 0.9)
             for number, (layer, optimizer) in enumerate(alone):
                 optimizer.zero_grad()
                 torch.testing.assert_close(logits[number], layer(features))
-                loss = nn.functional.cross_entropy(layer(features), labels)
-                loss.backward()
+                loss = nn.functional.cross_entropy(layer(features), labels, reduction="none")
+                loss.mean().backward()
                 optimizer.step()
                 torch.testing.assert_close(losses[number], loss)
                 torch.testing.assert_close(together.weight[number], layer.weight.detach())
@@ -54,7 +54,7 @@ class HeadsTest(parameterized.TestCase):
         torch.testing.assert_close(logits, torch.tensor([[[2.0, math.log(3.0)]]]))
         # -log(3 / (e^2 + 3)).
         loss = probes.probe_losses(logits, torch.tensor([1]))
-        torch.testing.assert_close(loss, torch.tensor([math.log((math.e**2 + 3) / 3)]))
+        torch.testing.assert_close(loss, torch.tensor([[math.log((math.e**2 + 3) / 3)]]))
 
     def test_begin_small_and_alike(self) -> None:
         torch.manual_seed(0)

@@ -19,10 +19,13 @@ from jigclu.tasks import feature_cache
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.training import features
 from jigclu.training.features import FeatureSettings
-from tests.samples import MemorySource, noise, small_encoder
+from tests.samples import MemorySource, eval_transform, noise, small_encoder
 
-IMAGES = ImageDataset(source=MemorySource([*noise(7, 3, 32, 32)]), resize=32, crop=32)
-SETTINGS = FeatureSettings((0.5, 0.4, 0.3), (0.25, 0.2, 0.1), 3, 0, torch.float32)
+TRANSFORM = eval_transform(resize=32, crop=32)
+IMAGES = ImageDataset(source=MemorySource([*noise(7, 3, 32, 32)]), transform=TRANSFORM)
+SETTINGS = FeatureSettings(
+    transform=TRANSFORM, batch_size=3, workers=0, prefetch=2, precision=torch.float32
+)
 
 
 class FeatureCacheTest(absltest.TestCase):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -9,7 +10,6 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from jigclu.data.procedural import ProceduralImages
@@ -18,30 +18,19 @@ from jigclu.system import machine
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training import checkpoint
-from jigclu.training.knn_evaluator import KnnEvaluation
-from jigclu.training.loop import _first_step_phrase
+from jigclu.training.settings import with_settings
+from jigclu.training.state import TrainState
+from jigclu.training.step import TrainingStep
 from tests.ranks import run_on_ranks
 from tests.samples import published_checkpoint, tiny_model
-from tests.small_tasks import PRETRAINING, final, run_task
+from tests.small_tasks import KNN, PRETRAINING, TaskTestCase, final, run_task
 from tests.terminal import progress_log
 
 # A learning rate that leaves the weights where they are: small batches make training chaotic,
 # so that rounding alone would soon part two runs.
 STILL = 1e-12
-CONFIG = "pretrain.seed = 0\ntrain.workers = 0"
-EVALUATION = KnnEvaluation(
-    bank=ProceduralImages(images=20, size=32, seed=0, split="train"),
-    queries=ProceduralImages(images=10, size=32, seed=0, split="val"),
-    resize=32,
-    crop=32,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
-    neighbors=3,
-    temperature=0.07,
-    batch_size=10,
-    workers=0,
-)
-TASK = PretrainTask(**PRETRAINING)
+CONFIG = "pretrain.seed = 0\nloading.workers = 0"
+TASK = PRETRAINING
 
 
 def run(task: PretrainTask, workdir: Path) -> str:
@@ -49,37 +38,16 @@ def run(task: PretrainTask, workdir: Path) -> str:
 
 
 def changed(**changes: Any) -> PretrainTask:
-    return dataclasses.replace(TASK, **changes)
+    return with_settings(TASK, **changes)
 
 
 def run_still(workdir: str) -> None:
     run(changed(learning_rate=STILL), Path(workdir))
 
 
-class PretrainTest(parameterized.TestCase):
-    def setUp(self) -> None:
-        super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
-
-    def assert_same_training(self, actual: dict[str, Any], expected: dict[str, Any]) -> None:
-        self.assertEqual(actual["step"], expected["step"])
-        for ours, theirs in (
-            (actual["parameters"], expected["parameters"]),
-            (actual["buffers"], expected["buffers"]),
-            (actual["optimizer"]["momentum"], expected["optimizer"]["momentum"]),
-        ):
-            self.assert_tensors_close(ours, theirs, 0.0)
-
-    def assert_tensors_close(
-        self, actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float
-    ) -> None:
-        self.assertEqual(list(actual), list(expected))
-        for name, value in expected.items():
-            difference = (actual[name] - value).norm() / value.norm()
-            self.assertLessEqual(difference.item(), relative, name)
-
+class PretrainTest(TaskTestCase):
     def test_leaves_scores_curves_pictures_and_checkpoints(self) -> None:
-        printed = run(changed(evaluation=EVALUATION, evaluate_every=1), self.folder)
+        printed = run(changed(evaluators=(with_settings(KNN, every=1),)), self.folder)
         self.assertEqual(printed.count("knn_accuracy "), 3)  # Steps 0, 3 and 6.
         self.assertRegex(printed, r"at step 0, .* at step 6, chance 10.0%")
         self.assertRegex(printed, r"step 6/6  loss \d.* images/s \d.*  ETA 0:00:00")
@@ -89,8 +57,7 @@ class PretrainTest(parameterized.TestCase):
         self.assertEqual(contents["config"], CONFIG)
         self.assertEqual([score[0] for score in contents["scores"]], [0, 3, 6])
 
-        events = EventAccumulator(str(self.folder / "tensorboard"))
-        events.Reload()
+        events = self.events(self.folder)
         steps = {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
         for tag in ("loss", "clustering_loss", "location_loss", "location_accuracy"):
             self.assertEqual(steps[tag], [2, 4, 6])
@@ -100,22 +67,19 @@ class PretrainTest(parameterized.TestCase):
         self.assertEqual(events.Scalars("location_accuracy_chance")[0].value, 0.25)
         # Steps 3 and 4 straddle the epochs: the mean of lr at epochs 0 and 1.
         self.assertAlmostEqual(events.Scalars("learning_rate")[1].value, 0.0225, delta=1e-6)
-        self.assertEqual([e.step for e in events.Images("montages")], [0, 4])
+        self.assertEqual([e.step for e in events.Images("inputs")], [0, 4])
 
     def test_everything_before_the_first_step_shows_progress(self) -> None:
         with progress_log() as log:
-            run(changed(evaluation=EVALUATION, stop_after_steps=1, log_every=1), self.folder)
+            run(changed(evaluators=(KNN,), stop_after_steps=1, log_every=1), self.folder)
         lines = [line.split(",")[0] for line in log.getvalue().splitlines()]
         waits = [
-            *("building the network", "scoring at step 0"),
-            *["scoring at step 0: encoding images"] * 2,
+            *("building the network", "evaluating at step 0"),
+            *["evaluating at step 0: encoding images"] * 2,
             "taking the first step",
         ]
         before = lines[: lines.index(next(line for line in lines if line.startswith("step 1/1")))]
         self.assertEqual([line for line in before if line in waits], waits)
-
-    def test_compilation_is_announced_with_its_cache(self) -> None:
-        self.assertIn("cached for the next start", _first_step_phrase(compiles=True))
 
     def test_interrupted_and_resumed_equals_uninterrupted(self) -> None:
         run(TASK, self.folder / "whole")
@@ -139,9 +103,8 @@ class PretrainTest(parameterized.TestCase):
 
     def test_patches_grow_with_the_epochs(self) -> None:
         run(changed(smaller_patches=((1, 8),), picture_every=3), self.folder)
-        events = EventAccumulator(str(self.folder / "tensorboard"))
-        events.Reload()
-        images = [Image.open(io.BytesIO(e.encoded_image_string)) for e in events.Images("montages")]
+        events = self.events(self.folder)
+        images = [Image.open(io.BytesIO(e.encoded_image_string)) for e in events.Images("inputs")]
         # Four montages of two patches a side, in a row with two pixels around each.
         self.assertEqual([image.width for image in images], [4 * (16 + 2) + 2, 4 * (32 + 2) + 2])
 
@@ -174,14 +137,14 @@ class PretrainTest(parameterized.TestCase):
         published = published_checkpoint("resnet18", 512)
         torch.save(published, path)
         task = changed(init_from=str(path), small_stem=False, patch_size=32)
-        task.check(self.folder / "run", CONFIG)
-        state = task.start(self.folder / "run", CONFIG, torch.device("cpu")).state
-        self.assertEqual(state.step, 0)
-        for name, value in {**state.parameters, **state.buffers}.items():
+        with mock.patch.object(PretrainTask, "take_step", take_no_step):
+            printed = run(with_settings(task, stop_after_steps=1), self.folder / "run")
+        self.assertIn(f"loaded {20 + 20 * 4 + 6} tensors", printed)
+        contents = final(self.folder / "run")
+        for name, value in {**contents["parameters"], **contents["buffers"]}.items():
             expected = published["state_dict"][f"module.encoder.{name.removeprefix('encoder.')}"]
-            torch.testing.assert_close(value.detach(), expected, rtol=0, atol=0)
-        self.assertIn("fc_loc.weight", state.parameters)
-        self.assertIn(f"loaded {20 + 20 * 4 + 6} tensors", run(task, self.folder / "run"))
+            torch.testing.assert_close(value, expected, rtol=0, atol=0)
+        self.assertIn("fc_loc.weight", contents["parameters"])
         with self.assertRaisesRegex(UserError, r"encoder = 'resnet18' and small_stem = False"):
             run(changed(init_from=str(path)), self.folder / "other")
 
@@ -196,31 +159,35 @@ class PretrainTest(parameterized.TestCase):
         self.assertIn("3 unreadable images were skipped", printed)
 
     def test_a_loss_that_is_not_finite_stops_the_run(self) -> None:
-        with self.assertRaisesRegex(UserError, "loss is nan.*lower learning_rate"):
+        with self.assertRaisesRegex(UserError, "loss is nan.*lower the learning rate"):
             run(changed(learning_rate=1e30), self.folder)
 
     def test_plan(self) -> None:
         plan = TASK.plan(Path("runs/none"))
         self.assertIn("devices: 1 x cpu", plan)
         self.assertIn("data: 14 images, 10 classes", plan)
-        self.assertIn("steps: 6, 3 an epoch of 2 epochs", plan)
-        self.assertIn("samples: 24 images, 4 a step\nmontages: 4 of 32x32 pixels a device", plan)
+        self.assertIn("steps: 6, 3 per epoch, 2 epochs", plan)
+        self.assertIn(
+            "samples: 24 images, 4 per step\nmontages: 4 of 32x32 pixels per device", plan
+        )
         # 11,168,832 of the encoder with its small stem and 330,372 of the heads, 4 bytes each,
         # and 4800 channels of batch normalization.
-        self.assertIn("state: 92.0 MB a device (parameters 46.0, momentum 46.0", plan)
+        self.assertIn("state: 92.0 MB per device (parameters 46.0, momentum 46.0", plan)
         self.assertIn("machine:\n  precision: float32 (bound)\n  compile: False (bound)", plan)
 
     @parameterized.parameters(
-        ({"batch_size": 15}, "the data has 14 images, fewer than one global batch of 15"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 15}, "batch_size is 15; it must be at most 14"),
+        ({"batch_size": 1}, "batch_size is 1"),
         ({"learning_rate": -1.0}, "learning_rate is -1"),
-        ({"warmup_epochs": 2}, "warmup_epochs is 2"),
-        ({"stop_after_steps": 0}, "stop_after_steps is 0"),
-        ({"grid": 1}, "grid is 1"),
-        ({"cross_ratio": 0.6}, "cross_ratio is 0.6"),
-        ({"patch_size": 0}, "patch_size is 0"),
-        ({"pooling_map": 7}, "pooling_map is 7; it must be a multiple of grid = 2"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is"),
+        ({"init_from": "a", "resume_from": "b"}, "init_from is 'a', but resume_from is 'b'"),
+    )
+    def test_rejects_settings_out_of_range(self, changes: dict[str, Any], message: str) -> None:
+        with self.assertRaisesRegex(UserError, f"^{message}"):
+            changed(**changes)
+
+    @parameterized.parameters(
         ({"smaller_patches": ((1, 16),)}, r"smaller_patches is \(\(1, 16\),\); .* patch_size = 16"),
         ({"smaller_patches": ((2, 8),)}, r"smaller_patches is .* within \(0, 2\)"),
         (
@@ -229,33 +196,21 @@ class PretrainTest(parameterized.TestCase):
                 "epochs": 20,
                 "compile": True,
             },
-            "smaller_patches has 8 sizes, and each compiles once; give at most 7",
+            "smaller_patches has 8 sizes.*at most 7",
         ),
+        ({"small_stem": False}, "patch_size is 16; .*small_stem"),
         ({"micro_batch_size": 3}, "micro_batch_size is 3; it must divide the 4 images of a device"),
         ({"micro_batch_size": 8}, "micro_batch_size is 8"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
-        ({"crop_scale": (0.5, 0.2)}, "crop_scale is"),
-        ({"encoder": "resnet19"}, "'resnet19' is unknown; did you mean 'resnet1"),
-        ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"precision": "fp16"}, "precision is 'fp16'"),
-        ({"device": "tpu"}, "device is 'tpu'"),
-        ({"workers": -1}, "workers is -1"),
-        ({"log_every": 0}, "log_every is 0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"init_from": "/nowhere/w.pth"}, "/nowhere/w.pth does not exist"),
-        ({"resume_from": "/nowhere/c.pt"}, "/nowhere/c.pt does not exist"),
-        ({"init_from": "a", "resume_from": "b"}, "give one"),
-        (
-            {"evaluation": dataclasses.replace(EVALUATION, neighbors=99)},
-            "knn_evaluator.neighbors is 99",
-        ),
-        ({"evaluation": dataclasses.replace(EVALUATION, crop=64)}, "crop is 64"),
+        ({"encoder": "resnet19"}, "encoder 'resnet19' is unknown; did you mean 'resnet1"),
+        ({"init_from": "/nowhere/w.pth"}, ".*/nowhere/w.pth does not exist"),
+        ({"resume_from": "/nowhere/c.pt"}, ".*/nowhere/c.pt does not exist"),
     )
     def test_mistakes_are_found_before_anything_is_written(
         self, changes: dict[str, Any], message: str
     ) -> None:
-        with self.assertRaisesRegex(UserError, message):
-            changed(**changes).check(self.folder / "run", CONFIG)
+        with self.assertRaisesRegex(UserError, f"^{message}"):
+            changed(**changes).check(self.folder / "run")
         self.assertFalse((self.folder / "run").exists())
 
     def test_auto_keeps_the_precision_in_which_a_run_started(self) -> None:
@@ -271,7 +226,7 @@ class PretrainTest(parameterized.TestCase):
         self.assertEqual(kept, machine.Choice("float32", "as this run started"))
 
     def test_resumes_in_another_precision_that_is_bound(self) -> None:
-        with mock.patch.object(PretrainTask, "model", lambda _: tiny_model()):
+        with mock.patch.object(PretrainTask, "network", lambda _: tiny_model()):
             run(changed(stop_after_steps=2, precision="bfloat16"), self.folder)
             printed = run(changed(stop_after_steps=4), self.folder)
         self.assertIn("at step 2", printed)
@@ -286,11 +241,34 @@ class PretrainTest(parameterized.TestCase):
         self.assertEqual(printed.count("warning: too slow\n"), 1)
         self.assertEqual(final(self.folder)["step"], 2)
 
-    def test_refuses_a_workdir_of_another_configuration(self) -> None:
+    def test_rejects_the_workdir_of_a_run_with_other_settings(self) -> None:
         run(changed(stop_after_steps=2), self.folder)
-        with self.assertRaisesRegex(UserError, "pretrain.seed was 0 and is 1"):
-            TASK.check(self.folder, "pretrain.seed = 1\ntrain.workers = 8")
-        TASK.check(self.folder, "pretrain.seed = 0\ntrain.workers = 8")
+        changed(workers=8, log_every=1, evaluators=(KNN,)).check(self.folder)
+        for changes, message in (
+            ({"seed": 1}, "seed was 0 and is 1: .*step_00000002.pt comes from another run"),
+            ({"epochs": 3}, "schedule.epochs was 2 and is 3"),
+            ({"temperature": 0.5}, "method.temperature was 0.3 and is 0.5"),
+            ({"grid": 4, "seed": 1}, r"seed was 0 and is 1 \(1 more settings differ"),
+            ({"source": ProceduralImages(images=15, size=32, seed=0, split="train")}, "source has"),
+        ):
+            with self.assertRaisesRegex(UserError, f"^{message}"):
+                changed(**changes).check(self.folder)
+
+    def test_trains_simclr(self) -> None:
+        method = dataclasses.replace(SIMCLR, view_size=32)
+        printed = run(changed(method=method, stop_after_steps=2, log_every=1), self.folder)
+        self.assertIn("done: 2 steps", printed)
+        events = self.events(self.folder)
+        self.assertAlmostEqual(events.Scalars("loss_chance")[0].value, math.log(7), places=5)
+        self.assertEqual([e.step for e in events.Images("inputs")], [0])
+        self.assertIn("projection.2.weight", final(self.folder)["parameters"])
+        self.assertIn("views: 8 of 32x32 pixels", changed(method=method).plan(self.folder))
+
+
+def take_no_step(
+    task: PretrainTask, step: TrainingStep, chance: Any, state: TrainState, inputs: Any
+) -> tuple[TrainState, dict[str, Tensor]]:
+    return state._replace(step=state.step + 1), {"loss": torch.zeros(())}
 
 
 if __name__ == "__main__":

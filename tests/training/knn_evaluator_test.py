@@ -1,5 +1,7 @@
 """kNN against a NumPy brute force, and exact counts on any number of ranks."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
@@ -11,33 +13,27 @@ from jigclu.data.sources import ImageArray
 from jigclu.system import collectives
 from jigclu.system.errors import UserError
 from jigclu.training import knn_evaluator
+from jigclu.training.settings import with_settings
 from tests.ranks import run_on_ranks
 from tests.samples import small_encoder
+from tests.small_tasks import KNN
 
 CPU = torch.device("cpu")
 
 
-def evaluation(**changes: object) -> knn_evaluator.KnnEvaluation:
-    values: dict[str, object] = {
-        "bank": ProceduralImages(images=20, size=32, seed=0, split="train"),
-        "queries": ProceduralImages(images=7, size=32, seed=0, split="val"),
-        "resize": 32,
-        "crop": 32,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.25, 0.25, 0.25),
-        "neighbors": 3,
-        "temperature": 0.07,
-        "batch_size": 4,
-        "workers": 0,
-    }
-    return knn_evaluator.KnnEvaluation(**(values | changes))  # type: ignore[arg-type]
+def evaluator(**changes: Any) -> knn_evaluator.KnnEvaluator:
+    """Returns an evaluator of 7 queries by a bank of 20 images."""
+    queries = ProceduralImages(images=7, size=32, seed=0, split="val")
+    return with_settings(KNN, **({"queries": queries, "batch_size": 4} | changes))
 
 
 def score_and_features() -> tuple[float, float, Tensor]:
-    """7 queries and 20 images in the bank, shared by the ranks."""
-    task, encoder = evaluation(), small_encoder()
-    settings = task._settings(torch.device("cpu"), torch.float32)
-    return *task(encoder, torch.float32), task._all_queries(encoder, settings)
+    """Returns accuracy, chance and features; the ranks share the images."""
+    knn, encoder = evaluator(), small_encoder()
+    settings = knn._settings(torch.device("cpu"), torch.float32)
+    scores = knn(encoder, torch.float32)
+    features = knn._all_queries(encoder, settings)
+    return scores["knn_accuracy"], scores["knn_accuracy_chance"], features
 
 
 def predict(
@@ -98,17 +94,18 @@ class PredictTest(parameterized.TestCase):
             self.assertTrue(torch.equal(rank, alone))
 
 
-class KnnEvaluationTest(parameterized.TestCase):
+class KnnEvaluatorTest(parameterized.TestCase):
     def test_a_bank_that_holds_the_queries_scores_one(self) -> None:
         images = ProceduralImages(images=20, size=32, seed=0, split="train")
-        score = evaluation(bank=images, queries=images, neighbors=1)(small_encoder(), torch.float32)
-        self.assertEqual(score.accuracy, 1.0)
-        self.assertAlmostEqual(score.chance, 0.1)
+        knn = evaluator(bank=images, queries=images, neighbors=1)
+        scores = knn(small_encoder(), torch.float32)
+        self.assertEqual(scores["knn_accuracy"], 1.0)
+        self.assertAlmostEqual(scores["knn_accuracy_chance"], 0.1)
 
     def test_features_are_pooled_and_normalized(self) -> None:
-        task, encoder = evaluation(), small_encoder().eval()
-        features = task._all_queries(encoder, task._settings(torch.device("cpu"), torch.float32))
-        image = (task.queries.read(6).float() / 255 - 0.5) / 0.25
+        knn, encoder = evaluator(), small_encoder().eval()
+        features = knn._all_queries(encoder, knn._settings(torch.device("cpu"), torch.float32))
+        image = knn.eval_transform.normalize(knn.queries.read(6))
         with torch.no_grad():
             expected = functional.normalize(encoder(image[None]).mean((2, 3)), dim=1)[0]
         torch.testing.assert_close(features[6], expected, rtol=1e-4, atol=1e-5)
@@ -123,18 +120,19 @@ class KnnEvaluationTest(parameterized.TestCase):
     def test_leaves_the_encoder_as_it_was(self) -> None:
         encoder = small_encoder().train()
         before = {name: value.clone() for name, value in encoder.state_dict().items()}
-        evaluation()(encoder, torch.bfloat16)
+        evaluator()(encoder, torch.bfloat16)
         self.assertTrue(encoder.training)
         for name, value in encoder.state_dict().items():
             self.assertTrue(torch.equal(value, before[name]), name)
 
     @parameterized.parameters(
-        ({"neighbors": 0}, "knn_evaluator.neighbors is 0.*20"),
-        ({"neighbors": 21}, "knn_evaluator.neighbors is 21.*20"),
-        ({"temperature": 0.0}, "knn_evaluator.temperature is 0.0"),
+        ({"neighbors": 0}, "neighbors is 0.*20"),
+        ({"neighbors": 21}, "neighbors is 21.*20"),
+        ({"every": -1}, "every is -1"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
         (
             {"queries": ImageArray("x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [], None)},
-            "knn_evaluator.queries has no labels",
+            "queries has no labels",
         ),
         (
             {
@@ -142,12 +140,12 @@ class KnnEvaluationTest(parameterized.TestCase):
                     "x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["cat", "dog"], [0, 1]
                 )
             },
-            "10 classes and knn_evaluator.queries 2.*bricked_bar",
+            "bank has 10 classes and queries 2.*bricked_bar",
         ),
     )
-    def test_refuses(self, changes: dict[str, object], message: str) -> None:
-        with self.assertRaisesRegex(UserError, message):
-            evaluation(**changes).check()
+    def test_rejects_settings_out_of_range(self, changes: dict[str, Any], message: str) -> None:
+        with self.assertRaisesRegex(UserError, f"^{message}"):
+            evaluator(**changes)
 
 
 if __name__ == "__main__":
