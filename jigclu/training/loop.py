@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from jigclu.system import collectives, progress
-from jigclu.system.machine import precision_warning
+from jigclu.system import collectives, machine, progress
 from jigclu.training import checkpoint, resume
 from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
@@ -131,7 +130,7 @@ def _monitor(task: TrainingTask, process: Process, step: int) -> Monitor:
 
 def _introduce(monitor: Monitor, process: Process, step: int, message: str) -> None:
     monitor.text("config", step, f"```\n{process.config}\n```")
-    warning = precision_warning(process.machine.precision, process.device)
+    warning = machine.precision_warning(process.machine.precision, process.device)
     for line in (message, warning and f"warning: {warning}"):
         if line:
             monitor.message(line)

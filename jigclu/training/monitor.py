@@ -183,7 +183,7 @@ class Monitor:
         if broken:
             raise UserError(
                 f"{', '.join(broken)} within steps {self._window_start + 1} to {step}; "
-                "lower learning_rate, or set precision to float32"
+                "lower the learning rate, or bind compute.precision = 'float32'"
             )
         return values
 

@@ -22,7 +22,7 @@ from jigclu.training.settings import with_settings
 from jigclu.training.state import TrainState
 from jigclu.training.step import TrainingStep
 from tests.ranks import run_on_ranks
-from tests.samples import published_checkpoint, tiny_model
+from tests.samples import SIMCLR, published_checkpoint, tiny_model
 from tests.small_tasks import KNN, PRETRAINING, TaskTestCase, final, run_task
 from tests.terminal import progress_log
 

@@ -97,7 +97,11 @@ class PredictTest(parameterized.TestCase):
 class KnnEvaluatorTest(parameterized.TestCase):
     def test_a_bank_that_holds_the_queries_scores_one(self) -> None:
         images = ProceduralImages(images=20, size=32, seed=0, split="train")
-        knn = evaluator(bank=images, queries=images, neighbors=1)
+        pixels = torch.stack([images.read(index) for index in range(20)])
+        bank, queries = (
+            ImageArray(name, pixels, images.classes, images.labels) for name in ("bank", "queries")
+        )
+        knn = evaluator(bank=bank, queries=queries, neighbors=1)
         scores = knn(small_encoder(), torch.float32)
         self.assertEqual(scores["knn_accuracy"], 1.0)
         self.assertAlmostEqual(scores["knn_accuracy_chance"], 0.1)
