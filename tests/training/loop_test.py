@@ -1,0 +1,170 @@
+"""The loop itself, with steps that only count: order of events, periods, and early stops."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from absl.testing import absltest
+from torch import Tensor
+
+from jigclu.system.machine import Choice
+from jigclu.training import checkpoint, loop
+from jigclu.training.loop import Evaluation, RunResult
+from jigclu.training.monitor import Monitor
+from jigclu.training.settings import with_settings
+from jigclu.training.state import TrainState
+from tests.small_tasks import PRETRAINING, TaskTestCase, final
+from tests.training.resume_test import process
+
+# Six steps of two epochs, saved every 2 steps; a picture every 4.
+TASK = with_settings(PRETRAINING, log_every=1)
+
+
+class CountingRun:
+    """Records what the loop calls, in order."""
+
+    def __init__(self, workdir: Path, loss: float = 1.0) -> None:
+        self.calls: list[str] = []
+        self.workdir = workdir
+        self.loss = loss
+
+    def batches(self, start: int) -> Iterator[int]:
+        for step in range(start, TASK.total_steps):
+            self.calls.append(f"read {step}")
+            yield step
+
+    def prepare(self, batch: int, step: int) -> int:
+        assert batch == step
+        return 10 * batch
+
+    def take_step(self, state: TrainState, inputs: int) -> tuple[TrainState, dict[str, Tensor]]:
+        assert inputs == 10 * state.step
+        self.calls.append(f"step {state.step}")
+        state.parameters["w"].add_(1.0)
+        return state._replace(step=state.step + 1), {"loss": torch.tensor(self.loss)}
+
+    def evaluation(self, name: str, every: int, before_training: bool = False) -> Evaluation:
+        def evaluate(monitor: Monitor, step: int) -> dict[str, float]:
+            self.calls.append(f"{name} {step}")
+            return {name: float(step)}
+
+        return Evaluation(every, before_training, evaluate)
+
+    def draw(self, inputs: int) -> Tensor:
+        self.calls.append(f"draw {inputs}")
+        return torch.zeros(3, 4, 4, dtype=torch.uint8)
+
+    def train(
+        self,
+        evaluations: list[Evaluation],
+        should_stop: Callable[[], bool] = loop.never,
+        **changes: Any,
+    ) -> tuple[RunResult, str]:
+        """Returns the result, and what the run printed."""
+        state = TrainState(
+            step=0,
+            parameters={"w": torch.zeros(1)},
+            buffers={},
+            momentum={"w": torch.zeros(1)},
+            loss_scale=torch.ones(()),
+            good_steps=torch.zeros((), dtype=torch.int64),
+        )
+        printed = io.StringIO()
+        with contextlib.redirect_stderr(printed):
+            result = loop.train(
+                with_settings(TASK, **changes),
+                process(self.workdir, "float32"),
+                state=state,
+                initialize=lambda path: "",
+                batches=self.batches,
+                prepare=self.prepare,
+                take_step=self.take_step,
+                evaluations=evaluations,
+                draw=self.draw,
+                summarize=lambda history: [f"summary of {len(history)} evaluations"],
+                should_stop=should_stop,
+            )
+        return result, printed.getvalue()
+
+
+class LoopTest(TaskTestCase):
+    def test_order_of_events(self) -> None:
+        run = CountingRun(self.folder)
+        result, printed = run.train(
+            [run.evaluation("often", 2, before_training=True), run.evaluation("rare", 4)]
+        )
+        self.assertEqual(
+            run.calls,
+            [
+                *("often 0", "read 0", "draw 0", "step 0"),
+                *("read 1", "step 1", "often 2"),
+                *("read 2", "step 2"),
+                *("read 3", "step 3", "often 4", "rare 4"),
+                *("read 4", "draw 40", "step 4"),
+                *("read 5", "step 5", "often 6", "rare 6"),
+            ],
+        )
+        self.assertEqual(result.scores, {"often": 6.0, "rare": 6.0})
+        self.assertEqual(result.checkpoint, checkpoint.latest(self.folder))
+        self.assertIn("step 4: often 4, rare 4\n", printed)
+        self.assertRegex(printed, r"done: 6 steps, .*\nsummary of 4 evaluations\n")
+        self.assertEqual([e.step for e in self.events(self.folder).Scalars("rare")], [4, 6])
+
+    def test_evaluations_without_a_period_run_at_the_end(self) -> None:
+        run = CountingRun(self.folder)
+        run.train([run.evaluation("last", 0)])
+        self.assertEqual([call for call in run.calls if call.startswith("last")], ["last 6"])
+
+    def test_saves_at_its_period_and_at_the_end(self) -> None:
+        run = CountingRun(self.folder)
+        run.train([], every=4, keep_last=5)
+        names = sorted(path.name for path in (self.folder / "checkpoints").iterdir())
+        self.assertEqual(names, ["step_00000004.pt", "step_00000006.pt"])
+
+    def test_should_stop_saves_and_ends_the_run_early(self) -> None:
+        run = CountingRun(self.folder)
+        result, printed = run.train(
+            [run.evaluation("often", 2)], should_stop=lambda: "step 2" in run.calls
+        )
+        self.assertEqual(run.calls[-2:], ["read 2", "step 2"])
+        self.assertEqual(final(self.folder)["step"], 3)
+        self.assertEqual(result.scores, {"often": 2.0})
+        self.assertIn("stopped at step 3 of 6; the same command resumes this run", printed)
+
+        again = CountingRun(self.folder)
+        result, printed = again.train([again.evaluation("often", 2)])
+        self.assertEqual(again.calls[0], "read 3")
+        self.assertIn("at step 3", printed)
+        self.assertEqual(final(self.folder)["parameters"]["w"].item(), 6.0)
+        self.assertEqual([step for step, _ in final(self.folder)["scores"]], [2, 4, 6])
+
+    def test_a_finished_run_takes_no_step(self) -> None:
+        CountingRun(self.folder).train([])
+        run = CountingRun(self.folder)
+        result, printed = run.train([run.evaluation("often", 2)])
+        self.assertEmpty(run.calls)
+        self.assertIn("done: 6 steps", printed)
+        self.assertEqual(result.checkpoint, checkpoint.latest(self.folder))
+
+    def test_a_loss_that_is_not_finite_replaces_no_checkpoint(self) -> None:
+        run = CountingRun(self.folder)
+        run.train([], should_stop=lambda: "step 1" in run.calls)
+        diverged = CountingRun(self.folder, loss=float("nan"))
+        with self.assertRaisesRegex(ValueError, "loss is nan"):
+            diverged.train([], log_every=50)
+        self.assertEqual(final(self.folder)["step"], 2)
+
+    def test_compilation_is_announced_with_its_cache(self) -> None:
+        compiling = process()
+        compiling = compiling._replace(
+            machine=compiling.machine._replace(compile=Choice(True, "bound"))
+        )
+        self.assertIn("cached for the next start", loop._first_step_phrase(compiling))
+        self.assertEqual(loop._first_step_phrase(process()), "taking the first step")
+
+
+if __name__ == "__main__":
+    absltest.main()
