@@ -1,8 +1,5 @@
 """Linear evaluation against a plain loop of torch; sweeps, cached features, two ranks."""
 
-import contextlib
-import dataclasses
-import io
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,24 +7,27 @@ from unittest import mock
 import torch
 import torchvision
 from absl.testing import absltest, parameterized
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from jigclu.data.procedural import ProceduralImages
 from jigclu.models.encoder import create_encoder
 from jigclu.models.weights import read_weights
+from jigclu.ops.schedules import StepDecay
+from jigclu.system import collectives
 from jigclu.system.errors import UserError
+from jigclu.tasks import linear
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.linear import LinearTask
 from jigclu.training import checkpoint
+from jigclu.training.settings import Saving, with_settings
 from tests.ranks import run_on_ranks
 from tests.samples import TinyEncoder
-from tests.small_tasks import LABELLED, final, run_task
+from tests.small_tasks import LABELED, TaskTestCase, final, run_task
 
 CONFIG = "linear.seed = 0"
 TASK = LinearTask(
-    **LABELLED,
+    **(LABELED | {"saving": Saving(every=5, keep_last=1, keep_every=0)}),
     source=ProceduralImages(images=40, size=32, seed=0, split="train"),
     val=ProceduralImages(images=17, size=32, seed=0, split="val"),
     learning_rates=(0.1,),
@@ -35,13 +35,12 @@ TASK = LinearTask(
     momentum=0.9,
     held_out=0.25,
     cache=None,
-    checkpoint_every=5,
 )
 SWEEP: dict[str, Any] = {"learning_rates": (0.1, 1e-4, 1e30), "weight_decays": (0.0, 0.01)}
 
 
 def changed(**changes: Any) -> LinearTask:
-    return dataclasses.replace(TASK, **changes)
+    return with_settings(TASK, **changes)
 
 
 def run(task: LinearTask, workdir: Path) -> str:
@@ -49,18 +48,16 @@ def run(task: LinearTask, workdir: Path) -> str:
 
 
 def run_on_rank(workdir: str, cache: str | None) -> tuple[Tensor, list[Any]]:
-    """Trains; returns the last weights, and all scores but of the first rank nothing."""
-    task = changed(cache=cache and FeatureCache(folder=cache, views=1), evaluate_every=1)
-    with contextlib.redirect_stderr(io.StringIO()):
-        training = task.start(Path(workdir), CONFIG, torch.device("cpu"))
-        training.run()
-    return training.state.parameters["fc.weight"], training.scores
+    """Trains; returns the last weights and all scores."""
+    run(changed(cache=cache and FeatureCache(folder=cache, views=1)), Path(workdir))
+    collectives.barrier()
+    contents = final(Path(workdir))
+    return contents["parameters"]["fc.weight"], contents["scores"]
 
 
-class LinearTest(parameterized.TestCase):
+class LinearTest(TaskTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
         torch.manual_seed(3)
         self.resnet = torchvision.models.resnet18()
         self.resnet.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -70,7 +67,8 @@ class LinearTest(parameterized.TestCase):
         torch.save(self.resnet.state_dict(), self.weights)
 
     def features(self, images: list[Tensor]) -> Tensor:
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (TASK.mean, TASK.std))
+        transform = TASK.eval_transform
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (transform.mean, transform.std))
         with torch.no_grad():
             features: Tensor = self.resnet.eval()((torch.stack(images).float() / 255 - mean) / std)
         return features
@@ -120,7 +118,7 @@ class LinearTest(parameterized.TestCase):
         self.assertIn("data: 30 images", task.plan(Path("runs/none")))
         score = final(workdir)["scores"][-1][1]
         self.assertEqual(score["best_learning_rate"], 0.1)  # Not 1e-4, nor what diverged.
-        self.assertIn("best of 6 on 10 held-out training images", printed)
+        self.assertIn("the best of 6 probes on 10 held-out training images", printed)
         names = {task.training_source.name(index) for index in range(len(task.training_source))}
         self.assertLen(names, 30)
         compared = (task.comparison_source.name(index) for index in range(10))
@@ -174,7 +172,9 @@ class LinearTest(parameterized.TestCase):
         )
         for number, changes in enumerate(others):
             count = len(list(folder.iterdir()))
-            run(changed(cache=cache, epochs=1, decay=_flat, **changes), self.folder / str(number))
+            flat = StepDecay(milestones=(), factor=1.0)
+            task = changed(cache=cache, epochs=1, decay=flat, **changes)
+            run(task, self.folder / str(number))
             self.assertGreater(len(list(folder.iterdir())), count, changes)
 
     @parameterized.parameters(False, True)
@@ -189,7 +189,7 @@ class LinearTest(parameterized.TestCase):
     def test_interrupted_and_resumed_equals_uninterrupted(self) -> None:
         task = changed(init_from=str(self.weights))
         run(task, self.folder / "whole")
-        run(dataclasses.replace(task, stop_after_steps=5), self.folder / "parts")
+        run(with_settings(task, stop_after_steps=5), self.folder / "parts")
         run(task, self.folder / "parts")
         whole, parts = (final(self.folder / name) for name in ("whole", "parts"))
         for name in ("parameters", "buffers"):
@@ -198,28 +198,46 @@ class LinearTest(parameterized.TestCase):
         self.assertEqual(parts["scores"], whole["scores"])
 
     def test_pictures_and_classes(self) -> None:
-        with mock.patch.object(LinearTask, "new_encoder", lambda _: TinyEncoder().eval()):
+        with mock.patch.object(linear, "create_encoder", lambda *_: TinyEncoder()):
             run(changed(evaluate_every=0, compile=True), self.folder)
-        events = EventAccumulator(str(self.folder / "tensorboard"))
-        events.Reload()
+        events = self.events(self.folder)
         self.assertEqual([e.step for e in events.Scalars("top5")], [10])
         self.assertEqual([e.step for e in events.Images("confusion")], [10])
         (text,) = events.Tensors("accuracy_per_class/text_summary")
         table = text.tensor_proto.string_val[0].decode()
         self.assertRegex(table, r"\| \d+\.\d% \| [12] \|\n")
-        self.assertIn("rows true, columns predicted", table)
+        self.assertIn("rows are true classes, columns predicted classes", table)
 
     @parameterized.parameters(
         ({"learning_rates": ()}, "one or more of each"),
         ({"learning_rates": (0.1, 0.1)}, "all different"),
         ({"learning_rates": (0.1, 0.2), "held_out": 1.0}, "held_out is 1.0"),
         ({"momentum": 1.0}, "momentum is 1.0"),
-        ({"cache": FeatureCache(folder="x", views=-1)}, "views is -1"),
         ({"train_size": 0}, "train_size is 0"),
     )
-    def test_refuses(self, changes: dict[str, Any], message: str) -> None:
+    def test_rejects_settings_out_of_range(self, changes: dict[str, Any], message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
-            changed(**changes).check(self.folder, CONFIG)
+            changed(**changes)
+
+    def test_resumes_although_the_file_of_initial_weights_is_gone(self) -> None:
+        task = changed(init_from=str(self.weights))
+        run(task, self.folder / "whole")
+        run(with_settings(task, stop_after_steps=5), self.folder / "parts")
+        self.weights.unlink()
+        printed = run(task, self.folder / "parts")
+        self.assertIn("step_00000005.pt at step 5", printed)
+        self.assert_same_training(final(self.folder / "parts"), final(self.folder / "whole"))
+        with self.assertRaisesRegex(UserError, "resnet.pth does not exist"):
+            task.check(self.folder / "new")
+
+    def test_draws_training_images_but_not_features(self) -> None:
+        run(changed(picture_every=5), self.folder / "images")
+        self.assertEqual(
+            [e.step for e in self.events(self.folder / "images").Images("inputs")], [0, 5]
+        )
+        cache = FeatureCache(folder=str(self.folder / "cache"), views=0)
+        run(changed(picture_every=5, cache=cache), self.folder / "features")
+        self.assertNotIn("inputs", self.events(self.folder / "features").Tags()["images"])
 
     def test_a_cache_that_cannot_be_written(self) -> None:
         (self.folder / "file").write_text("")
@@ -234,10 +252,6 @@ WITHOUT_AUGMENTATION: dict[str, Any] = {
     "crop_ratio": (1.0, 1.0),
     "flip_probability": 0.0,
 }
-
-
-def _flat(epoch: float, epochs: int, warmup_epochs: float) -> float:
-    return 1.0
 
 
 if __name__ == "__main__":
