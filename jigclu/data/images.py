@@ -1,4 +1,4 @@
-"""Data sets of whole images with labels: as they are scored, and cropped for training."""
+"""Labeled images: resized for evaluation, and randomly cropped for training."""
 
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ from jigclu.system.errors import UserError, check
 
 
 class LabeledImage(NamedTuple):
-    """One image, or a batch of them with a leading dimension.
+    """One image with its label.
 
-    image: uint8 [3, crop, crop].
-    label: class number, or -1 when unlabeled.
-    image_index: in the source.
+    image: uint8 [3, size, size].
+    label: class number, -1 if unlabeled.
+    image_index: index in the source.
     """
 
     image: Tensor
@@ -28,18 +28,15 @@ class LabeledImage(NamedTuple):
 
 
 class ImageDataset(Dataset[LabeledImage]):
-    """Whole images for evaluation: shorter side resized, center cropped; no randomness."""
+    """Images for evaluation: the shorter side resized, then a center crop; no randomness."""
 
     def __init__(self, *, source: Source, resize: int, crop: int) -> None:
-        """Keeps the settings; reads nothing yet.
+        """Reads nothing yet.
 
         Args:
-          source: of the images.
+          source: images.
           resize: length of the shorter side, pixels (published 256).
-          crop: side of the central crop, pixels (published 224).
-
-        Raises:
-          UserError: crop is not within [1, resize].
+          crop: side of the center crop, pixels (published 224), at most `resize`.
         """
         expected = f"in [1, {resize}], as the shorter side is resized to {resize} pixels first"
         check(1 <= crop <= resize, "crop", crop, expected)
@@ -54,7 +51,7 @@ class ImageDataset(Dataset[LabeledImage]):
         """Returns image `index`.
 
         Raises:
-          UserError: the image is unreadable: a score must not skip images in silence.
+          UserError: the image is unreadable. Skipping it would silently change the score.
         """
         image = _read(self._source, index)
         image = transforms.resize(image, [self._resize], antialias=True)
@@ -63,10 +60,9 @@ class ImageDataset(Dataset[LabeledImage]):
 
 
 class RandomCropDataset(Dataset[LabeledImage]):
-    """Images for training with labels, randomly cropped and flipped; indexed by (epoch, index).
+    """Randomly cropped and flipped images for training with labels; indexed by (epoch, index).
 
-    Crop and flip are a function of (seed, epoch, index) alone, whichever rank or
-    worker draws them.
+    Crop and flip depend only on (seed, epoch, index), not on the rank or worker that draws them.
     """
 
     def __init__(
@@ -79,18 +75,15 @@ class RandomCropDataset(Dataset[LabeledImage]):
         ratio: tuple[float, float],
         flip_probability: float,
     ) -> None:
-        """Keeps the settings; reads nothing yet.
+        """Reads nothing yet.
 
         Args:
-          source: of the images.
+          source: images.
           seed: of the run.
-          size: side of the crop after resizing, pixels (published 224).
-          scale: least and most area of a crop, share of the image (published 0.08, 1).
+          size: side to which crops are resized, pixels (published 224).
+          scale: least and most share of the image's area (published 0.08, 1).
           ratio: least and most width / height of a crop (published 3/4, 4/3).
-          flip_probability: of left to right, in [0, 1] (published 0.5).
-
-        Raises:
-          UserError: a value out of its range.
+          flip_probability: of a horizontal flip, in [0, 1] (published 0.5).
         """
         check_crop(scale, ratio)
         check(size >= 1, "train_size", size, "1 or more, in pixels")
@@ -106,10 +99,10 @@ class RandomCropDataset(Dataset[LabeledImage]):
         return len(self._source)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> LabeledImage:
-        """Returns image `index` as drawn in `epoch`.
+        """Returns image `index` with the crop and flip of `epoch`.
 
         Raises:
-          UserError: the image is unreadable: what is learned must not depend on it in silence.
+          UserError: the image is unreadable. Skipping it would silently change the training set.
         """
         epoch, index = epoch_and_index
         image = _read(self._source, index)
@@ -123,7 +116,7 @@ class RandomCropDataset(Dataset[LabeledImage]):
 
 
 class EpochView(Dataset[LabeledImage]):
-    """What a RandomCropDataset shows in one epoch, indexed by image."""
+    """A RandomCropDataset in one fixed epoch, indexed by image."""
 
     def __init__(self, images: RandomCropDataset, epoch: int) -> None:
         self._images = images
@@ -133,7 +126,7 @@ class EpochView(Dataset[LabeledImage]):
         return len(self._images)
 
     def __getitem__(self, index: int) -> LabeledImage:
-        """Returns image `index` as drawn in the epoch."""
+        """Returns image `index` with the crop and flip of the epoch."""
         return self._images[(self._epoch, index)]
 
 
@@ -143,7 +136,7 @@ def _read(source: Source, index: int) -> Tensor:
     except UnreadableImageError as error:
         raise UserError(
             f"image {source.name(index)} is unreadable ({error}): "
-            "evaluation needs every image; mend or remove it"
+            "labeled data must be complete; fix or remove the image"
         ) from error
 
 

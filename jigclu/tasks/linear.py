@@ -20,6 +20,7 @@ from jigclu.ops import probes
 from jigclu.ops.optim import check_momentum
 from jigclu.ops.probes import Probes
 from jigclu.system import collectives, seeds
+from jigclu.system.errors import check
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.supervised import SupervisedTask, evaluate_probe, log_classification
 from jigclu.training.features import encode, encode_batch, rank_indices
@@ -66,6 +67,8 @@ class LinearTask(SupervisedTask):
 
     def check_values(self) -> None:
         """Raises UserError for a field out of range."""
+        if len(self.pairs) > 1:
+            check(0 < self.held_out < 1, "held_out", self.held_out, "in (0, 1)")
         super().check_values()
         check_momentum(self.momentum)
         if self.cache is not None:

@@ -153,7 +153,7 @@ class FinetuneTest(parameterized.TestCase):
         ({"encoder": "resnet19"}, "resnet19"),
         ({"val": ONE_CLASS}, "source has 10 classes and val 1"),
         # What matters more comes first: there are fewer images than a batch, too.
-        ({"source": ONE_CLASS, "val": ONE_CLASS}, "source has images of one class, a"),
+        ({"source": ONE_CLASS, "val": ONE_CLASS}, "source only has images of class a"),
         ({"init_from": "none.pth"}, "none.pth does not exist"),
     )
     def test_refuses(self, changes: dict[str, Any], message: str) -> None:

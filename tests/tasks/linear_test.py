@@ -210,8 +210,8 @@ class LinearTest(parameterized.TestCase):
         self.assertIn("rows true, columns predicted", table)
 
     @parameterized.parameters(
-        ({"learning_rates": ()}, "one or more of each"),
-        ({"learning_rates": (0.1, 0.1)}, "all different"),
+        ({"learning_rates": ()}, r"learning_rates is \(\); it must be one or more"),
+        ({"learning_rates": (0.1, 0.1)}, "one or more different numbers"),
         ({"learning_rates": (0.1, 0.2), "held_out": 1.0}, "held_out is 1.0"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"cache": FeatureCache(folder="x", views=-1)}, "views is -1"),

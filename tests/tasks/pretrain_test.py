@@ -211,7 +211,7 @@ class PretrainTest(parameterized.TestCase):
         self.assertIn("machine:\n  precision: float32 (bound)\n  compile: False (bound)", plan)
 
     @parameterized.parameters(
-        ({"batch_size": 15}, "the data has 14 images, fewer than one global batch of 15"),
+        ({"batch_size": 15}, r"batch_size is 15; it must be in \[1, 14\]"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": -1.0}, "learning_rate is -1"),
