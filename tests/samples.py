@@ -128,7 +128,7 @@ class MemorySource:
         del reduction
         image = self._images[index]
         if image is None:
-            raise UnreadableImageError("made so")
+            raise UnreadableImageError("unreadable on purpose")
         return image
 
     def name(self, index: int) -> str:

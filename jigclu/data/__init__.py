@@ -1,1 +1,4 @@
-"""From image files to batches of uint8 patches; each module has one job."""
+"""From image files to batches on the training device.
+
+"Published" refers to Chen et al., CVPR 2021, and the code released with it.
+"""

@@ -17,12 +17,12 @@ from jigclu.ops.schedules import patch_size_at
 from jigclu.system import seeds
 from jigclu.system.errors import UserError
 
-# So many unreadable images in a row are a broken disk or the wrong files.
-UNREADABLE_IN_A_ROW = 100
-_FACTORS = (1, 2, 4, 8)  # By which JPEG decoders shrink.
+# This many consecutive unreadable images mean a broken disk or the wrong files.
+_MOST_UNREADABLE = 100
+_FACTORS = (1, 2, 4, 8)  # By which JPEG decoders can shrink an image.
 
-# Draws the crops of an image of (height, width) pixels. It is pickled to worker processes:
-# a functools.partial of a module-level function.
+# Draws the crops of an image from (random, height, width), sides in pixels. Pickled to worker
+# processes, so it must be a module-level function or a functools.partial of one.
 Draw = Callable[[np.random.Generator, int, int], list[Box]]
 
 
@@ -30,25 +30,30 @@ class CropSample(NamedTuple):
     """The crops of one image.
 
     crops: uint8 [crops, 3, size, size], in the order drawn, not yet augmented.
-    unreadable: images that were skipped to find a readable one.
+    unreadable: number of images that were skipped to find a readable one.
     """
 
     crops: Tensor
     unreadable: int
 
 
-class _Crops:
-    """The crops of one image, drawn at its full size, which decoding may shrink."""
+class _CropPlan:
+    """The crops of one image, drawn at full size although decoding may shrink the image."""
 
     def __init__(self, draw: Callable[[int, int], list[Box]], size: int) -> None:
-        """Keeps how to draw them, of height and width, and the side to resize to, pixels."""
+        """Draws nothing yet.
+
+        Args:
+          draw: maps height and width, pixels, to crops.
+          size: side to which crops will be resized, pixels.
+        """
         self._draw = draw
         self._size = size
         self._full = (0, 0)
         self._boxes: list[Box] = []
 
     def reduction(self, height: int, width: int) -> int:
-        """Returns by how much decoding may shrink: every crop keeps `size` pixels per side."""
+        """Returns the largest factor that leaves every crop at least `size` pixels per side."""
         self._full, self._boxes = (height, width), []
         if min(height, width) < _FACTORS[1] * self._size:
             return 1
@@ -56,26 +61,26 @@ class _Crops:
         least = min(min(box.height, box.width) for box in self._boxes)
         return max(factor for factor in _FACTORS if factor == 1 or least >= factor * self._size)
 
-    def of(self, image: Tensor) -> list[Box]:
-        """Returns the crops in the pixels of an image [3, height, width], shrunk or not."""
+    def boxes(self, image: Tensor) -> list[Box]:
+        """Returns the crops in pixels of the decoded image [3, height, width]."""
         height, width = image.shape[1:]
-        if not self._boxes:  # Nothing to shrink.
+        if not self._boxes:  # Decoded at full size.
             return self._draw(height, width)
         full_height, full_width = self._full
-        return [_scaled(box, height / full_height, width / full_width) for box in self._boxes]
+        return [_scale_box(box, height / full_height, width / full_width) for box in self._boxes]
 
 
-def _scaled(box: Box, vertical: float, horizontal: float) -> Box:
+def _scale_box(box: Box, vertical: float, horizontal: float) -> Box:
     top, bottom = round(box.top * vertical), round((box.top + box.height) * vertical)
     left, right = round(box.left * horizontal), round((box.left + box.width) * horizontal)
     return Box(top, left, bottom - top, right - left)
 
 
 class CropDataset(Dataset[CropSample]):
-    """Images, each as several random crops of one size; indexed by (epoch, index).
+    """Several random crops of each image, resized to one size; indexed by (epoch, index).
 
-    The crops are a function of (seed, epoch, index), whichever rank or worker draws them.
-    Flip and color follow on the device.
+    The crops depend only on (seed, epoch, index), not on the rank or worker that draws them.
+    Flips and color changes follow on the device.
     """
 
     def __init__(
@@ -89,17 +94,18 @@ class CropDataset(Dataset[CropSample]):
         least_side: int,
         scaled_decoding: bool,
     ) -> None:
-        """Keeps the settings, which their owner has checked; reads nothing yet.
+        """Reads nothing yet. The caller has checked the settings.
 
         Args:
-          source: of the images.
+          source: images.
           seed: of the run.
           draw: draws the crops of an image.
           size: side to which crops are resized, pixels.
-          smaller_sizes: (epoch, pixels): sizes of earlier epochs; see `schedules.patch_size_at`.
-          least_side: images whose shorter side has fewer pixels count as unreadable.
-          scaled_decoding: shrink JPEG while decoding, as far as no crop becomes smaller than
-            the size to which it is resized.
+          smaller_sizes: (epoch, pixels) pairs, the sizes of early epochs; see
+            `schedules.patch_size_at`.
+          least_side: images with a shorter side than this, in pixels, count as unreadable.
+          scaled_decoding: whether to shrink JPEG images while decoding, as long as no crop
+            becomes smaller than the size to which it is resized.
         """
         self._source = source
         self._seed = seed
@@ -113,39 +119,38 @@ class CropDataset(Dataset[CropSample]):
         return len(self._source)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> CropSample:
-        """Returns the crops of image `index` as drawn in `epoch`.
+        """Returns the crops of image `index` in `epoch`.
 
-        An unreadable image is replaced by the next readable one, and counted.
+        An unreadable image is counted and replaced by the next readable one.
 
         Raises:
-          UserError: too many unreadable images in a row.
+          UserError: too many consecutive images are unreadable.
         """
         epoch, index = epoch_and_index
         size = patch_size_at(epoch, self._size, self._smaller_sizes)
-        crops = _Crops(functools.partial(self._draw_boxes, epoch, index), size)
-        image, unreadable = self._readable(
-            index, crops.reduction if self._scaled_decoding else at_full_size
-        )
-        resized = [crop_resize(image, box, size) for box in crops.of(image)]
-        return CropSample(torch.stack(resized), unreadable)
+        plan = _CropPlan(functools.partial(self._draw_boxes, epoch, index), size)
+        reduction = plan.reduction if self._scaled_decoding else at_full_size
+        image, unreadable = self._read_next(index, reduction)
+        crops = [crop_resize(image, box, size) for box in plan.boxes(image)]
+        return CropSample(torch.stack(crops), unreadable)
 
     def _draw_boxes(self, epoch: int, index: int, height: int, width: int) -> list[Box]:
         return self._draw(seeds.image_crops(self._seed, epoch, index), height, width)
 
-    def _readable(self, index: int, reduction: Reduction) -> tuple[Tensor, int]:
-        """Returns the first readable image from index on, and how many were skipped."""
+    def _read_next(self, index: int, reduction: Reduction) -> tuple[Tensor, int]:
+        """Returns the first readable image from `index` on and the number of skipped ones."""
         length = len(self._source)
-        limit = min(UNREADABLE_IN_A_ROW, length)
+        limit = min(_MOST_UNREADABLE, length)
         for skipped in range(limit):
             candidate = (index + skipped) % length
             try:
                 return self._read(candidate, reduction), skipped
             except UnreadableImageError as error:
                 name, reason = self._source.name(candidate), error
-                logging.warning("unreadable image skipped: %s (%s)", name, reason)
+                logging.warning("skipped an unreadable image: %s (%s)", name, reason)
         raise UserError(
-            f"{limit} images in a row are unreadable, the last is {name} ({reason}): "
-            "check that the data are images and were copied whole"
+            f"{limit} consecutive images are unreadable, the last one is {name} ({reason}): "
+            "check that the files are images and were copied completely"
         )
 
     def _read(self, index: int, reduction: Reduction) -> Tensor:

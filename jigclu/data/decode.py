@@ -1,4 +1,4 @@
-"""Bytes of an image file to RGB pixels, and pixels to patches of one size."""
+"""Image decoding to RGB pixels, and crops of one size."""
 
 import contextlib
 import io
@@ -13,38 +13,39 @@ from torchvision.transforms.v2 import functional as transforms
 
 from jigclu.ops.jigsaw import Box
 
-# torchvision's number for red, green and blue.
+# torchvision's mode number for RGB.
 _RGB = 3
 
-# Of the height and width of an upright image, pixels: by how much decoding may shrink both.
+# Maps the height and width of an upright image, pixels, to the factor (1, 2, 4 or 8) by which
+# decoding may shrink both.
 Reduction = Callable[[int, int], int]
 
 
 class UnreadableImageError(Exception):
-    """A file that is not an image, or a corrupt one. The message says why."""
+    """A file that is corrupt or not an image; the message says why."""
 
 
 def at_full_size(height: int, width: int) -> int:
-    """The reduction that is none."""
+    """Decodes at full size."""
     del height, width
     return 1
 
 
 def decode_image(data: bytes, reduction: Reduction = at_full_size) -> Tensor:
-    """Decodes a whole image file, upright by its EXIF orientation.
+    """Decodes an image file and applies its EXIF orientation.
 
-    Of an animation the first frame is taken; 16-bit grays keep their upper byte.
+    Animations yield their first frame; 16-bit gray images keep the upper byte.
 
     Args:
-      data: the content of the file.
-      reduction: JPEG of 2, 4 or 8 times less a side is decoded from so much fewer
-        coefficients, in a fraction of the time; other formats come at full size.
+      data: content of the file.
+      reduction: factor by which JPEG may be shrunk while decoding, which takes a fraction of
+        the time; other formats are decoded at full size.
 
     Returns:
       uint8 [3, height, width], RGB.
 
     Raises:
-      UnreadableImageError: empty, cut off, corrupt or not an image.
+      UnreadableImageError: the data are empty, truncated, corrupt or not an image.
     """
     if not data:
         raise UnreadableImageError("the file is empty")
@@ -59,44 +60,47 @@ def decode_image(data: bytes, reduction: Reduction = at_full_size) -> Tensor:
                         return pixels
                 image.draft(None, (image.width // factor, image.height // factor))
             return transforms.pil_to_tensor(_as_rgb(ImageOps.exif_transpose(image)))
-    except Exception as error:  # PIL's plugins raise all kinds of errors on corrupt bytes.
-        # PIL names the bytes by their address in memory.
+    except Exception as error:  # PIL's plugins raise many kinds of errors on corrupt bytes.
+        # PIL's messages contain the memory address of the file object.
         reason = str(error).replace(f" {file!r}", "")
         raise UnreadableImageError(f"{type(error).__name__}: {reason}") from error
 
 
 def decode_upright_jpeg(data: Tensor, height: int, width: int, reduction: Reduction) -> Tensor:
-    """Decodes a JPEG file of known size without orientation: `decode_image`, a little faster.
+    """Decodes a JPEG file of known size and without EXIF orientation.
+
+    Equals `decode_image` but skips reading the header with PIL.
 
     Args:
-      data: uint8 [bytes], the content of the file.
+      data: uint8 [bytes], content of the file.
       height, width: of the image, pixels.
-      reduction: as of `decode_image`.
+      reduction: as in `decode_image`.
 
     Returns:
       uint8 [3, height, width], RGB.
 
     Raises:
-      UnreadableImageError: these bytes are not an image.
+      UnreadableImageError: the data are not an image.
     """
     pixels = _torchvision_jpeg(data) if reduction(height, width) == 1 else None
     return decode_image(data.numpy().tobytes(), reduction) if pixels is None else pixels
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Returns height and width, pixels, as shown by EXIF; of a JPEG reads the header alone."""
+    """Returns (height, width) in pixels after EXIF rotation; of a JPEG only reads the header."""
     quarter_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return image.size if quarter_turned else image.size[::-1]
 
 
 def _torchvision_jpeg(data: Tensor) -> Tensor | None:
-    """Decodes to Pillow's pixels in about three quarters of the time; None if Pillow must decode.
+    """Decodes to the same pixels as Pillow in about three quarters of the time.
 
-    Returns None for corrupt files too: Pillow's message says what is wrong with them.
+    Returns None if Pillow must decode: if the operator is missing, and for corrupt files, of
+    which Pillow's messages say what is wrong.
 
-    Calls the operator behind `torchvision.io.decode_jpeg`. That function warns since torchvision
-    0.29 that its decoders are deprecated in favor of torchcodec, which was measured to be no
-    faster (docs/performance.md). Suppressing the warning around each call would not do: every
+    Calls the operator behind `torchvision.io.decode_jpeg`. Since torchvision 0.29 that function
+    warns that its decoders are deprecated in favor of torchcodec, which measured no faster
+    (docs/performance.md). Suppressing the warning around each call is no alternative: every
     change of the filters makes Python show the user's own warnings again.
     """
     # The operator is missing if torchvision was built without libjpeg.
@@ -108,20 +112,20 @@ def _torchvision_jpeg(data: Tensor) -> Tensor | None:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # PIL would clip 16 bits to 255, which leaves a white picture.
+        # PIL would clip 16-bit values to 255, which leaves a white image.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "transparency" in image.info:
-        # PIL warns of a palette whose transparency it drops, for each such image.
+        # Converting a palette with transparency directly to RGB makes PIL warn.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def crop_resize(image: Tensor, box: Box, size: int) -> Tensor:
-    """Cuts a box out and resizes it: bilinear with antialiasing, rounded to uint8.
+    """Crops an image and resizes the crop by antialiased bilinear interpolation.
 
     Args:
       image: uint8 [3, height, width].
-      box: inside the image, pixels.
+      box: crop inside the image, pixels.
       size: side of the result, pixels.
 
     Returns:

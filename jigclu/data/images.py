@@ -1,4 +1,4 @@
-"""Data sets of whole images with labels: as they are scored, and cropped for training."""
+"""Labeled images: resized for evaluation, and randomly cropped for training."""
 
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ from jigclu.system.errors import UserError, check
 
 
 class LabeledImage(NamedTuple):
-    """One image, or a batch of them with a leading dimension.
+    """One image with its label.
 
-    image: uint8 [3, crop, crop].
-    label: class number, or -1 when unlabeled.
-    image_index: in the source.
+    image: uint8 [3, size, size].
+    label: class number, -1 if unlabeled.
+    image_index: index in the source.
     """
 
     image: Tensor
@@ -28,7 +28,7 @@ class LabeledImage(NamedTuple):
 
 
 class ImageDataset(Dataset[LabeledImage]):
-    """Whole images for evaluation: shorter side resized, center cropped; no randomness."""
+    """Images for evaluation: the shorter side resized, then a center crop; no randomness."""
 
     def __init__(self, *, source: Source, transform: EvalTransform) -> None:
         """Keeps the settings; reads nothing yet."""
@@ -42,17 +42,16 @@ class ImageDataset(Dataset[LabeledImage]):
         """Returns image `index`.
 
         Raises:
-          UserError: the image is unreadable: a score must not skip images in silence.
+          UserError: the image is unreadable. Skipping it would silently change the score.
         """
         image = self._transform.crop_image(_read(self._source, index))
         return LabeledImage(image, _label(self._source, index), index)
 
 
 class RandomCropDataset(Dataset[LabeledImage]):
-    """Images for training with labels, randomly cropped and flipped; indexed by (epoch, index).
+    """Randomly cropped and flipped images for training with labels; indexed by (epoch, index).
 
-    Crop and flip are a function of (seed, epoch, index) alone, whichever rank or
-    worker draws them.
+    Crop and flip depend only on (seed, epoch, index), not on the rank or worker that draws them.
     """
 
     def __init__(
@@ -65,18 +64,15 @@ class RandomCropDataset(Dataset[LabeledImage]):
         ratio: tuple[float, float],
         flip_probability: float,
     ) -> None:
-        """Keeps the settings; reads nothing yet.
+        """Reads nothing yet.
 
         Args:
-          source: of the images.
+          source: images.
           seed: of the run.
-          size: side of the crop after resizing, pixels (published 224).
-          scale: least and most area of a crop, share of the image (published 0.08, 1).
+          size: side to which crops are resized, pixels (published 224).
+          scale: least and most share of the image's area (published 0.08, 1).
           ratio: least and most width / height of a crop (published 3/4, 4/3).
-          flip_probability: of left to right, in [0, 1] (published 0.5).
-
-        Raises:
-          UserError: a value out of its range.
+          flip_probability: of a horizontal flip, in [0, 1] (published 0.5).
         """
         check_crop(scale, ratio)
         check(size >= 1, "train_size", size, "1 or more, in pixels")
@@ -92,10 +88,10 @@ class RandomCropDataset(Dataset[LabeledImage]):
         return len(self._source)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> LabeledImage:
-        """Returns image `index` as drawn in `epoch`.
+        """Returns image `index` with the crop and flip of `epoch`.
 
         Raises:
-          UserError: the image is unreadable: what is learned must not depend on it in silence.
+          UserError: the image is unreadable. Skipping it would silently change the training set.
         """
         epoch, index = epoch_and_index
         image = _read(self._source, index)
@@ -109,7 +105,7 @@ class RandomCropDataset(Dataset[LabeledImage]):
 
 
 class EpochView(Dataset[LabeledImage]):
-    """What a RandomCropDataset shows in one epoch, indexed by image."""
+    """A RandomCropDataset in one fixed epoch, indexed by image."""
 
     def __init__(self, images: RandomCropDataset, epoch: int) -> None:
         self._images = images
@@ -119,7 +115,7 @@ class EpochView(Dataset[LabeledImage]):
         return len(self._images)
 
     def __getitem__(self, index: int) -> LabeledImage:
-        """Returns image `index` as drawn in the epoch."""
+        """Returns image `index` with the crop and flip of the epoch."""
         return self._images[(self._epoch, index)]
 
 
@@ -129,7 +125,7 @@ def _read(source: Source, index: int) -> Tensor:
     except UnreadableImageError as error:
         raise UserError(
             f"image {source.name(index)} is unreadable ({error}): "
-            "evaluation needs every image; mend or remove it"
+            "labeled data must be complete; fix or remove the image"
         ) from error
 
 

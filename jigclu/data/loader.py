@@ -1,4 +1,4 @@
-"""Worker processes that turn data sets into batches."""
+"""Data loaders: worker processes that read batches."""
 
 import multiprocessing
 import os
@@ -16,10 +16,10 @@ from jigclu.data.sampler import GlobalBatchSampler
 
 
 class Batch(NamedTuple):
-    """The crops that one rank reads for one step.
+    """The crops of one rank for one step.
 
     crops: uint8 [local_batch, crops, 3, size, size].
-    unreadable: images skipped while reading them.
+    unreadable: number of unreadable images that were skipped.
     """
 
     crops: Tensor
@@ -27,11 +27,11 @@ class Batch(NamedTuple):
 
 
 class LabeledBatch(NamedTuple):
-    """Labeled images, as `LabeledImage` with a leading dimension.
+    """A batch of `LabeledImage`.
 
-    image: uint8 [batch, 3, height, width].
-    label: int64 [batch], -1 where unlabeled.
-    image_index: int64 [batch], in the source.
+    image: uint8 [batch, 3, size, size].
+    label: int64 [batch], -1 if unlabeled.
+    image_index: int64 [batch], index in the source.
     """
 
     image: Tensor
@@ -46,14 +46,14 @@ def crop_loader(
     prefetch: int,
     pin_memory: bool,
 ) -> "DataLoader[Batch]":
-    """Reads the sampler's batches of crops, in its order, whatever the number of workers.
+    """Returns a loader of the sampler's batches; their order does not depend on the workers.
 
     Args:
-      dataset: of crops; pickled to the workers.
-      sampler: of this rank's batches, over all epochs.
-      workers: processes; 0 reads in this one. PyTorch gives each one thread.
+      dataset: pickled to the workers.
+      sampler: batches of this rank over all epochs.
+      workers: worker processes, each with one thread; 0 reads in this process.
       prefetch: batches that each worker keeps ready.
-      pin_memory: whether batches land in page-locked memory (CUDA).
+      pin_memory: whether batches are stored in page-locked memory, for copies to a GPU.
     """
     return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_crops)
 
@@ -65,7 +65,7 @@ def labeled_loader(
     prefetch: int,
     pin_memory: bool,
 ) -> "DataLoader[LabeledBatch]":
-    """Reads the sampler's batches of labeled images; the arguments are those of `crop_loader`."""
+    """Returns a loader of the sampler's batches of labeled images; see `crop_loader`."""
     return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_images)
 
 
@@ -85,7 +85,7 @@ def _training_loader(
         pin_memory=pin_memory,
         prefetch_factor=prefetch if workers else None,
         persistent_workers=workers > 0,
-        worker_init_fn=_end_with_parent,
+        worker_init_fn=_exit_with_parent,
         multiprocessing_context=worker_context() if workers else None,
     )
 
@@ -93,24 +93,21 @@ def _training_loader(
 def image_loader(
     dataset: Dataset[LabeledImage], batch_size: int, workers: int, prefetch: int
 ) -> "DataLoader[LabeledBatch]":
-    """Reads every image once and in order; the last batch may be smaller.
-
-    The data are an `ImageDataset` or a part of one.
-    """
-    untyped: Dataset[Any] = dataset  # The collation turns its samples into a LabeledBatch.
+    """Returns a loader of every image once and in order; the last batch may be smaller."""
+    untyped: Dataset[Any] = dataset  # collate_images changes the type of what is loaded.
     return DataLoader(
         untyped,
         batch_size=batch_size,
         collate_fn=collate_images,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
-        worker_init_fn=_end_with_parent,
+        worker_init_fn=_exit_with_parent,
         multiprocessing_context=worker_context() if workers else None,
     )
 
 
 def collate_crops(samples: list[CropSample]) -> Batch:
-    """Stacks samples to a Batch; within a worker straight into shared memory."""
+    """Stacks samples into a Batch, in a worker directly in shared memory."""
     return Batch(
         crops=default_collate([sample.crops for sample in samples]),
         unreadable=sum(sample.unreadable for sample in samples),
@@ -118,15 +115,15 @@ def collate_crops(samples: list[CropSample]) -> Batch:
 
 
 def collate_images(samples: list[LabeledImage]) -> LabeledBatch:
-    """Stacks samples to a LabeledBatch; within a worker straight into shared memory."""
+    """Stacks samples into a LabeledBatch, in a worker directly in shared memory."""
     return LabeledBatch(*default_collate([tuple(sample) for sample in samples]))
 
 
-def _end_with_parent(worker: int) -> None:
-    """Ends this worker when the process that reads from it is killed.
+def _exit_with_parent(worker: int) -> None:
+    """Ends this worker when the training process is killed.
 
-    torch watches the parent, but that of a worker is the fork server, which
-    lives as long as its workers.
+    torch only watches the parent process, which here is the fork server and lives as long as
+    its workers.
     """
     del worker
     parent = multiprocessing.parent_process()
@@ -140,9 +137,9 @@ def _end_with_parent(worker: int) -> None:
 
 
 def worker_context() -> BaseContext:
-    """Returns how processes that read images are started."""
-    # A plain fork copies the locks of the threads of CUDA, NCCL and OpenMP, held or
-    # not. The fork server has none of them, and imports torch once for all workers.
+    """Returns the multiprocessing context that starts worker processes."""
+    # A plain fork copies locks that threads of CUDA, NCCL and OpenMP may hold. The fork server
+    # has no such threads and imports torch once for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jigclu.data.crops"])
     return context

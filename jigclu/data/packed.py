@@ -1,9 +1,9 @@
-"""Images in few large files that read faster than a tree of small ones.
+"""Packs: images in a few large files, which read faster than a tree of small ones.
 
-A pack is a folder of shards. Shard n is shard_n.bin, its images one after another, and
-shard_n.npy, a row of `RECORD` each, written after it. pack.json comes last of all and
-makes the pack whole: images are JPEG files, or raw bytes that need no decoding, of which
-a crop reads its own part alone.
+A pack is a folder of shards. Shard n consists of shard_n.bin, the concatenated images, and
+shard_n.npy, one `RECORD` per image, which is written after it. pack.json is written last and
+marks the pack as complete. Images are JPEG files, or raw bytes that need no decoding and of
+which a crop only reads its own part.
 """
 
 import json
@@ -21,8 +21,8 @@ from jigclu.system import files, progress
 from jigclu.system.errors import UserError
 
 FORMATS = ("jpeg", "raw")
-# Where an image lies in its shard, bytes; its sides, pixels; class number or -1; and which
-# image of the source it was.
+# Position of an image in its shard, bytes; sides, pixels; class number, -1 if unlabeled; index
+# of the image in the packed source.
 RECORD = np.dtype(
     [
         ("offset", np.int64),
@@ -34,34 +34,34 @@ RECORD = np.dtype(
     ]
 )
 INDEX = "pack.json"
-# What the index tells of every shard.
+# Keys of each shard in pack.json.
 SHARD_FIELDS = ("images", "bytes", "sha256", "records_sha256")
 
 
 def shard_files(root: Path, number: int) -> tuple[Path, Path]:
-    """Returns the paths of a shard's images and of its records."""
+    """Returns the paths of the images and of the records of a shard."""
     return root / f"shard_{number:05d}.bin", root / f"shard_{number:05d}.npy"
 
 
 class PackedImages:
-    """A source of the images of a pack, mapped into memory: their order is the packed one's."""
+    """A source of the images of a pack, mapped into memory, in the order of the packed source."""
 
     def __init__(self, root: str, verify: bool) -> None:
-        """Opens a pack; the sizes of its files are looked at in any case.
+        """Opens a pack and checks the sizes of its files.
 
         Args:
           root: folder of the pack.
-          verify: reads every shard once, and compares its checksum.
+          verify: whether to read every shard once and compare its checksum.
 
         Raises:
-          UserError: no pack, one that is not whole, or damaged.
+          UserError: the pack is missing, incomplete or corrupt.
         """
         self._root = Path(root).expanduser()
-        contents = _read_index(self._root)
-        self.classes: list[str] = contents["classes"]
-        self._is_raw = contents["format"] == "raw"
-        self._fingerprint: str = contents["fingerprint"]
-        shards = progress.track(contents["shards"], f"opening the shards of {root}")
+        index = _read_index(self._root)
+        self.classes: list[str] = index["classes"]
+        self._is_raw = index["format"] == "raw"
+        self._fingerprint: str = index["fingerprint"]
+        shards = progress.track(index["shards"], f"opening the shards of {root}")
         records = [
             _open_shard(self._root, number, shard, verify) for number, shard in enumerate(shards)
         ]
@@ -71,7 +71,7 @@ class PackedImages:
         self._maps: dict[int, np.memmap[Any, np.dtype[np.uint8]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Every process maps for itself; a pickled map would be a copy of the data.
+        # Each process maps the files itself; a pickled map would copy the data.
         return self.__dict__ | {"_maps": {}}
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class PackedImages:
     def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
         """Returns uint8 [3, height, width], RGB; raises UnreadableImageError.
 
-        Of a raw pack it is the map itself: a crop reads no more than its own pages.
+        An image of a raw pack is a view of the map, so that a crop only reads its own pages.
         """
         shard = int(np.searchsorted(self._first, index, side="right")) - 1
         record = self._records[index]
@@ -91,12 +91,12 @@ class PackedImages:
         return torch.from_numpy(data).view(3, int(record["height"]), int(record["width"]))
 
     def name(self, index: int) -> str:
-        """Returns the shard and which of its images it is."""
+        """Returns the path of the shard and the position in it."""
         shard = int(np.searchsorted(self._first, index, side="right")) - 1
         return f"{shard_files(self._root, shard)[0]} image {index - self._first[shard]}"
 
     def fingerprint(self, deep: bool) -> str:
-        """As `Source`; the checksums of the shards tell what the images hold."""
+        """See `Source`. The checksums of the shards identify the content of the images."""
         del deep
         return self._fingerprint
 
@@ -104,49 +104,56 @@ class PackedImages:
         if shard not in self._maps:
             path = shard_files(self._root, shard)[0]
             try:
-                # Copy-on-write: torch takes no read-only memory without a warning.
+                # Copy-on-write, as torch warns of read-only memory.
                 self._maps[shard] = np.memmap(path, np.uint8, mode="c")
             except OSError as error:
                 raise UnreadableImageError(f"{path}: {error.strerror}") from error
         return self._maps[shard]
 
 
-def index_of(format: str, classes: list[str], shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns what pack.json holds.
+def build_index(
+    image_format: str, classes: list[str], shards: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns the content of pack.json.
 
     Args:
-      format: of `FORMATS`.
-      classes: of the source.
-      shards: of each its images and bytes, and the SHA-256 of those and of its records.
+      image_format: one of `FORMATS`.
+      classes: names of the classes.
+      shards: `SHARD_FIELDS` of each shard: number of images, number of bytes, and the SHA-256 of
+        its images and of its records.
     """
     checksums = [(shard["sha256"], shard["records_sha256"]) for shard in shards]
-    fingerprint = digest("pack", format, classes, checksums)
-    return {"format": format, "classes": classes, "fingerprint": fingerprint, "shards": shards}
+    return {
+        "format": image_format,
+        "classes": classes,
+        "fingerprint": digest("pack", image_format, classes, checksums),
+        "shards": shards,
+    }
 
 
 def _read_index(root: Path) -> dict[str, Any]:
     path = root / INDEX
     if not path.is_file():
         raise UserError(
-            f"{root} holds no {INDEX}: it is no pack, or one that is not finished; "
-            "make it, or go on with it, by gin/pack.gin"
+            f"{root} contains no {INDEX}: it is not a pack, or packing has not finished; "
+            "create or complete it with gin/pack.gin"
         )
     try:
         contents = json.loads(path.read_text(encoding="utf-8"))
         if contents["format"] not in FORMATS or not contents["shards"]:
             raise ValueError(f"format {contents['format']!r}, {len(contents['shards'])} shards")
-        absent = {
+        missing = {
             name for shard in contents["shards"] for name in SHARD_FIELDS if name not in shard
         }
-        if absent:
-            raise ValueError(f"shards without {', '.join(sorted(absent))}")
+        if missing:
+            raise ValueError(f"shards without {', '.join(sorted(missing))}")
         return dict(contents)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): pack the images again") from error
+        raise UserError(f"{path} is corrupt ({error}): pack the images again") from error
 
 
 def _open_shard(root: Path, number: int, shard: dict[str, Any], verify: bool) -> Any:
-    """Returns the records of a shard that is as the index says."""
+    """Returns the records of a shard after comparing it with its entry in the index."""
     images, records = shard_files(root, number)
     try:
         size = os.path.getsize(images)
@@ -155,15 +162,15 @@ def _open_shard(root: Path, number: int, shard: dict[str, Any], verify: bool) ->
         raise UserError(f"{records} cannot be read ({error}): pack the images again") from error
     if size != shard["bytes"] or len(rows) != shard["images"] or rows.dtype != RECORD:
         raise UserError(
-            f"{images} has {size:,} bytes of {len(rows):,} images, expected {shard['bytes']:,} of "
-            f"{shard['images']:,}: copy it again, or pack the images again"
+            f"{images} has {size:,} bytes and {len(rows):,} images, expected {shard['bytes']:,} "
+            f"bytes and {shard['images']:,} images: copy it again, or pack the images again"
         )
-    # Records are few bytes, and labels among them.
+    # Records are small and contain the labels, so they are always verified.
     checksums = {records: "records_sha256"} | ({images: "sha256"} if verify else {})
     for path, name in checksums.items():
         if files.sha256(path) != shard[name]:
             raise UserError(
-                f"{path} is damaged, its SHA-256 is another: copy it again, or pack the images "
-                "again"
+                f"{path} is corrupt, its SHA-256 differs from {INDEX}: copy it again, or pack the "
+                "images again"
             )
     return rows

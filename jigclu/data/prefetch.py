@@ -1,4 +1,4 @@
-"""Batches to the device that trains; to a GPU each is copied while the step before it computes."""
+"""Prefetches batches to the training device on a side CUDA stream."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -12,14 +12,14 @@ AnyBatch = TypeVar("AnyBatch", Batch, LabeledBatch)
 
 
 def prefetch_to_device(batches: Iterable[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
-    """Yields the same batches in the same order, their tensors on a device.
+    """Yields the batches in order, with their tensors on a device.
 
-    Copies to a GPU are queued on a stream of their own, one batch ahead of the one that is
-    yielded; nothing waits for them but what is computed with the batch.
+    Each batch is copied to a GPU on a separate stream while the previous step computes. Only
+    work that uses the batch waits for its copy.
 
     Args:
-      batches: on the CPU, for a GPU in page-locked memory.
-      device: where to.
+      batches: on the CPU; in page-locked memory if the device is a GPU.
+      device: target of the copies.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -48,6 +48,6 @@ def _receive(batch: AnyBatch, copied: torch.cuda.Event) -> AnyBatch:
     computing.wait_event(copied)
     for value in batch:
         if isinstance(value, Tensor):
-            # Its memory belongs to the copying stream, which must not fill it anew too early.
+            # Keeps the copying stream, which owns the memory, from reusing it too early.
             value.record_stream(computing)
     return batch

@@ -1,9 +1,7 @@
-"""An embedded data set: ten classes of textured shapes, drawn from a seed.
+"""A generated data set of ten classes of textured shapes, for the demo and the tests.
 
-A class is a shape with a texture. Position, scale, rotation, colors,
-background and lighting are drawn per image and tell nothing of the class, so
-that an encoder must see form to tell classes apart. The demo and the tests
-need nothing else.
+A class is a shape with a texture. Position, scale, rotation, colors, background and lighting
+are random and independent of the class, so an encoder must recognize form to separate classes.
 """
 
 import math
@@ -16,17 +14,17 @@ from torch import Tensor
 
 from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.sources import digest
-from jigclu.system.errors import UserError
+from jigclu.system.errors import check
 
 Field = NDArray[np.floating]
 Form = Callable[[Field, Field], Field]
 
 _SPLITS = ("train", "val")
-_KNOTS = 3  # Colors a side of the background's smooth noise.
+_KNOTS = 3  # Colors per side of the smooth background noise.
 
 
-# Shapes: positive inside, 0 on the outline, falling by about 1 a unit; (u, v) in units of the
-# shape's radius.
+# Shapes: positive inside, 0 on the outline, with a slope of about 1 per unit; (u, v) in units of
+# the shape's radius.
 def _disc(u: Field, v: Field) -> Field:
     return 0.9 - np.hypot(u, v)
 
@@ -68,9 +66,9 @@ def _hourglass(u: Field, v: Field) -> Field:
     return np.minimum(0.78 - abs(v), 0.12 + 0.7 * abs(v) - abs(u))
 
 
-# Textures: the share of the second color; (u, v) in periods of the texture.
+# Textures: share of the second color in [0, 1]; (u, v) in periods of the texture.
 def _ramp(wave: Field) -> Field:
-    """Sharpens a wave in [-1, 1] to a share in [0, 1] with soft edges."""
+    """Maps a wave in [-1, 1] to a share in [0, 1] with soft edges."""
     return np.clip(0.5 + 2 * wave, 0, 1)
 
 
@@ -131,33 +129,26 @@ _CLASSES: dict[str, tuple[Form, Form]] = {
 
 
 class ProceduralImages:
-    """Images that are a pure function of (seed, split, index), drawn when read.
+    """A source of images that depend only on (seed, split, index) and are drawn when read.
 
     Attributes:
       classes: names of the ten classes.
-      labels: class of every image, index % 10: balanced.
+      labels: class number of every image, index % 10.
     """
 
     def __init__(self, *, images: int, size: int, seed: int, split: str) -> None:
-        """Describes the data set; draws nothing.
+        """Draws nothing yet.
 
         Args:
-          images: how many, at least 1.
+          images: number of images, at least 1.
           size: side of an image, pixels, at least 16.
-          seed: any integer >= 0; other seeds give other images.
-          split: "train" or "val", two streams without an image in common.
-
-        Raises:
-          UserError: a value out of range.
+          seed: >= 0; different seeds give different images.
+          split: "train" or "val", which share no image.
         """
-        if images < 1:
-            raise UserError(f"procedural images is {images}; it must be 1 or more")
-        if size < 16:
-            raise UserError(f"procedural size is {size}; it must be 16 pixels or more")
-        if seed < 0:
-            raise UserError(f"procedural seed is {seed}; it must be 0 or more")
-        if split not in _SPLITS:
-            raise UserError(f"procedural split is {split!r}; it must be one of {_SPLITS}")
+        check(images >= 1, "images", images, "1 or more")
+        check(size >= 16, "size", size, "16 or more, in pixels")
+        check(seed >= 0, "seed", seed, "0 or more")
+        check(split in _SPLITS, "split", split, "'train' or 'val'")
         self.classes = list(_CLASSES)
         self.labels = [index % len(_CLASSES) for index in range(images)]
         self._size = size
@@ -168,16 +159,16 @@ class ProceduralImages:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Returns split/class/index, the place this image would have in a folder tree."""
+        """Returns split/class/index, the path that the image would have in a folder tree."""
         return f"{self._split}/{self.classes[self.labels[index]]}/{index:06d}"
 
     def fingerprint(self, deep: bool) -> str:
-        """Returns hexadecimal digits of all that the images are made from."""
+        """See `Source`. The settings identify the content of the images."""
         del deep
         return digest(len(self), self._size, self._split, self._stream)
 
     def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
-        """Draws one image: uint8 [3, size, size], RGB, at full size."""
+        """Returns uint8 [3, size, size], RGB, at full size."""
         del reduction
         shape, texture = _CLASSES[self.classes[self.labels[index]]]
         generator = np.random.default_rng((*self._stream, index))
@@ -187,14 +178,14 @@ class ProceduralImages:
 def _draw(
     generator: np.random.Generator, size: int, shape: Form, texture: Form
 ) -> NDArray[np.uint8]:
-    """Paints one object on a background and lights the scene: uint8 [3, size, size]."""
+    """Draws one object on a background under random lighting: uint8 [3, size, size]."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
     radius = generator.uniform(0.5, 0.9)
     reach = 1.05 - radius
     left, top = generator.uniform(-reach, reach, 2)
     u, v = _rotate(axis - np.float32(left), axis - np.float32(top), generator.uniform(0, math.tau))
     coverage = np.clip(shape(u / radius, v / radius) * radius * size / 2 + 0.5, 0, 1)
-    # Periods are tied to the picture, not the object: a patch shows whole ones of a large object.
+    # Relative to the image, not to the object: a patch of a large object shows whole periods.
     period = np.float32(generator.uniform(0.2, 0.3))
     share = texture(u / period, v / period)
 
@@ -209,23 +200,23 @@ def _draw(
 
 
 def _rotate(x: Field, y: Field, angle: float) -> tuple[Field, Field]:
-    """Returns rotated coordinates (u, v), [size, size] each, of the axes x and y."""
+    """Returns rotated coordinates (u, v), [size, size] each, of the axes x and y, [size] each."""
     cosine, sine = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     return cosine * x + sine * y[:, None], cosine * y[:, None] - sine * x
 
 
 def _two_colors(generator: np.random.Generator) -> tuple[Field, Field]:
-    """Draws two colors [3, 1, 1] whose brightness differs, so that the texture shows."""
+    """Draws two colors [3, 1, 1] that differ in brightness, so that the texture is visible."""
     dark = generator.uniform(0.0, 0.3, (3, 1, 1)).astype(np.float32)
     light = np.minimum(dark + generator.uniform(0.4, 0.7, (3, 1, 1)), 1).astype(np.float32)
     return (dark, light) if generator.random() < 0.5 else (light, dark)
 
 
 def _background(generator: np.random.Generator, axis: Field) -> Field:
-    """Blends variations of one random color smoothly over the picture: [3, size, size]."""
+    """Interpolates variations of one random color smoothly over the image: [3, size, size]."""
     variation = generator.uniform(-0.15, 0.15, (3, _KNOTS, _KNOTS))
     colors = (generator.uniform(0.35, 0.65, (3, 1, 1)) + variation).astype(np.float32)
-    places = (axis + 1) * np.float32((_KNOTS - 1) / 2)
-    hats = np.clip(1 - abs(places[:, None] - np.arange(_KNOTS, dtype=np.float32)), 0, 1)
+    positions = (axis + 1) * np.float32((_KNOTS - 1) / 2)
+    hats = np.clip(1 - abs(positions[:, None] - np.arange(_KNOTS, dtype=np.float32)), 0, 1)
     smooth = hats * hats * (3 - 2 * hats)
     return smooth @ colors @ smooth.T

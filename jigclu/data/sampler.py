@@ -1,4 +1,4 @@
-"""Which images each rank reads at each step."""
+"""The order of images: batches per step and rank."""
 
 from collections.abc import Iterator
 
@@ -25,16 +25,16 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 def epoch_order(seed: int, epoch: int, length: int) -> Tensor:
-    """Returns the order of the images in one epoch: int64 [length], of (seed, epoch) alone."""
+    """Returns the order of images in one epoch, int64 [length]; depends only on (seed, epoch)."""
     return torch.randperm(length, generator=seeds.image_order(seed, epoch))
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Yields, for each step, this rank's contiguous slice of the global batch.
+    """Yields this rank's contiguous slice of the global batch of each step.
 
-    The global batch of a step is a function of (seed, step) alone, so that any
-    number of ranks sees the same images and a resumed run goes on where it
-    stopped, mid-epoch too. An item is an (epoch, index) for `CropDataset`.
+    The global batch depends only on (seed, step): any number of ranks sees the same images, and
+    a resumed run continues where it stopped, even within an epoch. An item is an (epoch, index)
+    pair for `CropDataset` or `RandomCropDataset`.
     """
 
     def __init__(
@@ -51,17 +51,13 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         """Plans the steps [start_step, total_steps).
 
         Args:
-          length: images of the data.
-          batch_size: images of the global batch.
+          length: images in the data set.
+          batch_size: images in the global batch, a multiple of `world_size`.
           rank: of this process, in [0, world_size).
-          world_size: processes.
+          world_size: number of processes.
           seed: of the run.
           start_step: first step to yield, from 0.
           total_steps: steps of the whole run, over all epochs.
-
-        Raises:
-          UserError: fewer images than one global batch, or a batch that does
-            not divide by the ranks.
         """
         check_batch_size(batch_size, length, world_size)
         self._steps_per_epoch = steps_per_epoch(length, batch_size)
@@ -75,11 +71,12 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         return len(self._steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        drawn = -1
+        ordered_epoch = -1
         for step in self._steps:
             epoch, position = divmod(step, self._steps_per_epoch)
-            if epoch != drawn:
-                order, drawn = epoch_order(self._seed, epoch, self._length), epoch
+            if epoch != ordered_epoch:
+                order = epoch_order(self._seed, epoch, self._length)
+                ordered_epoch = epoch
             start = position * self._batch_size
             batch = order[start : start + self._batch_size]
             yield [(epoch, index) for index in batch[self._local].tolist()]

@@ -1,7 +1,7 @@
-"""Where images come from: folders, lists of files, torchvision's data sets.
+"""Sources of images: folders, lists of files, torchvision's data sets.
 
-A source is small to pickle, as every worker process gets one: file names are
-kept in one array, decoded images in one tensor, which torch shares.
+Sources are pickled to every worker process and are therefore compact: file names are stored in
+one array, decoded images in one tensor, which torch shares between processes.
 """
 
 import difflib
@@ -48,23 +48,24 @@ class Source(Protocol):
 
         Args:
           index: from 0.
-          reduction: by which a source that decodes may shrink the image; any may not.
+          reduction: factor by which decoding may shrink the image; a source may ignore it.
         """
 
     def name(self, index: int) -> str:
-        """Returns what tells the user which image this is."""
+        """Returns a name by which the user can identify the image."""
 
     def fingerprint(self, deep: bool) -> str:
-        """Returns hexadecimal digits that tell these images from others.
+        """Returns hexadecimal digits that identify these images.
 
         Args:
-          deep: also by what the images hold, of files by size and time of change;
-            else by number, order and names alone, which a copy elsewhere shares.
+          deep: whether to include the content of the images (of files, their size and time of
+            modification). Otherwise the fingerprint covers only number, order and names, so that
+            a copy in another folder has the same one.
         """
 
 
 def digest(*parts: object) -> str:
-    """Hashes bytes, and anything else by its representation, to hexadecimal digits."""
+    """Hashes bytes, and other objects by their repr, to hexadecimal digits."""
     sha = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else repr(part).encode()
@@ -78,11 +79,11 @@ class ImageFiles:
     def __init__(
         self, root: str, files: list[str], classes: list[str], labels: list[int] | None
     ) -> None:
-        """Keeps the names of the files, relative to root, in the order given."""
+        """Takes file names relative to root; keeps their order."""
         self.classes = classes
         self.labels = labels
         self._root = root
-        # A million strings would be copied to every worker; an array of bytes is a third.
+        # An array of bytes takes a third of the memory of strings, which each worker would copy.
         self._files = np.array([os.fsencode(file) for file in files])
 
     def __len__(self) -> int:
@@ -102,16 +103,16 @@ class ImageFiles:
         return os.path.join(self._root, os.fsdecode(bytes(self._files[index])))
 
     def fingerprint(self, deep: bool) -> str:
-        """As `Source`."""
+        """See `Source`."""
         parts: list[object] = [self._files.shape, self._files.tobytes(), self.classes, self.labels]
         if deep:
-            files = progress.track(range(len(self)), f"looking at the files of {self._root}")
+            files = progress.track(range(len(self)), f"checking the files of {self._root}")
             parts += [_stat(self.name(index)) for index in files]
         return digest(*parts)
 
 
 def _stat(path: str) -> tuple[int, int] | None:
-    """Returns size and time of change; None for a file that is gone, which reading will tell."""
+    """Returns size and time of modification; None for a missing file, which reading reports."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -120,25 +121,25 @@ def _stat(path: str) -> tuple[int, int] | None:
 
 
 class ImageFolder(ImageFiles):
-    """A tree of one folder per class, with or without a level of splits above.
+    """A source with one folder per class, below a folder per split or without splits.
 
-    Reads root/<split>/<class>/**, or root/<class>/** where root has no folder
-    of that split. Classes and files are sorted; hidden ones are left out.
+    Reads root/<split>/<class>/**, or root/<class>/** if root has no folder of that split. Classes
+    and files are sorted; hidden ones are ignored.
     """
 
     def __init__(self, root: str, split: str) -> None:
         """Lists the files.
 
         Raises:
-          UserError: root is missing, or holds no class folders or no images, or
-            holds other splits than the one asked for.
+          UserError: root is missing, contains no class folders or no images, or contains only
+            other splits.
         """
-        folder = _split_folder(_existing(root), split)
+        folder = _split_folder(_require_folder(root), split)
         classes = _subfolders(folder)
         if not classes:
             raise UserError(
-                f"{folder} has no class folders: expected {folder}/<class>/<image>; "
-                "images without classes can be read as unlabeled"
+                f"{folder} contains no class folders: expected {folder}/<class>/<image>; "
+                "read images without classes with UnlabeledImages"
             )
         files: list[str] = []
         labels: list[int] = []
@@ -151,52 +152,52 @@ class ImageFolder(ImageFiles):
 
 
 class UnlabeledImages(ImageFiles):
-    """All images below a folder, flat or nested, sorted; hidden ones are left out."""
+    """A source of all images below a folder, sorted by path; hidden ones are ignored."""
 
     def __init__(self, root: str) -> None:
         """Lists the files.
 
         Raises:
-          UserError: root is missing or holds no images.
+          UserError: root is missing or contains no images.
         """
-        root = _existing(root)
+        root = _require_folder(root)
         files = sorted(progress.track(_image_files(root, ""), f"listing the images of {root}"))
         _require_images(root, files)
         super().__init__(root, files, classes=[], labels=None)
 
 
 class ImageList(ImageFiles):
-    """The images that a text file names, one path a line, relative to a folder.
+    """A source of the images named in a text file, one path per line, relative to a folder.
 
-    A bare ImageNet name, as in the lists of SimCLR, may also lie in the folder
-    of its class: n04235860_14959.JPEG in n04235860/. Blank lines are passed over.
+    A bare ImageNet file name, as in the lists of SimCLR, is also found in the folder of its
+    class: n04235860_14959.JPEG in n04235860/. Blank lines are ignored.
     """
 
     def __init__(self, path: str, root: str) -> None:
-        """Reads the list and makes sure that every file is there.
+        """Reads the list and checks that every file exists.
 
         Raises:
-          UserError: the list or root is missing, the list is empty, or files are missing.
+          UserError: the list, root or a listed file is missing, or the list is empty.
         """
-        root, lines = _existing(root), read_list(path)
+        root, lines = _require_folder(root), read_list(path)
         tracked = progress.track(lines, f"looking for the images of {path}")
-        found = [_listed_file(root, line) for line in tracked]
+        found = [_find_listed(root, line) for line in tracked]
         missing = [line for line, file in zip(lines, found, strict=True) if file is None]
         if missing:
             raise UserError(
                 f"{len(missing)} of the {len(lines)} images of {path} are not in {root}, "
-                f"the first is {missing[0]}: paths must be relative to that folder"
+                f"the first one is {missing[0]}: paths must be relative to that folder"
             )
         super().__init__(root, [file for file in found if file], classes=[], labels=None)
 
 
 class ImageArray:
-    """A source of images of one size, held in memory."""
+    """A source of images of one size in memory."""
 
     def __init__(
         self, title: str, images: Tensor, classes: list[str], labels: list[int] | None
     ) -> None:
-        """Keeps images, uint8 [count, 3, height, width], RGB."""
+        """Takes images, uint8 [count, 3, height, width], RGB, and a title for their names."""
         self.classes = classes
         self.labels = labels
         self._title = title
@@ -211,37 +212,38 @@ class ImageArray:
         return self._images[index]
 
     def name(self, index: int) -> str:
-        """Returns the title of the data and the index."""
+        """Returns the title and the index."""
         return f"{self._title} image {index}"
 
     def fingerprint(self, deep: bool) -> str:
-        """As `Source`."""
+        """See `Source`."""
         content = self._images.numpy().tobytes() if deep else b""
         return digest(self._title, self._images.shape, self.classes, self.labels, content)
 
 
 class TorchvisionImages:
-    """A data set that torchvision knows, downloaded on request.
+    """A source of one of torchvision's data sets, downloaded on request.
 
-    CIFAR10, CIFAR100, STL10 (in memory) and Imagenette (files, full size), with
-    the splits train and val (the published test sets of the first three), and
-    for STL10 unlabeled.
+    Supports CIFAR10, CIFAR100 and STL10 (in memory) and Imagenette (files at full size), each
+    with the splits train and val, and STL10 also with unlabeled. For the first three, val is the
+    official test set.
     """
 
     def __init__(self, name: str, root: str, split: str, download: bool) -> None:
-        """Opens the data set below root, first downloading it if asked and needed.
+        """Opens the data set below root; downloads it first if `download` and necessary.
 
         Raises:
-          UserError: an unknown name or split, data that are not there, or a
-            download that failed.
+          UserError: the name or split is unknown, the data are missing, or the download failed.
         """
         if name not in _TORCHVISION_SPLITS:
-            raise UserError(_unknown("torchvision data set", name, tuple(_TORCHVISION_SPLITS)))
+            raise UserError(
+                _unknown_message("torchvision data set", name, tuple(_TORCHVISION_SPLITS))
+            )
         if split not in _TORCHVISION_SPLITS[name]:
-            raise UserError(_unknown(f"split of {name}", split, _TORCHVISION_SPLITS[name]))
+            raise UserError(_unknown_message(f"split of {name}", split, _TORCHVISION_SPLITS[name]))
         try:
-            # A download shows its own progress.
-            with _alone(root) if download else progress.status(f"reading {name}"):
+            # torchvision shows the progress of a download.
+            with _lock(root) if download else progress.status(f"reading {name}"):
                 self._source = _open_torchvision(name, root, split, download)
         except (RuntimeError, OSError) as error:
             advice = "check the network" if download else "set download to True to fetch it"
@@ -261,12 +263,12 @@ class TorchvisionImages:
         return self._source.name(index)
 
     def fingerprint(self, deep: bool) -> str:
-        """As `Source`."""
+        """See `Source`."""
         return self._source.fingerprint(deep)
 
 
-def _alone(root: str) -> FileLock:
-    """Returns a lock, for ranks that would all download the same files."""
+def _lock(root: str) -> FileLock:
+    """Returns a lock that lets only one rank at a time download to a folder."""
     os.makedirs(root, exist_ok=True)
     return FileLock(os.path.join(root, ".download.lock"))
 
@@ -290,48 +292,47 @@ def _open_torchvision(name: str, root: str, split: str, download: bool) -> Sourc
 
 
 def read_list(path: str) -> list[str]:
-    """Returns the lines of a text file that are not blank.
+    """Returns the non-blank lines of a text file.
 
     Raises:
-      UserError: no such file, not text in UTF-8, or nothing in it.
+      UserError: the file is missing, empty or not UTF-8.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{path} is not a file: expected a list of images, one path a line")
+        raise UserError(f"{path} is not a file: expected a list of images, one path per line")
     try:
         with open(path, encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file if line.strip()]
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 ({error}): save it as such") from error
+        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     if not lines:
-        raise UserError(f"{path} names no images: expected one path a line")
+        raise UserError(f"{path} lists no images: expected one path per line")
     return lines
 
 
-def _unknown(thing: str, given: str, valid: tuple[str, ...]) -> str:
+def _unknown_message(kind: str, given: str, valid: tuple[str, ...]) -> str:
     lowered = {name.lower(): name for name in valid}
     nearest = difflib.get_close_matches(given.lower(), lowered, n=1)
     hint = f"; did you mean {lowered[nearest[0]]}?" if nearest else ""
-    return f"{given!r} is no {thing}: expected one of {', '.join(valid)}{hint}"
+    return f"{given!r} is not a {kind}: expected one of {', '.join(valid)}{hint}"
 
 
-def _existing(root: str) -> str:
-    """Returns a folder that is there; ~ is the user's own."""
+def _require_folder(root: str) -> str:
+    """Returns the path with ~ expanded; raises UserError unless it is a folder."""
     root = os.path.expanduser(root)
     if not os.path.isdir(root):
         raise UserError(
-            f"{root} is not a folder: expected the folder of the images; "
-            "bind the root of the source to it"
+            f"{root} is not a folder: bind the root of the source to the folder of the images"
         )
     return root
 
 
 def _require_images(root: str, files: list[str]) -> None:
     if not files:
-        raise UserError(f"{root} holds no images: expected files named {' '.join(EXTENSIONS)}")
+        raise UserError(f"{root} contains no images: expected files named {' '.join(EXTENSIONS)}")
 
 
 def _split_folder(root: str, split: str) -> str:
-    """Returns root/split if it holds folders (a class may be called train, too), else root."""
+    """Returns root/split if it contains folders (a class may also be called train), else root."""
     folder = os.path.join(root, split)
     if os.path.isdir(folder) and _subfolders(folder):
         return folder
@@ -339,7 +340,7 @@ def _split_folder(root: str, split: str) -> str:
     others = [other for other in others if _subfolders(os.path.join(root, other))]
     if others:
         raise UserError(
-            f"{folder} is missing or has no class folders: {root} has only the split "
+            f"{folder} is missing or contains no class folders: {root} only has the split "
             f"{', '.join(others)}; choose it or add {split}"
         )
     return root
@@ -351,25 +352,25 @@ def _subfolders(folder: str) -> list[str]:
 
 
 def _image_files(root: str, prefix: str) -> Iterator[str]:
-    """Yields the images below root/prefix, relative to root, without a stat for each."""
+    """Yields the images below root/prefix, relative to root, without a stat call per file."""
     with os.scandir(os.path.join(root, prefix)) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.name.lower().endswith(EXTENSIONS):
                 yield prefix + entry.name
-            elif entry.is_dir() and not _leads_back(entry):
+            elif entry.is_dir() and not _is_circular(entry):
                 yield from _image_files(root, prefix + entry.name + os.sep)
 
 
-def _leads_back(entry: "os.DirEntry[str]") -> bool:
-    """Returns whether a folder is a link to one that it lies in."""
+def _is_circular(entry: "os.DirEntry[str]") -> bool:
+    """Returns whether a folder is a link to one of its own parents."""
     if not entry.is_symlink():
         return False
     target, here = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))
     return os.path.commonpath([target, here]) == target
 
 
-def _listed_file(root: str, line: str) -> str | None:
+def _find_listed(root: str, line: str) -> str | None:
     candidates = [line, os.path.join(line.split("_")[0], line)]
     return next((c for c in candidates if os.path.isfile(os.path.join(root, c))), None)

@@ -1,7 +1,7 @@
-"""Parts of a labeled source: listed, drawn evenly over classes, or held out.
+"""Subsets of a labeled source: listed in a file, balanced over classes, or held out.
 
-A part keeps the classes and class numbers of the whole, so that they agree
-with those of other splits, whichever classes it holds images of.
+A subset keeps the classes and class numbers of its source, even of classes without images, so
+that they agree with those of other splits.
 """
 
 import http.client
@@ -19,20 +19,16 @@ from torch import Tensor
 from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.sources import Source, digest, read_list
 from jigclu.system import files, progress, seeds
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, check
 
 PARTS = ("train", "held_out")
 
 
 class SubsetSource:
-    """Some images of a source, in a given order."""
+    """The images of a source with the given indices, in that order."""
 
     def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
-        """Keeps the source and which of its images are meant.
-
-        Raises:
-          UserError: the source has no labels.
-        """
+        """Takes a source and int64 indices; raises UserError if the source has no labels."""
         labels = label_array(source)
         self.classes = source.classes
         self.labels: list[int] = labels[indices].tolist()
@@ -47,67 +43,71 @@ class SubsetSource:
         return self._source.read(int(self._indices[index]), reduction)
 
     def name(self, index: int) -> str:
-        """Returns what the whole source calls the image."""
+        """Returns the name of the image in the source."""
         return self._source.name(int(self._indices[index]))
 
     def fingerprint(self, deep: bool) -> str:
-        """As `Source`."""
+        """See `Source`."""
         return digest(self._source.fingerprint(deep), self._indices.tobytes())
 
 
 class ListedSubset(SubsetSource):
-    """The images of a source that a list names, one a line.
+    """The images of a labeled source named in a list (path or URL), one per line.
 
-    A line is a file's name, such as those of SimCLR's lists
-    (n04235860_14959.JPEG), or <class>/<file>; directories of the source above do
-    not matter.
+    A line is a file name, as in SimCLR's lists (n04235860_14959.JPEG), or <class>/<file>. Parent
+    folders in the source are ignored.
     """
 
     def __init__(self, source: Source, path: str, download_to: str) -> None:
         """Finds the images.
 
         Args:
-          source: with labels, of files.
-          path: of the list; or its http address, which is downloaded once.
-          download_to: folder of downloaded lists.
+          source: files with labels.
+          path: of the list, or its http URL, which is downloaded once.
+          download_to: folder for downloaded lists.
 
         Raises:
-          UserError: the list is missing, empty or cannot be downloaded, names an image
-            that the source has not or has twice, or one image twice.
+          UserError: the list is missing, empty or cannot be downloaded, a line matches no image
+            or several, or a line occurs twice.
         """
-        if _is_address(path):
-            # From here on the copy is named: whoever has a wrong one must know where it lies.
-            path = _downloaded(path, download_to)
+        if path.startswith(("http://", "https://")):
+            # From here on, errors name the local copy, which the user may have to replace.
+            path = _download(path, download_to)
         lines = read_list(path)
         twice = [line for line, count in Counter(lines).items() if count > 1]
         if twice:
-            raise UserError(f"{path} names {twice[0]} twice: every image may be there once")
-        places = _places(source, {line.count("/") + 1 for line in lines})
-        missing = [line for line in lines if line not in places]
+            raise UserError(f"{path} lists {twice[0]} twice: list every image once")
+        indices = _index_by_name(source, {line.count("/") + 1 for line in lines})
+        missing = [line for line in lines if line not in indices]
         if missing:
             raise UserError(
-                f"{len(missing)} of the {len(lines)} images of {path} are not in the data, "
-                f"the first are {', '.join(missing[:3])}: expected names of files of this "
-                "data set, or <class>/<file>"
+                f"{len(missing)} of the {len(lines)} images of {path} are not in the source, "
+                f"the first ones are {', '.join(missing[:3])}: expected file names or "
+                "<class>/<file> of this data set"
             )
-        unclear = [line for line in lines if places[line] < 0]
-        if unclear:
+        ambiguous = [line for line in lines if indices[line] < 0]
+        if ambiguous:
             raise UserError(
-                f"{path} names {unclear[0]}, of which the data has more than one: "
-                "name it as <class>/<file>"
+                f"{path} lists {ambiguous[0]}, of which the source has more than one: "
+                "list it as <class>/<file>"
             )
-        super().__init__(source, np.array([places[line] for line in lines], np.int64))
+        super().__init__(source, np.array([indices[line] for line in lines], np.int64))
 
 
-def _places(source: Source, depths: set[int]) -> dict[str, int]:
-    """Maps the last parts of every image's path, of each depth, to its index; -1: several."""
-    places: dict[str, int] = {}
+def _index_by_name(source: Source, depths: set[int]) -> dict[str, int]:
+    """Maps the last path components of every image to its index, or to -1 if ambiguous.
+
+    Args:
+      source: of files.
+      depths: numbers of components to include.
+    """
+    indices: dict[str, int] = {}
     for index, name in enumerate(_names(source)):
         parts = name.replace(os.sep, "/").split("/")
         for depth in depths:
             key = "/".join(parts[-depth:])
-            places[key] = -1 if key in places else index
-    return places
+            indices[key] = -1 if key in indices else index
+    return indices
 
 
 def _names(source: Source) -> Iterator[str]:
@@ -115,84 +115,79 @@ def _names(source: Source) -> Iterator[str]:
     return (source.name(index) for index in indices)
 
 
-def _is_address(path: str) -> bool:
-    return path.startswith(("http://", "https://"))
-
-
-def _downloaded(address: str, folder: str) -> str:
-    path = os.path.join(folder, address.rsplit("/", 1)[1])
+def _download(url: str, folder: str) -> str:
+    """Downloads a file unless it is in the folder already; returns its path there."""
+    path = os.path.join(folder, url.rsplit("/", 1)[1])
     if not os.path.exists(path):
         try:
             os.makedirs(folder, exist_ok=True)
             with (
-                progress.status(f"downloading {address}"),
-                urllib.request.urlopen(address, timeout=60) as answer,
+                progress.status(f"downloading {url}"),
+                urllib.request.urlopen(url, timeout=60) as response,
             ):
-                content = answer.read()
-            # Several ranks may do this at once: each writes its own, the last one stays.
+                content = response.read()
+            # Several ranks may download at once: each writes its own file, and the last one wins.
             files.write_atomically(Path(path), lambda file: file.write(content))
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise UserError(
-                f"{address} cannot be downloaded to {path} ({error}): download it "
-                "where there is a network, and give its path instead"
+                f"{url} cannot be downloaded to {path} ({error}): download it on a machine "
+                "with a network connection and pass its path instead"
             ) from error
     return path
 
 
 class BalancedSubset(SubsetSource):
-    """The same share of every class, drawn at random: a function of the seed alone."""
+    """A random share of every class; depends only on the seed."""
 
     def __init__(self, source: Source, fraction: float, seed: int) -> None:
         """Draws the images.
 
         Args:
           source: with labels.
-          fraction: share of each class, in (0, 1], rounded, at least one image.
+          fraction: share of each class, in (0, 1], rounded to images, at least one.
           seed: of the draw.
 
         Raises:
-          UserError: a fraction out of range, or a source without labels.
+          UserError: fraction is out of range, or the source has no labels.
         """
-        if not 0 < fraction <= 1:
-            raise UserError(f"fraction is {fraction}; it must lie in (0, 1]")
-        drawn, _ = _drawn(label_array(source), fraction, seeds.balanced_subset(seed))
-        super().__init__(source, drawn)
+        check(0 < fraction <= 1, "fraction", fraction, "in (0, 1]")
+        chosen, _ = _split_classes(label_array(source), fraction, seeds.balanced_subset(seed))
+        super().__init__(source, chosen)
 
 
 class HeldOut(SubsetSource):
-    """Training images without a share of every class, or that share: the same for a seed."""
+    """A random share of every class, held out from training, or the remaining images."""
 
     def __init__(self, source: Source, fraction: float, seed: int, part: str) -> None:
         """Splits the source.
 
         Args:
           source: with labels.
-          fraction: share of each class that is held out, in (0, 1), rounded, at least one.
+          fraction: share of each class to hold out, in (0, 1), rounded to images, at least one.
           seed: of the draw.
-          part: "train" or "held_out".
+          part: "held_out" for the share, "train" for the remaining images.
 
         Raises:
-          UserError: a value out of range, a source without labels, or a class of one image.
+          UserError: a value is out of range, the source has no labels, or no image of a class
+            would remain.
         """
-        if not 0 < fraction < 1:
-            raise UserError(f"held_out is {fraction}; it must lie in (0, 1)")
-        if part not in PARTS:
-            raise UserError(f"part is {part!r}; it must be one of {', '.join(PARTS)}")
+        check(0 < fraction < 1, "fraction", fraction, "in (0, 1)")
+        check(part in PARTS, "part", part, "'train' or 'held_out'")
         labels = label_array(source)
-        drawn, rest = _drawn(labels, fraction, seeds.held_out(seed))
-        alone = np.setdiff1d(labels, labels[rest])
-        if len(alone):
+        held_out, rest = _split_classes(labels, fraction, seeds.held_out(seed))
+        without_rest = np.setdiff1d(labels, labels[rest])
+        if len(without_rest):
             raise UserError(
-                f"class {source.classes[alone[0]]} has too few images to hold out "
-                f"{fraction:.1%} of them and train on others"
+                f"class {source.classes[without_rest[0]]} has too few images to hold out "
+                f"{fraction:.1%} of them: use a smaller fraction or more images"
             )
-        super().__init__(source, drawn if part == "held_out" else rest)
+        super().__init__(source, held_out if part == "held_out" else rest)
 
 
-def _drawn(
+def _split_classes(
     labels: NDArray[np.int64], fraction: float, generator: torch.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the indices of a share of every class, and those of the rest, both ascending."""
+    """Returns the indices of a random share of every class and the others, both ascending."""
     order = torch.randperm(len(labels), generator=generator).numpy()
     by_class = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)
@@ -203,45 +198,45 @@ def _drawn(
 
 
 def label_array(source: Source) -> NDArray[np.int64]:
-    """Returns int64 [images]; raises UserError for a source without labels."""
+    """Returns the labels as int64 [images]; raises UserError if the source has none."""
     if source.labels is None:
-        raise UserError("the data has no labels: expected a source with classes")
+        raise UserError("the source has no labels: use a source with classes")
     return np.asarray(source.labels, np.int64)
 
 
 def check_labeled(train: Source, val: Source, train_name: str, val_name: str) -> None:
-    """Makes sure that what is learned of one source can be scored on another.
+    """Checks that a classifier trained on one source can be evaluated on another.
 
     Args:
-      train: whose classes are known.
-      val: to score on.
-      train_name, val_name: what the user calls them.
+      train: training images.
+      val: evaluation images.
+      train_name, val_name: bindings of the two, for messages.
 
     Raises:
-      UserError: one has no labels, their classes differ, there is only one, or an image is
-        in both.
+      UserError: a source has no labels or images of only one class, their classes differ, or
+        an image is in both.
     """
     for name, source in ((train_name, train), (val_name, val)):
         if source.labels is None:
-            raise UserError(f"{name} has no labels: expected a data set with classes")
+            raise UserError(f"{name} has no labels: use a source with classes")
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes)) or ["their order"]
         raise UserError(
             f"{train_name} has {len(train.classes)} classes and {val_name} {len(val.classes)}; "
-            f"they must be the same, different are: {', '.join(differing[:5])}"
+            f"they must be the same, but differ in {', '.join(differing[:5])}"
         )
     for name, source in ((train_name, train), (val_name, val)):
         found = np.unique(label_array(source))
         if len(found) < 2:
             raise UserError(
-                f"{name} has images of one class, {source.classes[found[0]]}: "
-                "a score of it would say nothing; give images of two classes or more"
+                f"{name} only has images of class {source.classes[found[0]]}: "
+                "use images of at least two classes"
             )
     known = set(_names(train))
     both = (name for name in _names(val) if name in known)
     shared = next(both, None)
     if shared is not None:
         raise UserError(
-            f"{shared} is in {train_name} and in {val_name}: a score must be of images that "
-            "were not seen; is there a folder for each split?"
+            f"{shared} is in both {train_name} and {val_name}: evaluate on images that are not "
+            "used for training"
         )

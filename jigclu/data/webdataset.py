@@ -1,7 +1,7 @@
-"""Images in tar shards, as data sets are published in WebDataset's layout; read in any order.
+"""Images in tar shards with WebDataset's layout, read in any order.
 
-A sample is the files of one name: 000012.jpg and 000012.cls, its class number in digits.
-Where each lies is looked up once a shard, and kept in a folder.
+A sample consists of files with a common name: 000012.jpg, and 000012.cls with the class number
+in digits. The positions of images are indexed once per shard and saved in a folder.
 """
 
 import fnmatch
@@ -19,48 +19,47 @@ from jigclu.data.sources import EXTENSIONS, digest
 from jigclu.system import files, progress
 from jigclu.system.errors import UserError
 
-# Where an image lies in its shard, bytes, and its class number or -1.
+# Position of an image in its shard, bytes; class number, -1 if unlabeled.
 RECORD = np.dtype([("offset", np.int64), ("length", np.int64), ("label", np.int64)])
 _SUFFIX = re.compile(r"[^./]+(\.[^/]*)$")
 
 
 class WebDatasetImages:
-    """A source of the images in all tar shards of a folder, in the order of their names."""
+    """A source of the images in the tar shards of a folder, in the order of shard names."""
 
     def __init__(self, root: str, pattern: str, index_folder: str) -> None:
-        """Looks up where images lie; the first time every shard is read through.
+        """Indexes the shards; each is read completely the first time.
 
         Args:
-          root: folder of the shards, not compressed.
-          pattern: of their names: splits are published side by side, such as
-            'imagenet1k-train-*.tar' and 'imagenet1k-validation-*.tar'.
-          index_folder: where what was looked up is kept.
+          root: folder of the uncompressed shards.
+          pattern: of shard names; splits often share a folder, as in 'imagenet1k-train-*.tar' and
+            'imagenet1k-validation-*.tar'.
+          index_folder: where the indexes are saved.
 
         Raises:
-          UserError: no shards, one that is damaged or holds no images, or classes of
-            a part of the images alone.
+          UserError: there are no shards, a shard is corrupt or contains no images, or only some
+            images have labels.
         """
         folder = Path(root).expanduser()
         names = os.listdir(folder) if folder.is_dir() else []
         self._shards = [folder / name for name in sorted(fnmatch.filter(names, pattern))]
         if not self._shards:
             raise UserError(
-                f"{root} holds no {pattern}: expected the shards of a data set in WebDataset's "
-                "layout, such as *.tar"
+                f"{root} contains no {pattern}: expected tar shards in WebDataset's layout"
             )
-        kept = Path(index_folder).expanduser()
+        saved = Path(index_folder).expanduser()
         shards = progress.track(self._shards, f"indexing the shards of {root}")
-        records = [_records(shard, kept) for shard in shards]
+        records = [_load_records(shard, saved) for shard in shards]
         self._records = np.concatenate(records)
         self._first = np.cumsum([0, *map(len, records)])
         labeled = self._records["label"] >= 0
         if labeled.any() and not labeled.all():
             raise UserError(
-                f"{root}: {(~labeled).sum():,} of {len(labeled):,} images have no .cls: "
-                "expected one for each, or none at all"
+                f"{root}: {(~labeled).sum():,} of {len(labeled):,} images have no .cls file: "
+                "expected one for every image or none at all"
             )
         self.labels: list[int] | None = self._records["label"].tolist() if labeled.all() else None
-        # Names of the classes are not in the shards.
+        # Shards do not contain the names of classes.
         count = int(self._records["label"].max()) + 1
         self.classes = [str(number) for number in range(count)]
 
@@ -71,7 +70,7 @@ class WebDatasetImages:
         """Returns uint8 [3, height, width], RGB; raises UnreadableImageError."""
         record = self._records[index]
         try:
-            # Opened for each image: a position that processes share would be moved by all.
+            # Opened for each image, as forked processes would share the position of one file.
             with open(self._shards[self._shard(index)], "rb") as file:
                 file.seek(int(record["offset"]))
                 data = file.read(int(record["length"]))
@@ -80,12 +79,12 @@ class WebDatasetImages:
         return decode_image(data, reduction)
 
     def name(self, index: int) -> str:
-        """Returns the shard and which of its images it is."""
+        """Returns the path of the shard and the position in it."""
         shard = self._shard(index)
         return f"{self._shards[shard]} image {index - self._first[shard]}"
 
     def fingerprint(self, deep: bool) -> str:
-        """As `Source`."""
+        """See `Source`."""
         parts: list[object] = [[shard.name for shard in self._shards], self._records.tobytes()]
         if deep:
             parts += [shard.stat().st_mtime_ns for shard in self._shards]
@@ -95,27 +94,27 @@ class WebDatasetImages:
         return int(np.searchsorted(self._first, index, side="right")) - 1
 
 
-def _records(shard: Path, index_folder: Path) -> Any:
-    """Returns a row of RECORD for each image of a shard."""
+def _load_records(shard: Path, index_folder: Path) -> Any:
+    """Returns one RECORD per image of a shard, from the saved index if there is one."""
     stat = shard.stat()
     key = digest(str(shard.resolve()), stat.st_size, stat.st_mtime_ns)
-    kept = index_folder / f"{key}.npy"
-    if kept.exists():
-        rows = np.load(kept, allow_pickle=False)
+    saved = index_folder / f"{key}.npy"
+    if saved.exists():
+        rows = np.load(saved, allow_pickle=False)
         if rows.dtype == RECORD:
             return rows
-    rows = _looked_up(shard)
+    rows = _index_shard(shard)
     try:
         index_folder.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(kept, lambda file: np.save(file, rows))
+        files.write_atomically(saved, lambda file: np.save(file, rows))
     except OSError as error:
         raise UserError(
-            f"index_folder {index_folder} cannot be written ({error.strerror}): give another"
+            f"index_folder {index_folder} cannot be written ({error.strerror}): use another one"
         ) from error
     return rows
 
 
-def _looked_up(shard: Path) -> Any:
+def _index_shard(shard: Path) -> Any:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
@@ -128,21 +127,21 @@ def _looked_up(shard: Path) -> Any:
                 if suffix[1].lower().endswith(EXTENSIONS):
                     if key in images:
                         raise UserError(
-                            f"{shard}: {member.name} is a second image of one name; expected one"
+                            f"{shard}: {member.name} is a second image of one sample; expected one"
                         )
                     images[key] = (member.offset_data, member.size)
                 elif suffix[1] == ".cls":
                     file = tar.extractfile(member)
                     assert file is not None
                     labels[key] = int(file.read())
-        # tarfile takes a file that ends between two members for a whole one.
+        # tarfile does not notice a file that was truncated between two members.
         if os.path.getsize(shard) < tar.offset:
             raise tarfile.ReadError("unexpected end of data")
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(
-            f"{shard} is damaged, or no tar that is not compressed ({error}): copy it again"
+            f"{shard} is corrupt or not an uncompressed tar file ({error}): copy it again"
         ) from error
     if not images:
-        raise UserError(f"{shard} holds no images: expected files named {' '.join(EXTENSIONS)}")
+        raise UserError(f"{shard} contains no images: expected files named {' '.join(EXTENSIONS)}")
     rows = [(*images[key], labels.get(key, -1)) for key in images]
     return np.array(rows, RECORD)

@@ -1,10 +1,10 @@
-"""Color jitter, grayscale, blur and flip of a whole batch of patches, on its device.
+"""Color jitter, grayscale, blur and flip of a batch of patches on its device.
 
-Drawing and applying are apart: `draw_augmentation` turns (seed, step) into a
-few tensors, one row a patch of the global batch, and `augment` applies them
-without a branch on data, so that it compiles once. The recipe is that of paper
-section 4 (published: jitter 0.4, 0.4, 0.4, 0.1 with probability 0.8, grayscale
-0.2, blur 0.5, flip 0.5); each operation is torchvision's on float images.
+Drawing and applying are separate: `draw_augmentation` turns (seed, step) into a few tensors
+with one row per patch of the global batch, and `augment` applies them without branching on
+data, so it compiles once. The published recipe (Chen et al., CVPR 2021, section 4) is jitter
+(0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.2, blur 0.5 and flip 0.5. Each
+operation equals torchvision's on float images.
 """
 
 import math
@@ -21,23 +21,22 @@ from jigclu.system import seeds
 from jigclu.system.errors import check
 from jigclu.system.to_device import per_channel, to_device
 
-# The numbers of the four color operations: columns of `factors`, entries of `order`.
+# The four color operations, as columns of `factors` and entries of `order`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 _IDENTITY = (1.0, 1.0, 1.0, 0.0)
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as in torchvision.
-# A kernel this narrow is exactly [0, ..., 0, 1, 0, ..., 0] in float32; 0 would divide by zero.
+# Gives exactly the kernel [0, ..., 0, 1, 0, ..., 0] in float32; sigma 0 would divide by zero.
 _SHARP_SIGMA = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
-    """What patches are augmented with.
+    """The distributions of the random augmentation, and the normalization after it.
 
-    Brightness, contrast and saturation factors are drawn from
-    U(max(0, 1 - value), 1 + value), the hue shift from U(-hue, hue) in turns of
-    the color circle, the blur's sigma from U(blur_sigma_min, blur_sigma_max)
-    in pixels of a patch. Mean and std are of RGB in [0, 1].
+    Brightness, contrast and saturation factors are drawn from U(max(0, 1 - value), 1 + value),
+    the hue shift from U(-hue, hue) in turns of the color circle, and the sigma of the blur from
+    U(blur_sigma_min, blur_sigma_max) in pixels of a patch. Mean and std are of RGB in [0, 1].
     """
 
     brightness: float
@@ -68,10 +67,10 @@ class AugmentationSettings:
 
 
 class AugmentationParameters(NamedTuple):
-    """What was drawn, one row a patch.
+    """Draws of the augmentation, one row per patch.
 
     factors: float32 [count, 4]: brightness, contrast, saturation, hue; 1, 1, 1, 0 for no jitter.
-    order: int64 [count, 4]: a permutation of the four operations, first one first.
+    order: int64 [count, 4]: the four operations in the order in which they are applied.
     grayscale: bool [count].
     sigma: float32 [count], pixels; 0 for no blur.
     flip: bool [count].
@@ -89,14 +88,14 @@ def draw_augmentation(
 ) -> AugmentationParameters:
     """Draws the augmentation of every patch of the global batch.
 
-    A function of (seed, step) alone, hence the same on every rank; a rank
-    takes its rows with `select_rows`.
+    The draws depend only on (seed, step), so they are the same on every rank; `select_rows`
+    picks the rows of one rank.
 
     Args:
       settings: distributions to draw from.
       seed: of the run.
       step: the step, from 0.
-      count: patches of the global batch.
+      count: patches in the global batch.
 
     Returns:
       `count` rows on the CPU. Every patch has its own order of operations.
@@ -125,7 +124,7 @@ def draw_augmentation(
 def select_rows(
     parameters: AugmentationParameters, rows: Tensor, device: torch.device | str
 ) -> AugmentationParameters:
-    """Returns the given rows (int64 [selected], on the CPU), on `device`."""
+    """Copies the given rows, int64 [selected] on the CPU, to a device."""
     return AugmentationParameters._make(to_device(values[rows], device) for values in parameters)
 
 
@@ -134,12 +133,12 @@ def augment(
 ) -> Tensor:
     """Augments and normalizes patches: flip, color jitter, grayscale, blur, mean and std.
 
-    The flip commutes with the rest and comes first, where a pixel is a byte.
+    The flip commutes with the rest and comes first, while a pixel is one byte.
 
     Args:
       patches: uint8 [count, 3, height, width].
       parameters: `count` rows on the device of the patches.
-      settings: of which only blur_sigma_max (the size of the kernel), mean and std are read.
+      settings: only blur_sigma_max (which sets the kernel size), mean and std are used.
 
     Returns:
       float32 [count, 3, height, width], normalized.
@@ -153,16 +152,16 @@ def augment(
 
 
 def _per_patch(values: Tensor) -> Tensor:
-    """Shapes [count] so that it broadcasts over [count, channels, height, width]."""
+    """Reshapes [count] to broadcast over [count, channels, height, width]."""
     return values.view(-1, 1, 1, 1)
 
 
 def _jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Applies the four operations, each patch in its own order.
 
-    The other three are blends, alike and cheap; the hue is dear. So it is
-    computed once, between two passes over the order: in the first the blends
-    that come before the hue act, in the second those that come after.
+    Brightness, contrast and saturation are cheap blends; the hue rotation is expensive. It is
+    therefore computed once, between a pass that applies the blends ordered before it and a
+    pass that applies those ordered after it.
     """
     hue_position = (order == HUE).int().argmax(1)
     ordered = factors.gather(1, order)
@@ -177,14 +176,20 @@ def _jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
-    """Scales images away from black, their mean gray or their gray: factor 1 changes nothing."""
+    """Blends images with black (brightness), their mean gray (contrast) or their gray (saturation).
+
+    Args:
+      images: [count, 3, height, width] in [0, 1].
+      operation: int64 [count]; HUE blends with black, for which the caller passes factor 1.
+      factor: [count]; 1 keeps the image, 0 gives the other one, more than 1 overshoots.
+    """
     gray = _gray(images)
-    away_from = torch.where(
+    other = torch.where(
         _per_patch(operation == SATURATION),
         gray,
         gray.mean((1, 2, 3), keepdim=True) * _per_patch(operation == CONTRAST),
     )
-    return torch.lerp(away_from, images, _per_patch(factor)).clamp(0, 1)
+    return torch.lerp(other, images, _per_patch(factor)).clamp(0, 1)
 
 
 def _gray(images: Tensor) -> Tensor:
@@ -194,7 +199,7 @@ def _gray(images: Tensor) -> Tensor:
 
 
 def _rotate_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Rotates the HSV hue of images in [0, 1] by `turns` [count], value and chroma kept."""
+    """Rotates the HSV hue of images in [0, 1] by `turns` [count], keeping value and chroma."""
     red, green, blue = images.split(1, dim=1)
     value = images.amax(1, keepdim=True)
     chroma = value - images.amin(1, keepdim=True)
@@ -205,16 +210,16 @@ def _rotate_hue(images: Tensor, turns: Tensor) -> Tensor:
         torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
     )
     rotated = sextant + 6 * _per_patch(turns)
-    # A channel has the full value within one sextant of its hue and none of the chroma beyond two.
+    # A channel has the full value within one sextant of its hue and value - chroma beyond two.
     distances = [(rotated + offset).remainder(6) for offset in (5, 3, 1)]
     weights = [torch.minimum(distance, 4 - distance).clamp(0, 1) for distance in distances]
     return value - chroma * torch.cat(weights, 1)
 
 
 def _blur(images: Tensor, sigma: Tensor, sigma_max: float) -> Tensor:
-    """Convolves every image with its own Gaussian, edges reflected; sigma 0 is exact identity."""
+    """Convolves each image with its own Gaussian, reflecting at edges; sigma 0 is the identity."""
     count, channels, height, width = images.shape
-    # PIL's kernel has no fixed end; 3 sigma holds 99.7 % of it.
+    # PIL's kernel is not cut off at a fixed radius; 3 sigma contain 99.7 % of a Gaussian.
     radius = min(math.ceil(3 * sigma_max), (min(height, width) - 1) // 2)
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     exponents = offsets / sigma.clamp_min(_SHARP_SIGMA)[:, None]

@@ -1,4 +1,4 @@
-"""Random crops inside a region of an image: pure geometry, no pixels."""
+"""Random crops of images: pure geometry, no pixels."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 from jigclu.ops.jigsaw import Box, patch_boxes
 from jigclu.system.errors import check
 
-TRIES = 10
+_TRIES = 10
 
 
 def check_crop(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
@@ -38,13 +38,15 @@ def jigsaw_crops(
 ) -> list[Box]:
     """Draws one crop inside each of the grid**2 regions of an image, in patch order.
 
+    Chen et al., CVPR 2021, section 3.4.
+
     Args:
-      random: the only source of randomness; advanced by the draws.
+      random: advanced by the draws.
       height: image height, pixels, at least grid.
       width: image width, pixels, at least grid.
       grid: patches per side (published 2).
       cross_ratio: overlap of the regions (published 0.3); see `patch_boxes`.
-      scale: least and most share of its region's area (published 0.2, 1).
+      scale: least and most share of the area of its region (published 0.2, 1).
       ratio: least and most width / height (published 3/4, 4/3).
     """
     regions = patch_boxes(height, width, grid, cross_ratio)
@@ -59,10 +61,10 @@ def two_views(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> list[Box]:
-    """Draws two independent crops of the whole image (Chen et al., ICML 2020, appendix A).
+    """Draws two crops of the whole image (SimCLR: Chen et al., ICML 2020, appendix A).
 
     Args:
-      random: the only source of randomness; advanced by the draws.
+      random: advanced by the draws.
       height: image height, pixels.
       width: image width, pixels.
       scale: least and most share of the image's area (published 0.08, 1).
@@ -78,24 +80,23 @@ def random_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """Draws a crop by the law of torchvision's RandomResizedCrop.
+    """Draws a crop from the distribution of torchvision's RandomResizedCrop.
 
-    The area is uniform in scale and the logarithm of width / height uniform in
-    log(ratio); after 10 draws that do not fit, the largest central crop whose
-    ratio is allowed (paper section 3.4 crops every patch this way).
+    The area is uniform in scale and log(width / height) is uniform in log(ratio). If 10 draws
+    do not fit, the result is the largest central crop with an allowed ratio.
 
     Args:
-      random: the only source of randomness; advanced by the draws.
-      region: where the crop must lie, pixels.
-      scale: least and most share of the region's area, in (0, 1].
+      random: advanced by the draws.
+      region: contains the crop, pixels.
+      scale: least and most share of the area of the region, in (0, 1].
       ratio: least and most width / height.
 
     Returns:
-      A crop of at least one pixel, inside region.
+      A crop of at least one pixel inside the region.
     """
     _, _, height, width = region
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(TRIES):
+    for _ in range(_TRIES):
         area = height * width * random.uniform(*scale)
         aspect = math.exp(random.uniform(low, high))
         crop_width = round(math.sqrt(area * aspect))

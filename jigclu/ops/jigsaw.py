@@ -1,11 +1,17 @@
-"""Jigsaw geometry: patch regions, montages, and the feature vector of every patch.
+"""Jigsaw geometry: patch regions, montages, and one feature vector per patch.
 
-Words used everywhere: a *grid* of m cuts an image into m**2 *patches*; a
-*montage* is an image stitched from m**2 patches, each in a *slot*. Patch p of
-an image lies in column p // m and row p % m: this column-major order is the
-class order of the published location weights (top-left, bottom-left,
-top-right, bottom-right for m = 2). Slots are row-major. Across a global batch
-of n images patch p of image i has the number p * n + i (paper section 3.1).
+Chen et al., CVPR 2021, section 3.1. A grid of m cuts each image into m**2 patches, numbered
+column by column. The patches of a batch are shuffled into slots, numbered row by row; m**2
+slots make a montage. Two images a and b, m = 2:
+
+    image a    image b         montage 0    montage 1
+    a0 | a2    b0 | b2          b3 | a0      a1 | b1
+    ---+---    ---+---   ->     ---+---      ---+---
+    a1 | a3    b1 | b3          a2 | b0      b2 | a3
+
+Patch p of image i of a global batch of n images has the number p * n + i, so the permutation
+of this example is (7, 0, 4, 1, 2, 3, 5, 6). Column by column is also the class order of the
+published location head.
 """
 
 from typing import NamedTuple
@@ -41,9 +47,9 @@ def check_grid(grid: int, cross_ratio: float) -> None:
 def patch_boxes(height: int, width: int, grid: int, cross_ratio: float) -> list[Box]:
     """Returns the grid**2 regions of one image, in patch order (column-major).
 
-    Every region spans 1 / grid + cross_ratio of both sides; the outer ones
-    touch the image's edges and the others are spaced evenly between, so that
-    neighbors overlap (published: grid 2, cross_ratio 0.3, regions of 80 %).
+    Every region spans 1 / grid + cross_ratio of both sides. The outer regions touch the edges
+    of the image and the others are evenly spaced between them, so that neighbors overlap
+    (published: grid 2 and cross_ratio 0.3, regions of 80 % per side).
 
     Args:
       height: image height, pixels, at least grid.
@@ -66,7 +72,7 @@ def stitch_montages(slots: Tensor, grid: int) -> Tensor:
 
     Args:
       slots: [montages * grid**2, channels, size, size].
-      grid: slots a side.
+      grid: slots per side.
 
     Returns:
       [montages, channels, grid * size, grid * size], same dtype.
@@ -87,16 +93,16 @@ def check_pooling_map(pooling_map: int | None, grid: int) -> None:
 
 
 def split_features(features: Tensor, grid: int, pooling_map: int | None) -> Tensor:
-    """Pools a feature map to one vector per slot.
+    """Pools feature maps to one vector per slot.
 
-    The published code resizes the map to 8x8 by bilinear interpolation first. Without that,
-    the windows of adaptive pooling overlap where grid does not divide the map: on a 7x7 map
-    both windows of a row contain column 3.
+    The published code first resizes the map to 8x8 by bilinear interpolation. Without it the
+    windows of adaptive pooling overlap if grid does not divide the side of the map: on a 7x7
+    map both windows of a row contain column 3.
 
     Args:
       features: [montages, channels, height, width].
       grid: slots per side.
-      pooling_map: side to which the map is resized, a multiple of grid; None: not at all.
+      pooling_map: side to which the map is resized, a multiple of grid; None keeps its size.
 
     Returns:
       [montages * grid**2, channels], slots row-major within a montage.
@@ -108,15 +114,15 @@ def split_features(features: Tensor, grid: int, pooling_map: int | None) -> Tens
 
 
 def global_permutation(seed: int, step: int, count: int) -> Tensor:
-    """Draws the patch number that each slot of the global batch shows.
+    """Draws which patch each slot of the global batch shows.
 
-    A function of (seed, step) alone, hence the same on every rank: no rank has
-    to tell another.
+    The permutation depends only on (seed, step), so all ranks draw the same one without
+    communication.
 
     Args:
       seed: of the run.
       step: the step, from 0.
-      count: patches of the global batch, grid**2 * batch.
+      count: patches in the global batch, grid**2 * batch.
 
     Returns:
       int64 [count] on the CPU: slot s of the global batch shows patch permutation[s].
@@ -125,13 +131,13 @@ def global_permutation(seed: int, step: int, count: int) -> Tensor:
 
 
 def patch_locations(permutation: Tensor, batch_size: int) -> Tensor:
-    """Returns which patch of its image (the location class) each slot shows.
+    """Returns the location class of each slot: the number of its patch within the image.
 
     Args:
-      permutation: int64 [grid**2 * batch_size], patch numbers.
-      batch_size: images of the global batch.
+      permutation: int64 [slots], patch numbers in the global batch.
+      batch_size: images in the global batch.
 
     Returns:
-      int64 [grid**2 * batch_size] in [0, grid**2).
+      int64 [slots] in [0, grid**2).
     """
     return torch.div(permutation, batch_size, rounding_mode="floor")

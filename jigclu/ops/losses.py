@@ -1,25 +1,25 @@
-"""The two losses of jigsaw clustering (paper section 3.2)."""
+"""The two losses of jigsaw clustering (Chen et al., CVPR 2021, section 3.2)."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-# Rows of the matrix [anchors, patches] of cosines that exist at once: its memory grows with
-# the patches, not with their square. The published batch, 1,024 patches, is below it.
+# Anchor rows of the similarity matrix computed at a time; keeps memory linear in the number of
+# patches. The published batch of 1,024 patches is computed at once.
 ANCHORS_AT_ONCE = 2048
 
 
 def embeddings_by_image(embeddings: Tensor, permutation: Tensor, grid: int) -> Tensor:
-    """Brings the vectors of the slots of the global batch back to their images.
+    """Reorders embeddings from the slots of montages back to the patches of images.
 
     Args:
-      embeddings: [batch * grid**2, channels], one a slot of the global batch.
+      embeddings: [batch * grid**2, channels], in slot order of the global batch.
       permutation: int64 [batch * grid**2]: slot s shows patch permutation[s].
-      grid: patches a side.
+      grid: patches per side.
 
     Returns:
-      [batch, grid**2, channels]: one a patch of an image.
+      [batch, grid**2, channels], in patch order within each image.
     """
     slot_of = torch.empty_like(permutation)
     slot_of[permutation] = torch.arange(len(permutation), device=permutation.device)
@@ -29,23 +29,24 @@ def embeddings_by_image(embeddings: Tensor, permutation: Tensor, grid: int) -> T
 def clustering_loss(
     embeddings: Tensor, first: int, count: int, temperature: float, base_temperature: float
 ) -> Tensor:
-    """Pulls the patches of an image together and away from all others (paper equation 2).
+    """Computes the supervised contrastive loss with images as classes (equation 2).
 
-    For an anchor patch: minus the mean over its siblings of the log-softmax,
-    over all other patches of the batch, of cosine / temperature; the mean over
-    anchors, times temperature / base_temperature as in the published code.
-    Positives are the other patches of a row, so no [patches, patches] mask exists; of
-    the cosines, no more than ANCHORS_AT_ONCE rows do, which are made anew for the gradient.
+    The loss of an anchor patch is minus the mean, over the other patches of its image, of
+    log-softmax(cosine / temperature) over all other patches of the batch. The result is the
+    mean over anchors times temperature / base_temperature, a factor of the published code.
+
+    Positives are the other patches of the same row, so no [patches, patches] mask is needed. At
+    most ANCHORS_AT_ONCE rows of cosines are held at a time and are recomputed for the gradient.
 
     Args:
       embeddings: [batch, patches, channels], L2-normalized, of the global batch.
-      first: the first image whose patches are anchors here.
-      count: images whose patches are anchors here.
+      first: first image whose patches are anchors on this rank.
+      count: number of images whose patches are anchors on this rank.
       temperature: > 0 (published 0.3).
       base_temperature: > 0 (published 0.07).
 
     Returns:
-      float [], the mean over count * patches anchors.
+      float [], the mean over count * patches anchors, in nats before the factor.
     """
     anchors = embeddings[first : first + count]
     patches = embeddings.shape[1]
@@ -59,39 +60,42 @@ def clustering_loss(
 
 
 def _log_sum_of_others(anchors: Tensor, own: Tensor, patches: Tensor, temperature: float) -> Tensor:
-    """Returns [anchors]: the log of the sum of exp(cosine / temperature) to all other patches.
+    """Sums exp(cosine / temperature) over all patches but the anchor itself; returns the log.
 
     Args:
       anchors: [anchors, channels].
-      own: int64 [anchors]: the patch that an anchor is, which it is not compared with.
-      patches: [patches, channels], all of the batch.
+      own: int64 [anchors], the index of each anchor among the patches.
+      patches: [patches, channels], of the global batch.
       temperature: > 0.
+
+    Returns:
+      [anchors].
     """
 
-    def of_rows(rows: Tensor, own: Tensor, patches: Tensor) -> Tensor:
+    def log_sums(rows: Tensor, own: Tensor, patches: Tensor) -> Tensor:
         logits = rows @ patches.t() / temperature
         return logits.scatter(1, own[:, None], -torch.inf).logsumexp(1)
 
     if len(anchors) <= ANCHORS_AT_ONCE:
-        return of_rows(anchors, own, patches)
+        return log_sums(anchors, own, patches)
     pieces = zip(anchors.split(ANCHORS_AT_ONCE), own.split(ANCHORS_AT_ONCE), strict=True)
     return torch.cat(
         [
-            checkpoint(of_rows, *piece, patches, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(log_sums, *piece, patches, use_reentrant=False, preserve_rng_state=False)
             for piece in pieces
         ]
     )
 
 
-def location_loss(logits: Tensor, patch: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores where in its image each slot's patch lay (paper equation 3).
+def location_loss(logits: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores the predicted location of each slot's patch within its image (equation 3).
 
     Args:
       logits: [slots, grid**2].
-      patch: int64 [slots], `jigsaw.patch_locations`.
+      locations: int64 [slots], of `jigsaw.patch_locations`.
 
     Returns:
-      The cross-entropy [] in nats, and the accuracy [] in [0, 1].
+      The mean cross-entropy [] in nats and the accuracy [] in [0, 1].
     """
-    accuracy = (logits.argmax(1) == patch).float().mean()
-    return functional.cross_entropy(logits, patch), accuracy
+    accuracy = (logits.argmax(1) == locations).float().mean()
+    return functional.cross_entropy(logits, locations), accuracy

@@ -1,4 +1,4 @@
-"""How often a classifier is right, counted so that ranks can add up what each has seen."""
+"""Classification accuracy from counts, which add up over batches and ranks."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Counts(NamedTuple):
-    """What a classifier said of some images; counts of disjoint images add up.
+    """Counts of predictions; the counts of disjoint sets of images add up.
 
-    confusion: int64 [classes, classes], images by true class and the likeliest one.
-    in_top5: int64 [], images whose class is among the five likeliest.
+    confusion: int64 [classes, classes], images by true class (row) and predicted class (column).
+    in_top5: int64 [], images whose true class is among the five most likely.
     """
 
     confusion: Tensor
@@ -18,11 +18,11 @@ class Counts(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Shares of images classified correctly, in [0, 1].
+    """Accuracies in [0, 1].
 
-    top1: by the likeliest class.
-    top5: by the five likeliest.
-    per_class: float64 [classes], by the likeliest; nan for a class without images.
+    top1: share of images whose most likely class is correct.
+    top5: share of images with the correct class among the five most likely.
+    per_class: float64 [classes], top1 of the images of each class; nan without images.
     """
 
     top1: float
@@ -31,7 +31,7 @@ class Scores(NamedTuple):
 
 
 def no_counts(classes: int, device: torch.device) -> Counts:
-    """Returns the counts of no images."""
+    """Returns counts of zero images."""
     return Counts(
         torch.zeros(classes, classes, dtype=torch.int64, device=device),
         torch.zeros((), dtype=torch.int64, device=device),
@@ -39,27 +39,27 @@ def no_counts(classes: int, device: torch.device) -> Counts:
 
 
 def add(counts: Counts, logits: Tensor, labels: Tensor) -> Counts:
-    """Returns the counts with those of more images.
+    """Adds a batch of predictions to the counts.
 
     Args:
-      counts: so far.
+      counts: of the images so far.
       logits: [batch, classes].
-      labels: int64 [batch], from 0.
+      labels: int64 [batch], in [0, classes).
     """
     classes = logits.shape[1]
-    likeliest = logits.topk(min(5, classes), 1).indices
-    cells = labels * classes + likeliest[:, 0]
+    ranked = logits.topk(min(5, classes), 1).indices
+    cells = labels * classes + ranked[:, 0]
     confusion = cells.bincount(minlength=classes**2).view(classes, classes)
-    in_top5 = (likeliest == labels[:, None]).sum()
+    in_top5 = (ranked == labels[:, None]).sum()
     return Counts(counts.confusion + confusion, counts.in_top5 + in_top5)
 
 
 def to_scores(counts: Counts) -> Scores:
-    """Returns the scores that counts come to."""
+    """Computes accuracies from counts."""
     images = counts.confusion.sum(1).double()
-    right = counts.confusion.diagonal().double()
+    correct = counts.confusion.diagonal().double()
     return Scores(
-        top1=(right.sum() / images.sum()).item(),
+        top1=(correct.sum() / images.sum()).item(),
         top5=(counts.in_top5 / images.sum()).item(),
-        per_class=(right / images).cpu(),
+        per_class=(correct / images).cpu(),
     )

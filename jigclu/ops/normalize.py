@@ -1,4 +1,4 @@
-"""What surrounds an encoder: normalization of its images, pooling of its feature maps."""
+"""Before and after an encoder: image normalization and average pooling."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from jigclu.system.to_device import per_channel
 
 
 def check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raises UserError for a mean or a std that is not that of RGB images."""
+    """Raises UserError unless mean and std have three channels and std is above 0."""
     check(len(mean) == 3, "mean", mean, "three numbers, of red, green and blue")
     check(
         len(std) == 3 and all(deviation > 0 for deviation in std),
@@ -20,7 +20,16 @@ def check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Maps bytes to zero mean and unit deviation: uint8 to float32 [batch, 3, height, width]."""
+    """Normalizes images per channel: (images / 255 - mean) / std.
+
+    Args:
+      images: uint8 [batch, 3, height, width].
+      mean: of red, green and blue in [0, 1].
+      std: of red, green and blue.
+
+    Returns:
+      float32 [batch, 3, height, width].
+    """
     center, spread = (per_channel(values, images.device) for values in (mean, std))
     return (images.float() / 255 - center) / spread
 

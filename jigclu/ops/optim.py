@@ -1,7 +1,7 @@
-"""How parameters follow gradients: SGD, LARS and the dynamic scale of fp16 losses.
+"""Optimizers and the dynamic loss scale of fp16, as pure functions of lists of tensors.
 
-Everything that changes from step to step is a tensor, so nothing recompiles
-and nothing waits for the device.
+Everything that changes between steps is a tensor, so compiled steps neither recompile nor
+synchronize with the device.
 """
 
 import math
@@ -18,7 +18,7 @@ TensorList = list[Tensor]
 
 
 class Optimizer(Protocol):
-    """An update rule. An instance holds its settings; the state is passed in and returned."""
+    """An update rule. An instance holds its settings; state is passed in and returned."""
 
     def __call__(
         self,
@@ -69,11 +69,11 @@ class SGD:
 
 @dataclass(frozen=True, kw_only=True)
 class LARS:
-    """SGD with a learning rate per layer (You et al. 2017, arXiv 1708.03888).
+    """SGD with an adaptive learning rate per layer (You et al. 2017, arXiv 1708.03888).
 
     The step of a weight is multiplied by trust_coefficient * |weight| / |gradient +
-    weight_decay * weight|. Vectors (biases, batch normalization) take plain steps without
-    decay, as is usual in self-supervision.
+    weight_decay * weight|. As is usual in self-supervised training, vectors (biases and batch
+    normalization) take plain SGD steps without weight decay.
 
     momentum: in [0, 1).
     weight_decay: L2, on weights.
@@ -126,7 +126,7 @@ def _momentum_step(
 
 @dataclass(frozen=True, kw_only=True)
 class PerParameterRates:
-    """Another optimizer, with a learning rate of its own for each parameter.
+    """Wraps an optimizer to scale the learning rate of each parameter.
 
     optimizer: takes the steps.
     factors: of the learning rate, one per parameter.
@@ -159,10 +159,12 @@ class PerParameterRates:
 
 @dataclass(frozen=True, kw_only=True)
 class LossScaling:
-    """How the loss scale of fp16 moves: its first value, factors, and steps between growths.
+    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018; torch.amp.GradScaler).
 
-    The customary values (Micikevicius et al. 2018, and torch.amp.GradScaler)
-    are 65536, 2, 0.5 and 2000.
+    initial: the first scale (usually 65536).
+    growth: factor after `interval` steps without overflow (usually 2).
+    backoff: factor after an overflow (usually 0.5).
+    interval: steps between growths (usually 2000).
     """
 
     initial: float
@@ -195,16 +197,16 @@ def check_weight_decay(weight_decay: float) -> None:
 def next_loss_scale(
     scale: Tensor, good_steps: Tensor, finite: Tensor, scaling: LossScaling
 ) -> tuple[Tensor, Tensor]:
-    """Shrinks the scale after an overflow, grows it after `interval` steps without one.
+    """Shrinks the loss scale after an overflow and grows it after `interval` good steps.
 
     Args:
       scale: float32 [].
       good_steps: int64 [], steps since the scale last changed.
       finite: bool [], whether all gradients of this step were finite.
-      scaling: the rule.
+      scaling: factors and interval.
 
     Returns:
-      The new scale and good_steps.
+      The new scale and the new good_steps.
     """
     counted = good_steps + 1
     grows = finite & (counted >= scaling.interval)
@@ -214,7 +216,7 @@ def next_loss_scale(
 
 def all_finite(tensors: TensorList) -> Tensor:
     """Returns bool [], whether no element of any tensor is infinite or NaN."""
-    # A sum overflows only where an element is huge already: the norm says all in one number.
+    # The maximum norm of finite values cannot overflow, unlike a sum.
     return torch.stack(torch._foreach_norm(tensors, torch.inf)).isfinite().all()
 
 
@@ -226,18 +228,18 @@ def update(
     loss_scale: Tensor,
     optimizer: Optimizer,
 ) -> tuple[TensorList, TensorList, Tensor]:
-    """Takes one step, or none where a gradient overflowed.
+    """Takes one step of an optimizer on scaled gradients, or skips it if one overflowed.
 
     Args:
       parameters: tensors of any shapes.
-      gradients: like the parameters, of the loss times loss_scale.
+      gradients: like the parameters, of loss * loss_scale.
       momenta: like the parameters.
       learning_rate: float32 [].
       loss_scale: float32 [].
       optimizer: takes the step.
 
     Returns:
-      New parameters, new momenta, and whether the step was taken (bool []).
+      New parameters, new momenta, and bool [], whether the step was taken.
     """
     finite = all_finite(gradients)
     unscaled = list(torch._foreach_div(gradients, loss_scale))
@@ -252,16 +254,16 @@ def update_where(
     learning_rate: Tensor,
     optimizer: Optimizer,
 ) -> tuple[TensorList, TensorList]:
-    """Takes one step of an optimizer, or none where `finite`, bool [], is false.
+    """Takes one step of an optimizer, or skips it if `finite`, bool [], is false.
 
     The other arguments are those of `Optimizer`.
 
     Returns:
-      New parameters and new momenta, to the bit the old ones where there was no step.
+      New parameters and new momenta; bitwise the old ones if the step was skipped.
     """
     stepped = optimizer(parameters, gradients, momenta, learning_rate)
     new_parameters, new_momenta = (
-        [torch.where(finite, new, old) for new, old in zip(news, olds, strict=True)]
-        for news, olds in zip(stepped, (parameters, momenta), strict=True)
+        [torch.where(finite, new, old) for new, old in zip(after, before, strict=True)]
+        for after, before in zip(stepped, (parameters, momenta), strict=True)
     )
     return new_parameters, new_momenta

@@ -1,7 +1,8 @@
-"""Outputs kept without what made them, which is made again for the gradient.
+"""Activation recomputation: keep only a function's outputs and re-run it for the gradient.
 
-Gradient caching (Gao et al. 2021, arXiv 2101.06983, section 3): a loss over a large batch,
-exact, in the memory of a piece. A piece is run twice, forward and once more for its gradient.
+Gradient caching (Gao et al. 2021, arXiv 2101.06983, section 3) uses it to compute the exact
+gradient of a loss over a large batch in the memory of one micro-batch, at the cost of a second
+forward pass.
 """
 
 from collections.abc import Callable
@@ -15,19 +16,20 @@ from torch.autograd.function import once_differentiable
 def recompute(
     function: Callable[..., tuple[Tensor, ...]], model: nn.Module, *inputs: Any
 ) -> tuple[Tensor, ...]:
-    """Returns function(*inputs), which holds on to the inputs and the outputs alone.
+    """Returns function(*inputs) without keeping intermediate activations for the backward pass.
 
     Args:
-      function: gives the same outputs when it is called again; all its parameters are the
-        model's, and it may change the model's buffers, which the second run leaves alone.
-      model: what gradients flow to; its outputs must depend on every parameter.
-      inputs: that need no gradient.
+      function: deterministic; all its parameters belong to the model. It may update buffers of
+        the model; the second run leaves them unchanged.
+      model: receives the gradients; the outputs must depend on each of its parameters.
+      inputs: passed to the function; they receive no gradient.
     """
     return _Recomputed.apply(function, model, inputs, *model.parameters())
 
 
 class _Recomputed(torch.autograd.Function):
-    # Parameters are arguments so that gradients, and the hooks of who waits for them, reach them.
+    # Parameters are arguments so that autograd delivers their gradients and runs their hooks,
+    # on which DistributedDataParallel depends.
     @staticmethod
     def forward(
         ctx: Any,
@@ -43,10 +45,10 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         buffers = list(ctx.model.buffers())
-        kept = [buffer.clone() for buffer in buffers]
+        saved = [buffer.clone() for buffer in buffers]
         with torch.enable_grad():
             outputs = tuple(ctx.function(*ctx.inputs))
-        found = torch.autograd.grad(outputs, ctx.parameters, gradients)
+        of_parameters = torch.autograd.grad(outputs, ctx.parameters, gradients)
         if buffers:
-            torch._foreach_copy_(buffers, kept)
-        return None, None, None, *found
+            torch._foreach_copy_(buffers, saved)
+        return None, None, None, *of_parameters

@@ -1,4 +1,4 @@
-"""The learning rate, and the size of patches, as functions of the epoch."""
+"""Schedules: learning rate and patch size as functions of the epoch."""
 
 import itertools
 import math
@@ -10,17 +10,17 @@ from jigclu.system.errors import check
 
 
 class Decay(Protocol):
-    """Maps an epoch (fractional, from warmup_epochs to epochs) to a learning rate factor."""
+    """Maps a fractional epoch in [warmup_epochs, epochs] to a factor of the learning rate."""
 
     def __call__(self, epoch: float, epochs: int, warmup_epochs: float) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineDecay:
-    """Falls from 1 at the end of warm-up to 0 at the end of the run, along half a cosine.
+    """Half a cosine from 1 at the end of warm-up to 0 at the end of the run.
 
-    The published recipe has no warm-up; with one the cosine spans the remaining epochs, as
-    in SimCLR (Chen et al. 2020) and MoCo v3 (Chen et al. 2021).
+    The published recipe has no warm-up. With warm-up the cosine spans the remaining epochs, as
+    in SimCLR (Chen et al., ICML 2020) and MoCo v3 (Chen et al., ICCV 2021).
     """
 
     def __call__(self, epoch: float, epochs: int, warmup_epochs: float) -> float:
@@ -30,7 +30,7 @@ class CosineDecay:
 
 @dataclass(frozen=True, kw_only=True)
 class StepDecay:
-    """Multiplies by `factor` at each milestone.
+    """Multiplies the learning rate by `factor` at each milestone.
 
     milestones: epochs since the start of the run, warm-up included.
     factor: in [0, 1].
@@ -59,16 +59,16 @@ def learning_rate_at(
 ) -> float:
     """Returns the learning rate of a step.
 
-    During warm-up it grows linearly; the first step after warm-up has the full
+    It grows linearly during warm-up. The first step after warm-up has the full
     `learning_rate`, from which it decays.
 
     Args:
       step: from 0.
-      steps_per_epoch: steps.
-      learning_rate: the highest.
-      epochs: of the run.
-      warmup_epochs: epochs, 0 for none.
-      per_epoch: hold the decay constant within an epoch, as published, or go by steps.
+      steps_per_epoch: >= 1.
+      learning_rate: the peak.
+      epochs: of the whole run.
+      warmup_epochs: may be fractional; 0 for no warm-up.
+      per_epoch: whether to change the decay only between epochs, as published.
       decay: factor of the learning rate after warm-up.
     """
     epoch = step / steps_per_epoch
@@ -80,18 +80,18 @@ def learning_rate_at(
 
 
 def patch_size_at(epoch: int, patch_size: int, smaller: Sequence[tuple[int, int]]) -> int:
-    """Returns the side of the patches of an epoch, pixels.
+    """Returns the side of the patches in an epoch, pixels.
 
     Args:
       epoch: from 0.
-      patch_size: pixels, after the last of `smaller`.
-      smaller: (epoch, pixels): before that epoch patches have so many pixels a side.
+      patch_size: side after the last entry of `smaller`, pixels.
+      smaller: (epoch, pixels) pairs; before that epoch patches have that many pixels per side.
     """
     return next((size for until, size in smaller if epoch < until), patch_size)
 
 
 def check_patch_sizes(patch_size: int, smaller: Sequence[tuple[int, int]], epochs: int) -> None:
-    """Raises UserError unless patches grow from epoch to epoch, to patch_size at the end."""
+    """Raises UserError unless patches grow from epoch to epoch and reach patch_size."""
     check(patch_size >= 1, "patch_size", patch_size, "1 or more, in pixels")
     ends = [0, *(until for until, _ in smaller), epochs]
     sizes = [0, *(size for _, size in smaller), patch_size]

@@ -18,6 +18,7 @@ from jigclu.ops import probes
 from jigclu.ops.optim import check_momentum
 from jigclu.ops.probes import Probes
 from jigclu.system import collectives, progress, seeds
+from jigclu.system.errors import check
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.feature_source import CachedFeatures, EncodedFeatures, FeatureSource
 from jigclu.tasks.supervised import (
@@ -59,9 +60,10 @@ class LinearTask(SupervisedTask):
     cache: FeatureCache | None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_momentum(self.momentum)
         probes.probe_settings(self.learning_rates, self.weight_decays)
+        check(0 < self.held_out < 1, "held_out", self.held_out, "above 0 and below 1")
+        check_momentum(self.momentum)
+        super().__post_init__()
 
     @property
     def settings(self) -> list[tuple[float, float]]:

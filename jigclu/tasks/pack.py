@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from jigclu.data.decode import UnreadableImageError
 from jigclu.data.loader import worker_context
-from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, index_of, shard_files
+from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, build_index, shard_files
 from jigclu.data.sources import Source, digest
 from jigclu.system import files, progress
 from jigclu.system.device import launched_rank
@@ -153,7 +153,7 @@ class PackTask:
         if not images:
             raise UserError(f"none of the {len(unreadable)} images can be read: check the source")
         entries = [{name: getattr(shard, name) for name in SHARD_FIELDS} for shard in shards]
-        _write_json(workdir / INDEX, index_of(self.format, list(self.source.classes), entries))
+        _write_json(workdir / INDEX, build_index(self.format, list(self.source.classes), entries))
         total = sum(shard.bytes for shard in shards)
         monitor.message(f"{images:,} images, {total / 1e6:,.1f} MB, in {workdir}")
 

@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def dataset(source: sources.Source, **changes: Any) -> crops.CropDataset:
-    """Returns the patches of a source; the changes are to `DRAW` or to `SETTINGS`."""
+    """Returns the patches of a source; changes override `DRAW` and `SETTINGS`."""
     draw = {name: changes.pop(name, value) for name, value in DRAW.items()}
     settings = {"draw": functools.partial(jigsaw_crops, **draw)} | SETTINGS | changes
     return crops.CropDataset(source=source, **settings)
@@ -47,10 +47,10 @@ class CropDatasetTest(parameterized.TestCase):
         self.assertEqual(sample.crops.shape, (count, 3, 16, 16))
         self.assertEqual(sample.unreadable, 0)
 
-    def test_every_patch_shows_its_own_corner(self) -> None:
+    def test_every_patch_comes_from_its_own_corner(self) -> None:
         image = torch.zeros(3, 80, 80, dtype=torch.uint8)
-        image[0, 40:] = 255  # Red: the lower half.
-        image[1, :, 40:] = 255  # Green: the right half.
+        image[0, 40:] = 255  # The lower half is red.
+        image[1, :, 40:] = 255  # The right half is green.
         source = MemorySource([image])
         means = torch.stack(
             [
@@ -65,13 +65,13 @@ class CropDatasetTest(parameterized.TestCase):
             self.assertTrue((red[:, patch] == lower).all())
             self.assertTrue((green[:, patch] == right).all())
 
-    def test_whole_regions_are_the_patch_boxes(self) -> None:
+    def test_crops_of_scale_one_are_the_patch_regions(self) -> None:
         image = noise(3, 20, 20)
         sample = dataset(MemorySource([image]), size=16, scale=(1.0, 1.0), ratio=(1.0, 1.0))[0, 0]
         expected = [image[:, t : t + 16, x : x + 16] for x in (0, 4) for t in (0, 4)]
         self.assertTrue(torch.equal(sample.crops, torch.stack(expected)))
 
-    def test_is_a_function_of_seed_epoch_and_index(self) -> None:
+    def test_crops_depend_only_on_seed_epoch_and_index(self) -> None:
         source = MemorySource([noise(3, 50, 70)] * 4)
         data = dataset(source)
         np.random.seed(1)
@@ -82,14 +82,14 @@ class CropDatasetTest(parameterized.TestCase):
         for other in (data[4, 1], data[3, 2], dataset(source, seed=1)[3, 1]):
             self.assertFalse(torch.equal(first, other.crops))
 
-    def test_early_epochs_show_smaller_patches(self) -> None:
+    def test_early_epochs_use_smaller_patches(self) -> None:
         source = MemorySource([noise(3, 50, 70)])
         data = dataset(source, smaller_sizes=((2, 8), (3, 12)))
         sides = [data[epoch, 0].crops.shape[-1] for epoch in range(5)]
         self.assertEqual(sides, [8, 8, 12, 16, 16])
         self.assertTrue(torch.equal(data[1, 0].crops, dataset(source, size=8)[1, 0].crops))
 
-    def test_scaled_decoding_shows_the_same_crops(self) -> None:
+    def test_scaled_decoding_returns_nearly_the_same_crops(self) -> None:
         rows, columns = np.mgrid[0:300, 0:400]
         waves = [
             127 + 120 * np.sin(rows / a + columns / b) for a, b in ((90, 120), (150, 60), (75, 180))
@@ -103,39 +103,39 @@ class CropDatasetTest(parameterized.TestCase):
             for epoch in range(10):
                 scaled = dataset(source)[epoch, 0].crops
                 plain = dataset(source, scaled_decoding=False)[epoch, 0].crops
-                # Edges are rounded to pixels of an image of an eighth of the side, in waves
-                # that change by 3 a pixel of the full image at most.
+                # Edges of crops are rounded to pixels of an image of up to an eighth of the side;
+                # the waves change by at most 3 per pixel of the full image.
                 difference = (scaled.float() - plain.float()).abs().mean()
                 self.assertLess(difference, 4)
                 unrelated = (plain.float() - plain.roll(1, 0).float()).abs().mean()
                 self.assertGreater(unrelated, 5 * difference)
         factors = [call.args[1](300, 400) for call in read.call_args_list]
         self.assertEqual(factors[1::2], [1] * 10)
-        # Crops of 240 x 320 regions have sides of 90 pixels or more: patches of 16 need no more
-        # than a quarter.
+        # Crops of 240x320 regions have sides of at least 90 pixels, so an image of a quarter of
+        # the side suffices for patches of 16 pixels.
         self.assertContainsSubset({4, 8}, set(factors[::2]))
         self.assertNotIn(1, factors[::2])
 
-    def test_no_crop_is_decoded_smaller_than_its_patch(self) -> None:
+    def test_scaled_decoding_keeps_the_pixels_of_every_patch(self) -> None:
         data = dataset(MemorySource([]), size=40)
         shrunk = 0
         for epoch in range(50):
-            drawn = crops._Crops(functools.partial(data._draw_boxes, epoch, 0), 40)
-            factor = drawn.reduction(400, 500)
+            plan = crops._CropPlan(functools.partial(data._draw_boxes, epoch, 0), 40)
+            factor = plan.reduction(400, 500)
             image = torch.empty(3, -(-400 // factor), -(-500 // factor))
-            sides = [min(crop.height, crop.width) for crop in drawn.of(image)]
+            sides = [min(crop.height, crop.width) for crop in plan.boxes(image)]
             self.assertTrue(factor == 1 or min(sides) >= 40)
             full = [min(crop.height, crop.width) for crop in data._draw_boxes(epoch, 0, 400, 500)]
             self.assertTrue(factor == 8 or min(full) < 2 * factor * 40)
             shrunk += factor > 1
         self.assertBetween(shrunk, 10, 50)
 
-    def test_crops_of_a_shrunk_image_are_those_of_the_whole(self) -> None:
+    def test_crops_are_scaled_to_the_shrunk_image(self) -> None:
         drawn = [Box(0, 0, 80, 100), Box(41, 13, 60, 87)]
-        of_image = crops._Crops(lambda height, width: drawn, 10)
-        self.assertEqual(of_image.of(torch.empty(3, 101, 100)), drawn)
-        self.assertEqual(of_image.reduction(101, 100), 4)
-        shrunk = of_image.of(torch.empty(3, 26, 25))
+        plan = crops._CropPlan(lambda height, width: drawn, 10)
+        self.assertEqual(plan.boxes(torch.empty(3, 101, 100)), drawn)
+        self.assertEqual(plan.reduction(101, 100), 4)
+        shrunk = plan.boxes(torch.empty(3, 26, 25))
         self.assertEqual(shrunk, [Box(0, 0, 21, 25), Box(11, 3, 15, 22)])
 
     def test_unreadable_images_are_replaced_and_counted(self) -> None:
@@ -146,21 +146,23 @@ class CropDatasetTest(parameterized.TestCase):
         self.assertEqual(sample.unreadable, 3)
         expected = dataset(source, scale=(1.0, 1.0), ratio=(1.0, 1.0))[0, 0]
         self.assertTrue(torch.equal(sample.crops, expected.crops))
-        self.assertIn("memory 1 (made so)", logs.output[0])
+        self.assertIn("memory 1 (unreadable on purpose)", logs.output[0])
         self.assertIn("memory 2 (40x1 pixels", logs.output[1])
 
-    def test_a_corrupt_file_is_counted(self) -> None:
+    def test_corrupt_files_are_replaced_and_counted(self) -> None:
         root = self.create_tempdir().full_path
         Image.new("RGB", (30, 20), "red").save(os.path.join(root, "b.jpg"))
-        self.create_tempfile(os.path.join(root, "a.jpg"), content="no image")
+        self.create_tempfile(os.path.join(root, "a.jpg"), content="not an image")
         sample = dataset(sources.UnlabeledImages(root))[0, 0]
         self.assertEqual(sample.unreadable, 1)
         self.assertGreater(sample.crops[:, 0].min(), 240)
 
-    def test_stops_when_nothing_is_readable(self) -> None:
-        with self.assertRaisesRegex(UserError, "3 images in a row .* memory 0 .made so"):
+    def test_stops_if_no_image_is_readable(self) -> None:
+        with self.assertRaisesRegex(
+            UserError, "3 consecutive images .* memory 0 .unreadable on purpose"
+        ):
             dataset(MemorySource([None] * 3))[0, 1]
-        with self.assertRaisesRegex(UserError, "100 images in a row"):
+        with self.assertRaisesRegex(UserError, "100 consecutive images"):
             dataset(MemorySource([None] * 300))[0, 0]
 
     def test_two_views_are_crops_of_the_whole_image(self) -> None:
@@ -169,7 +171,7 @@ class CropDatasetTest(parameterized.TestCase):
         sample = dataset(MemorySource([image]), draw=draw, least_side=1)[0, 0]
         self.assertTrue(torch.equal(sample.crops, torch.stack([image, image])))
 
-    def test_is_pickled_with_its_draw(self) -> None:
+    def test_pickled_dataset_draws_the_same_crops(self) -> None:
         data = dataset(MemorySource([noise(3, 50, 70)]))
         again = pickle.loads(pickle.dumps(data))
         self.assertTrue(torch.equal(again[1, 0].crops, data[1, 0].crops))

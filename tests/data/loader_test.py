@@ -28,7 +28,7 @@ class LoaderTest(absltest.TestCase):
                 pixels = random.integers(0, 256, (40, 30, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(f"{self.root}/{label}/{number}.png")
         with open(f"{self.root}/1/corrupt.png", "wb") as file:
-            file.write(b"no image")
+            file.write(b"not an image")
         self.source = sources.ImageFolder(self.root, "train")
 
     def steps(self, rank: int = 0, world_size: int = 1) -> sampler.GlobalBatchSampler:
@@ -58,7 +58,7 @@ class LoaderTest(absltest.TestCase):
         steps = self.steps(rank, world_size)
         return list(loader.crop_loader(dataset, steps, workers, prefetch=2, pin_memory=False))
 
-    def test_batches_have_the_promised_form(self) -> None:
+    def test_batches_contain_uint8_crops_and_unreadable_counts(self) -> None:
         batches = self.batches(workers=0)
         self.assertLen(batches, 4)
         self.assertEqual(batches[0].crops.shape, (10, 4, 3, 8, 8))
@@ -68,18 +68,18 @@ class LoaderTest(absltest.TestCase):
             self.assertEqual(batch.unreadable, int(corrupt in [index for _, index in items]))
         self.assertGreater(sum(batch.unreadable for batch in batches), 0)
 
-    def test_workers_do_not_change_what_is_read(self) -> None:
-        for alone, helped in zip(self.batches(workers=0), self.batches(workers=2), strict=True):
-            self.assertTrue(torch.equal(alone.crops, helped.crops))
-            self.assertEqual(alone.unreadable, helped.unreadable)
+    def test_batches_do_not_depend_on_the_number_of_workers(self) -> None:
+        for serial, parallel in zip(self.batches(workers=0), self.batches(workers=2), strict=True):
+            self.assertTrue(torch.equal(serial.crops, parallel.crops))
+            self.assertEqual(serial.unreadable, parallel.unreadable)
 
-    def test_ranks_do_not_change_what_is_read(self) -> None:
+    def test_ranks_together_read_the_global_batches(self) -> None:
         ranks = [self.batches(workers=0, rank=rank, world_size=2) for rank in range(2)]
         for whole, *parts in zip(self.batches(workers=0), *ranks, strict=True):
             self.assertTrue(torch.equal(whole.crops, torch.cat([p.crops for p in parts])))
             self.assertEqual(whole.unreadable, sum(part.unreadable for part in parts))
 
-    def test_images_come_once_and_in_order(self) -> None:
+    def test_image_loader_reads_every_image_once_and_in_order(self) -> None:
         os.remove(f"{self.root}/1/corrupt.png")
         source = sources.ImageFolder(self.root, "train")
         dataset = images.ImageDataset(source=source, transform=eval_transform(24, 16))
@@ -89,7 +89,7 @@ class LoaderTest(absltest.TestCase):
         self.assertEqual(torch.cat([batch.label for batch in batches]).tolist(), source.labels)
         self.assertTrue(torch.equal(batches[1].image[2], dataset[6].image))
 
-    def test_labeled_batches_are_the_samplers_whatever_the_workers(self) -> None:
+    def test_labeled_batches_follow_the_sampler_with_and_without_workers(self) -> None:
         os.remove(f"{self.root}/1/corrupt.png")
         self.source = sources.ImageFolder(self.root, "train")
         dataset = images.RandomCropDataset(
@@ -113,7 +113,7 @@ class LoaderTest(absltest.TestCase):
             self.assertTrue(torch.equal(batch.image, other.image))
             self.assertTrue(torch.equal(batch.image[2], dataset[expected[2]].image))
 
-    def test_workers_end_with_the_process_that_was_killed(self) -> None:
+    def test_workers_exit_when_the_training_process_is_killed(self) -> None:
         program = (
             "import sys, time\n"
             "from jigclu.data import images, loader, sources, transform\n"
@@ -136,9 +136,9 @@ class LoaderTest(absltest.TestCase):
             if not os.path.exists(f"/proc/{worker}"):
                 return
             time.sleep(0.1)
-        self.fail(f"worker {worker} is still there, 10 seconds after its parent was killed")
+        self.fail(f"worker {worker} is still running 10 seconds after its parent was killed")
 
-    def test_an_error_in_a_worker_is_the_users_error(self) -> None:
+    def test_user_errors_of_workers_reach_the_caller(self) -> None:
         dataset = images.ImageDataset(source=self.source, transform=eval_transform(24, 16))
         with self.assertRaisesRegex(UserError, "corrupt.png is unreadable"):
             list(loader.image_loader(dataset, batch_size=4, workers=1, prefetch=2))

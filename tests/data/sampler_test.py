@@ -9,7 +9,7 @@ from jigclu.system.errors import UserError
 def batches(
     rank: int = 0, world_size: int = 1, seed: int = 0, start_step: int = 0, total_steps: int = 9
 ) -> list[list[tuple[int, int]]]:
-    """Of 53 images in batches of 12: 4 steps an epoch, 5 images dropped."""
+    """Returns batches of 12 of 53 images: 4 steps per epoch, 5 images dropped."""
     return list(
         sampler.GlobalBatchSampler(
             length=53,
@@ -24,16 +24,16 @@ def batches(
 
 
 class GlobalBatchSamplerTest(parameterized.TestCase):
-    def test_an_epoch_sees_no_image_twice(self) -> None:
+    def test_no_image_occurs_twice_in_an_epoch(self) -> None:
         steps = batches()
         self.assertLen(steps, 9)
         self.assertEqual([step[0][0] for step in steps], [0] * 4 + [1] * 4 + [2])
         for epoch in (0, 1):
-            seen = [index for step in steps for drawn, index in step if drawn == epoch]
+            seen = [index for step in steps for its_epoch, index in step if its_epoch == epoch]
             self.assertLen(set(seen), 48)
             self.assertContainsSubset(seen, range(53))
 
-    def test_epochs_and_seeds_differ_in_order(self) -> None:
+    def test_order_differs_between_epochs_and_seeds(self) -> None:
         def order(steps: list[list[tuple[int, int]]]) -> list[int]:
             return [index for step in steps for _, index in step]
 
@@ -42,22 +42,22 @@ class GlobalBatchSamplerTest(parameterized.TestCase):
         self.assertNotEqual(order(steps), order(batches(seed=1)))
 
     @parameterized.parameters(1, 2, 3, 4, 12)
-    def test_ranks_share_the_same_global_batch(self, world_size: int) -> None:
+    def test_ranks_together_yield_the_global_batch(self, world_size: int) -> None:
         ranks = [batches(rank, world_size) for rank in range(world_size)]
         union = [[item for part in step for item in part] for step in zip(*ranks, strict=True)]
         self.assertEqual(union, batches())
 
     @parameterized.parameters(0, 1, 4, 6, 9)
-    def test_a_resumed_run_goes_on_where_it_stopped(self, start_step: int) -> None:
+    def test_resumed_run_continues_where_it_stopped(self, start_step: int) -> None:
         resumed = batches(rank=1, world_size=2, start_step=start_step)
         self.assertEqual(resumed, batches(rank=1, world_size=2)[start_step:])
 
-    def test_can_be_iterated_again(self) -> None:
-        again = sampler.GlobalBatchSampler(
+    def test_can_be_iterated_repeatedly(self) -> None:
+        steps = sampler.GlobalBatchSampler(
             length=8, batch_size=4, rank=0, world_size=1, seed=0, start_step=1, total_steps=5
         )
-        self.assertLen(again, 4)
-        self.assertEqual(list(again), list(again))
+        self.assertLen(steps, 4)
+        self.assertEqual(list(steps), list(steps))
 
     def test_rejects_a_batch_that_ranks_cannot_share(self) -> None:
         message = (

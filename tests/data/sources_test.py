@@ -22,7 +22,7 @@ class FilesTestCase(parameterized.TestCase):
         self.root = self.create_tempdir().full_path
 
     def add(self, *files: str) -> None:
-        """Writes one image per name, each of its own gray value."""
+        """Writes one image per name; its gray value is the length of the name."""
         for file in files:
             path = os.path.join(self.root, file)
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -33,7 +33,7 @@ class FilesTestCase(parameterized.TestCase):
 
 
 class ImageFolderTest(FilesTestCase):
-    def test_reads_the_split_that_was_asked_for(self) -> None:
+    def test_reads_the_requested_split(self) -> None:
         self.add("train/dog/b.png", "train/dog/a.JPEG", "train/cat/c.png", "val/cat/d.png")
         source = sources.ImageFolder(self.root, "train")
         self.assertEqual(source.classes, ["cat", "dog"])
@@ -49,42 +49,42 @@ class ImageFolderTest(FilesTestCase):
         self.assertEqual(self.names(source), ["cat/a.png", "cat/images/c.png", "dog/d.png"])
         self.assertEqual(source.labels, [0, 0, 1])
 
-    def test_a_class_may_be_called_train(self) -> None:
+    def test_a_class_can_be_called_train(self) -> None:
         self.add("boat/a.png", "train/b.png")
         self.assertEqual(sources.ImageFolder(self.root, "train").classes, ["boat", "train"])
 
-    def test_leaves_out_hidden_and_other_files(self) -> None:
+    def test_ignores_hidden_and_other_files(self) -> None:
         self.add("cat/a.png", "cat/._a.png", ".cache/b.png")
         with open(os.path.join(self.root, "cat", "notes.txt"), "w") as file:
-            file.write("no image")
+            file.write("not an image")
         self.assertEqual(self.names(sources.ImageFolder(self.root, "train")), ["cat/a.png"])
 
-    def test_reads_pixels_also_after_pickling(self) -> None:
+    def test_reads_pixels_after_pickling(self) -> None:
         self.add("cat/ä é.png")
         source = pickle.loads(pickle.dumps(sources.ImageFolder(self.root, "train")))
         image = source.read(0)
         self.assertEqual((image.dtype, image.shape), (torch.uint8, (3, 4, 6)))
         self.assertTrue((image == len("cat/ä é.png")).all())
 
-    def test_a_file_that_vanished_is_unreadable(self) -> None:
+    def test_deleted_files_are_unreadable(self) -> None:
         self.add("cat/a.png")
         source = sources.ImageFolder(self.root, "train")
         os.remove(source.name(0))
         with self.assertRaisesRegex(UnreadableImageError, "No such file"):
             source.read(0)
 
-    def test_refuses_a_missing_split_instead_of_taking_splits_for_classes(self) -> None:
+    def test_rejects_a_missing_split_instead_of_reading_splits_as_classes(self) -> None:
         self.add("train/cat/a.png")
-        with self.assertRaisesRegex(UserError, "has only the split train"):
+        with self.assertRaisesRegex(UserError, "only has the split train"):
             sources.ImageFolder(self.root, "val")
 
-    def test_refuses_folders_without_classes_or_images(self) -> None:
+    def test_rejects_folders_without_classes_or_images(self) -> None:
         with self.assertRaisesRegex(UserError, "nowhere is not a folder"):
             sources.ImageFolder(os.path.join(self.root, "nowhere"), "train")
-        with self.assertRaisesRegex(UserError, "has no class folders"):
+        with self.assertRaisesRegex(UserError, "contains no class folders"):
             sources.ImageFolder(self.root, "train")
         os.mkdir(os.path.join(self.root, "cat"))
-        with self.assertRaisesRegex(UserError, "holds no images: expected files named .jpg"):
+        with self.assertRaisesRegex(UserError, "contains no images: expected files named .jpg"):
             sources.ImageFolder(self.root, "train")
 
 
@@ -96,18 +96,18 @@ class UnlabeledImagesTest(FilesTestCase):
         self.assertEqual(source.classes, [])
         self.assertIsNone(source.labels)
 
-    def test_refuses_an_empty_folder(self) -> None:
-        with self.assertRaisesRegex(UserError, "holds no images"):
+    def test_rejects_empty_folders(self) -> None:
+        with self.assertRaisesRegex(UserError, "contains no images"):
             sources.UnlabeledImages(self.root)
 
-    def test_follows_links_but_not_in_circles(self) -> None:
+    def test_follows_links_except_circular_ones(self) -> None:
         self.add("a/b.png", "elsewhere/c.png")
         os.symlink(self.root, os.path.join(self.root, "a", "back"))
         os.symlink(os.path.join(self.root, "elsewhere"), os.path.join(self.root, "a", "link"))
         names = self.names(sources.UnlabeledImages(os.path.join(self.root, "a")))
         self.assertEqual(names, ["a/b.png", "a/link/c.png"])
 
-    def test_knows_the_users_own_folder(self) -> None:
+    def test_expands_the_home_folder(self) -> None:
         self.add("data/b.png")
         with mock.patch.dict(os.environ, HOME=self.root):
             self.assertEqual(self.names(sources.UnlabeledImages("~/data")), ["data/b.png"])
@@ -120,13 +120,13 @@ class ProgressTest(FilesTestCase):
             folder = sources.ImageFolder(self.root, "train")
             sources.UnlabeledImages(self.root)
             folder.fingerprint(deep=True)
-        shown = [line.rsplit(", ", 1)[0] for line in log.getvalue().splitlines()]
+        messages = [line.rsplit(", ", 1)[0] for line in log.getvalue().splitlines()]
         self.assertEqual(
-            shown,
+            messages,
             [
                 f"listing the classes of {self.root}/train, 0 of 2",
                 f"listing the images of {self.root}",
-                f"looking at the files of {self.root}/train, 0 of 2",
+                f"checking the files of {self.root}/train, 0 of 2",
             ],
         )
 
@@ -135,7 +135,7 @@ class FingerprintTest(FilesTestCase):
     def fingerprint(self, deep: bool) -> str:
         return sources.ImageFolder(os.path.join(self.root, "data"), "train").fingerprint(deep)
 
-    def test_is_of_the_names_wherever_they_lie(self) -> None:
+    def test_shallow_fingerprint_depends_on_names_but_not_on_the_folder(self) -> None:
         self.add("data/cat/a.png", "data/dog/b.png")
         before = self.fingerprint(False), self.fingerprint(True)
         shutil.copytree(os.path.join(self.root, "data"), os.path.join(self.root, "copy"))
@@ -145,22 +145,22 @@ class FingerprintTest(FilesTestCase):
         self.assertNotEqual(self.fingerprint(False), before[0])
         self.assertNotEqual(self.fingerprint(True), before[1])
 
-    def test_deep_sees_a_file_that_changed(self) -> None:
+    def test_deep_fingerprint_changes_with_a_file(self) -> None:
         self.add("data/cat/a.png", "data/dog/b.png")
         before = self.fingerprint(False), self.fingerprint(True)
         os.utime(os.path.join(self.root, "data/cat/a.png"), (1, 1))
         self.assertEqual(self.fingerprint(False), before[0])
         self.assertNotEqual(self.fingerprint(True), before[1])
 
-    def test_deep_leaves_a_file_that_is_gone_to_who_reads_it(self) -> None:
+    def test_deep_fingerprint_accepts_missing_files(self) -> None:
         self.add("data/cat/a.png", "data/dog/b.png")
         before = self.fingerprint(True)
-        gone = os.path.join(self.root, "data/dog/b.png")
-        os.remove(gone)
-        os.symlink("nowhere", gone)
+        missing = os.path.join(self.root, "data/dog/b.png")
+        os.remove(missing)
+        os.symlink("nowhere", missing)
         self.assertNotEqual(self.fingerprint(True), before)
 
-    def test_of_images_in_memory(self) -> None:
+    def test_deep_fingerprint_of_images_in_memory_depends_on_pixels(self) -> None:
         images = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
         first = sources.ImageArray("a", images, ["x"], [0, 0])
         other = sources.ImageArray("a", images + 1, ["x"], [0, 0])
@@ -174,7 +174,7 @@ class ImageListTest(FilesTestCase):
     def read_list(self, text: str) -> sources.ImageList:
         return sources.ImageList(self.create_tempfile(content=text).full_path, self.root)
 
-    def test_keeps_the_order_of_the_list(self) -> None:
+    def test_follows_the_order_of_the_list(self) -> None:
         self.add("b.png", "sub/a.png", "c.png")
         self.assertEqual(self.names(self.read_list("sub/a.png\n\nb.png\n")), ["sub/a.png", "b.png"])
 
@@ -183,36 +183,36 @@ class ImageListTest(FilesTestCase):
         source = self.read_list("n04235860_14959.JPEG\n")
         self.assertEqual(self.names(source), ["n04235860/n04235860_14959.JPEG"])
 
-    def test_refuses_missing_files_naming_the_first_and_how_many(self) -> None:
+    def test_reports_the_first_and_the_number_of_missing_files(self) -> None:
         self.add("a.png")
-        with self.assertRaisesRegex(UserError, "2 of the 3 images .* the first is b.png"):
+        with self.assertRaisesRegex(UserError, "2 of the 3 images .* the first one is b.png"):
             self.read_list("a.png\nb.png\nc.png\n")
 
-    def test_refuses_an_empty_or_missing_list(self) -> None:
-        with self.assertRaisesRegex(UserError, "names no images"):
+    def test_rejects_an_empty_or_missing_list(self) -> None:
+        with self.assertRaisesRegex(UserError, "lists no images"):
             self.read_list("\n \n")
         with self.assertRaisesRegex(UserError, "is not a file"):
-            sources.ImageList(os.path.join(self.root, "absent.txt"), self.root)
+            sources.ImageList(os.path.join(self.root, "missing.txt"), self.root)
 
-    def test_reads_a_mark_of_byte_order_and_refuses_other_encodings(self) -> None:
+    def test_accepts_a_byte_order_mark_and_rejects_other_encodings(self) -> None:
         self.add("ä.png")
         self.assertLen(self.read_list("\ufeffä.png\n"), 1)
         path = os.path.join(self.root, "list.txt")
         with open(path, "wb") as file:
             file.write("ä.png".encode("latin-1"))
-        with self.assertRaisesRegex(UserError, "list.txt is not text in UTF-8"):
+        with self.assertRaisesRegex(UserError, "list.txt is not UTF-8 text"):
             sources.ImageList(path, self.root)
 
 
 class TorchvisionImagesTest(FilesTestCase):
-    def test_refuses_unknown_names_and_splits(self) -> None:
+    def test_rejects_unknown_names_and_splits(self) -> None:
         with self.assertRaisesRegex(UserError, "'cifar-10'.*did you mean CIFAR10"):
             sources.TorchvisionImages("cifar-10", self.root, "train", download=False)
-        with self.assertRaisesRegex(UserError, "'unlabeled' is no split of CIFAR10"):
+        with self.assertRaisesRegex(UserError, "'unlabeled' is not a split of CIFAR10"):
             sources.TorchvisionImages("CIFAR10", self.root, "unlabeled", download=False)
 
     @parameterized.parameters("CIFAR10", "CIFAR100", "STL10", "Imagenette")
-    def test_refuses_data_that_are_not_there(self, name: str) -> None:
+    def test_rejects_missing_data(self, name: str) -> None:
         with self.assertRaisesRegex(UserError, f"{name} is not in .* set download to True"):
             sources.TorchvisionImages(name, self.root, "train", download=False)
 

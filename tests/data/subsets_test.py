@@ -16,7 +16,7 @@ from jigclu.system.errors import UserError
 
 
 def memory(labels: list[int] | None, title: str = "memory") -> sources.ImageArray:
-    """One image a label, filled with its index; five classes."""
+    """Returns one image per label, filled with its index, of five classes."""
     count = 3 if labels is None else len(labels)
     pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
     return sources.ImageArray(title, pixels, list("abcde"), labels)
@@ -26,7 +26,7 @@ LABELS = [0] * 10 + [1] * 25 + [2] * 1 + [4] * 4
 
 
 class SubsetSourceTest(absltest.TestCase):
-    def test_shows_the_images_of_the_whole(self) -> None:
+    def test_selects_images_of_the_source(self) -> None:
         whole = memory([0, 1, 1, 4])
         part = subsets.SubsetSource(whole, subsets.label_array(whole)[:2] + 2)
         part = pickle.loads(pickle.dumps(part))
@@ -35,13 +35,13 @@ class SubsetSourceTest(absltest.TestCase):
         self.assertEqual([part.read(index)[0, 0, 0].item() for index in (0, 1)], [2, 3])
         self.assertEqual(part.name(1), "memory image 3")
 
-    def test_fingerprint_is_of_whole_and_part(self) -> None:
-        prints = {
+    def test_fingerprint_depends_on_source_and_indices(self) -> None:
+        fingerprints = {
             subsets.BalancedSubset(memory(LABELS, title), 0.4, seed).fingerprint(False)
             for title in ("x", "y")
             for seed in (0, 1)
         }
-        self.assertLen(prints, 4)
+        self.assertLen(fingerprints, 4)
 
 
 class ListedSubsetTest(parameterized.TestCase):
@@ -59,46 +59,46 @@ class ListedSubsetTest(parameterized.TestCase):
             Image.new("RGB", (6, 4)).save(f"{self.root}/train/{file}")
         self.whole = sources.ImageFolder(self.root, "train")
 
-    def listed(self, text: str) -> subsets.ListedSubset:
+    def read_list(self, text: str) -> subsets.ListedSubset:
         path = self.create_tempfile(content=text).full_path
         return subsets.ListedSubset(self.whole, path, self.root)
 
     @parameterized.parameters("n02_1.JPEG\nn01_2.JPEG\n", "n02/n02_1.JPEG\nn01_2.JPEG\n")
-    def test_finds_names_in_the_order_of_the_list(self, text: str) -> None:
-        part = self.listed(text)
+    def test_follows_the_order_of_the_list(self, text: str) -> None:
+        part = self.read_list(text)
         self.assertEqual(part.labels, [1, 0])
         self.assertEndsWith(part.name(0), "train/n02/n02_1.JPEG")
         self.assertEqual(part.classes, ["n01", "n02"])
 
-    def test_a_path_tells_files_of_one_name_apart(self) -> None:
-        self.assertEqual(self.listed("n02/x.JPEG\n").labels, [1])
+    def test_a_class_distinguishes_files_with_the_same_name(self) -> None:
+        self.assertEqual(self.read_list("n02/x.JPEG\n").labels, [1])
 
     @parameterized.parameters(
         (
             "n02_1.JPEG\nn03_1.JPEG\nn03_2.JPEG\n",
-            "2 of the 3 images .* the first are n03_1.JPEG, n03_2.JPEG:",
+            "2 of the 3 images .* the first ones are n03_1.JPEG, n03_2.JPEG:",
         ),
-        ("n02_1.JPEG\nn02_1.JPEG\n", "names n02_1.JPEG twice"),
-        ("x.JPEG\n", "more than one: name it as <class>/<file>"),
-        ("", "names no images"),
+        ("n02_1.JPEG\nn02_1.JPEG\n", "lists n02_1.JPEG twice"),
+        ("x.JPEG\n", "more than one: list it as <class>/<file>"),
+        ("", "lists no images"),
     )
-    def test_refuses_lists(self, text: str, message: str) -> None:
+    def test_rejects_invalid_lists(self, text: str, message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
-            self.listed(text)
+            self.read_list(text)
 
-    def test_downloads_once(self) -> None:
-        address, folder = "https://example.org/lists/1percent.txt", f"{self.root}/lists"
-        answer = mock.mock_open(read_data=b"n02_1.JPEG\n")
-        with mock.patch("urllib.request.urlopen", answer) as opened:
+    def test_lists_are_downloaded_once(self) -> None:
+        url, folder = "https://example.org/lists/1percent.txt", f"{self.root}/lists"
+        response = mock.mock_open(read_data=b"n02_1.JPEG\n")
+        with mock.patch("urllib.request.urlopen", response) as opened:
             for _ in range(2):
-                self.assertEqual(subsets.ListedSubset(self.whole, address, folder).labels, [1])
+                self.assertEqual(subsets.ListedSubset(self.whole, url, folder).labels, [1])
         opened.assert_called_once()
         self.assertEqual(os.listdir(folder), ["1percent.txt"])
 
-    def test_what_is_wrong_with_a_downloaded_list_names_the_copy(self) -> None:
-        answer = mock.mock_open(read_data=b"<html>sign in\n")
+    def test_errors_in_a_downloaded_list_name_the_local_copy(self) -> None:
+        response = mock.mock_open(read_data=b"<html>sign in\n")
         with (
-            mock.patch("urllib.request.urlopen", answer),
+            mock.patch("urllib.request.urlopen", response),
             self.assertRaisesRegex(UserError, f"1 of the 1 images of {self.root}/lists/a.txt"),
         ):
             subsets.ListedSubset(self.whole, "https://example.org/a.txt", f"{self.root}/lists")
@@ -106,12 +106,12 @@ class ListedSubsetTest(parameterized.TestCase):
     @parameterized.parameters(
         OSError("no route"), http.client.IncompleteRead(b"n02_1.JPEG", 90), ValueError("bad port")
     )
-    def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(
+    def test_failed_downloads_leave_no_file_and_suggest_a_local_path(
         self, error: Exception
     ) -> None:
         with (
             mock.patch("urllib.request.urlopen", side_effect=error),
-            self.assertRaisesRegex(UserError, "a.txt cannot be downloaded .* give its path"),
+            self.assertRaisesRegex(UserError, "a.txt cannot be downloaded .* pass its path"),
         ):
             subsets.ListedSubset(self.whole, "https://example.org/a.txt", f"{self.root}/lists")
         self.assertEmpty(os.listdir(f"{self.root}/lists"))
@@ -121,7 +121,7 @@ class BalancedSubsetTest(parameterized.TestCase):
     @parameterized.parameters(
         (0.1, {0: 1, 1: 2, 2: 1, 4: 1}), (0.5, {0: 5, 1: 12, 2: 1, 4: 2}), (1.0, Counter(LABELS))
     )
-    def test_takes_the_share_of_every_class(
+    def test_draws_the_fraction_of_every_class(
         self, fraction: float, expected: dict[int, int]
     ) -> None:
         part = subsets.BalancedSubset(memory(LABELS), fraction, seed=0)
@@ -130,7 +130,7 @@ class BalancedSubsetTest(parameterized.TestCase):
         self.assertEqual([LABELS[index] for index in shown], part.labels)
         self.assertLen(set(shown), len(shown))
 
-    def test_is_a_function_of_the_seed(self) -> None:
+    def test_draw_depends_only_on_the_seed(self) -> None:
         draws = [
             [subsets.BalancedSubset(memory(LABELS), 0.5, seed).name(i) for i in range(20)]
             for seed in (0, 0, 1)
@@ -139,24 +139,24 @@ class BalancedSubsetTest(parameterized.TestCase):
         self.assertNotEqual(draws[0], draws[2])
 
     @parameterized.parameters(0.0, 1.5, float("nan"))
-    def test_refuses_fractions(self, fraction: float) -> None:
+    def test_rejects_fractions_out_of_range(self, fraction: float) -> None:
         with self.assertRaisesRegex(UserError, f"fraction is {fraction}"):
             subsets.BalancedSubset(memory(LABELS), fraction, seed=0)
 
-    def test_refuses_unlabeled_images(self) -> None:
+    def test_rejects_unlabeled_sources(self) -> None:
         with self.assertRaisesRegex(UserError, "has no labels"):
             subsets.BalancedSubset(memory(None), 0.5, seed=0)
 
 
 class HeldOutTest(parameterized.TestCase):
-    def test_parts_are_disjoint_and_everything(self) -> None:
+    def test_parts_are_disjoint_and_complete(self) -> None:
         labels = [0] * 10 + [1] * 30
         parts = [subsets.HeldOut(memory(labels), 0.2, 7, part) for part in subsets.PARTS]
         self.assertEqual([Counter(part.labels) for part in parts], [{0: 8, 1: 24}, {0: 2, 1: 6}])
         names = [part.name(index) for part in parts for index in range(len(part))]
         self.assertLen(set(names), 40)
 
-    def test_holds_out_other_images_than_a_balanced_draw_of_the_seed(self) -> None:
+    def test_held_out_and_balanced_draws_of_one_seed_are_independent(self) -> None:
         whole = memory([0] * 100 + [1] * 100)
         held_out = subsets.HeldOut(whole, 0.3, 0, "held_out")
         drawn = subsets.BalancedSubset(whole, 0.3, 0)
@@ -165,11 +165,11 @@ class HeldOutTest(parameterized.TestCase):
         self.assertBetween(len(first & second), 3, 33)
 
     @parameterized.parameters(
-        ({"fraction": 1.0}, "held_out is 1.0"),
+        ({"fraction": 1.0}, "fraction is 1.0"),
         ({"part": "test"}, "part is 'test'"),
         ({"source": memory(LABELS)}, "class c has too few images"),
     )
-    def test_refuses(self, changes: dict[str, Any], message: str) -> None:
+    def test_rejects_invalid_settings(self, changes: dict[str, Any], message: str) -> None:
         settings: dict[str, Any] = {
             "source": memory([0, 0, 1, 1]),
             "fraction": 0.5,
@@ -181,21 +181,21 @@ class HeldOutTest(parameterized.TestCase):
 
 
 class CheckLabeledTest(absltest.TestCase):
-    def refused(self, train: Any, val: Any, message: str) -> None:
+    def assert_rejected(self, train: Any, val: Any, message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
             subsets.check_labeled(train, val, "source", "val")
 
-    def test_accepts_and_refuses(self) -> None:
+    def test_accepts_matching_sources_and_rejects_others(self) -> None:
         train, val = memory([0, 1], "train"), memory([1, 4], "val")
         subsets.check_labeled(train, val, "source", "val")
-        self.refused(train, memory(None), "val has no labels")
-        self.refused(train, train, "train image 0 is in source and in val")
+        self.assert_rejected(train, memory(None), "val has no labels")
+        self.assert_rejected(train, train, "train image 0 is in both source and val")
         pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
         other = sources.ImageArray("val", pixels, list("abcdx"), [0, 1])
-        self.refused(train, other, "source has 5 classes and val 5; .*different are: e, x")
+        self.assert_rejected(train, other, "source has 5 classes and val 5; .*differ in e, x")
         one = [sources.ImageArray(title, pixels, ["a"], [0, 0]) for title in ("train", "val")]
-        self.refused(one[0], one[1], "source has images of one class, a")
-        self.refused(train, memory([1, 1], "val"), "val has images of one class, b")
+        self.assert_rejected(one[0], one[1], "source only has images of class a")
+        self.assert_rejected(train, memory([1, 1], "val"), "val only has images of class b")
 
 
 if __name__ == "__main__":

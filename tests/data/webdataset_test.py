@@ -28,7 +28,7 @@ class WebDatasetImagesTest(parameterized.TestCase):
         self.write("a.tar", range(4))
 
     def write(self, name: str, indices: range, labels: bool = True) -> None:
-        """Writes images of the tree: the label before the image, beside other files."""
+        """Writes images of the tree as samples of a label, an image and another file."""
         with tarfile.open(self.root / name, "w") as tar:
             for index in indices:
                 assert self.source.labels is not None
@@ -44,7 +44,7 @@ class WebDatasetImagesTest(parameterized.TestCase):
     def open(self) -> WebDatasetImages:
         return WebDatasetImages(str(self.root), "*.tar", str(self.folder / "index"))
 
-    def test_images_and_labels_in_the_order_of_shards(self) -> None:
+    def test_reads_images_and_labels_in_the_order_of_shards(self) -> None:
         images = self.open()
         self.assertLen(images, 7)
         self.assertEqual(images.labels, self.source.labels)
@@ -53,29 +53,29 @@ class WebDatasetImagesTest(parameterized.TestCase):
             self.assertTrue(torch.equal(images.read(index), self.source.read(index)))
         self.assertEqual(images.name(5), f"{self.root}/b.tar image 1")
 
-    def test_splits_side_by_side_are_told_apart_by_a_pattern(self) -> None:
+    def test_pattern_selects_a_split(self) -> None:
         index = str(self.folder / "index")
         self.assertLen(WebDatasetImages(str(self.root), "a*.tar", index), 4)
         self.assertLen(WebDatasetImages(str(self.root), "b*.tar", index), 3)
-        with self.assertRaisesRegex(UserError, r"holds no c\*\.tar: expected the shards"):
+        with self.assertRaisesRegex(UserError, r"contains no c\*\.tar: expected tar shards"):
             WebDatasetImages(str(self.root), "c*.tar", index)
 
-    def test_two_images_of_one_name_are_refused(self) -> None:
+    def test_rejects_samples_with_two_images(self) -> None:
         with tarfile.open(self.root / "c.tar", "w") as tar:
             for suffix in ("png", "seg.png"):
                 tar.addfile(tarfile.TarInfo(f"0.{suffix}"), io.BytesIO())
         with self.assertRaisesRegex(UserError, r"c\.tar: 0\.seg\.png is a second image"):
             self.open()
 
-    def test_a_shard_is_read_through_once(self) -> None:
+    def test_shards_are_indexed_once(self) -> None:
         first = self.open()
-        with mock.patch.object(webdataset, "_looked_up") as looked_up:
+        with mock.patch.object(webdataset, "_index_shard") as index_shard:
             second = self.open()
-        looked_up.assert_not_called()
+        index_shard.assert_not_called()
         self.assertEqual(first.fingerprint(True), second.fingerprint(True))
         self.assertTrue(torch.equal(first.read(3), second.read(3)))
 
-    def test_another_shard_of_the_same_name_is_looked_up(self) -> None:
+    def test_changed_shards_are_indexed_again(self) -> None:
         before = self.open()
         self.write("b.tar", range(5, 7))
         os.utime(self.root / "b.tar", ns=(1, 1))
@@ -84,40 +84,40 @@ class WebDatasetImagesTest(parameterized.TestCase):
         self.assertTrue(torch.equal(after.read(4), self.source.read(5)))
         self.assertNotEqual(before.fingerprint(False), after.fingerprint(False))
 
-    def test_unlabeled(self) -> None:
+    def test_shards_without_labels_are_unlabeled(self) -> None:
         self.write("a.tar", range(4), labels=False)
         self.write("b.tar", range(4, 7), labels=False)
         images = self.open()
         self.assertIsNone(images.labels)
         self.assertEqual(images.classes, [])
 
-    def test_labels_of_a_part(self) -> None:
+    def test_rejects_shards_with_some_labels_missing(self) -> None:
         self.write("b.tar", range(4, 7), labels=False)
         with self.assertRaisesRegex(UserError, "3 of 7 images have no .cls"):
             self.open()
 
-    def test_a_shard_that_is_cut_off(self) -> None:
+    def test_rejects_truncated_shards(self) -> None:
         path = self.root / "b.tar"
         path.write_bytes(path.read_bytes()[:3000])
-        with self.assertRaisesRegex(UserError, "b.tar is damaged"):
+        with self.assertRaisesRegex(UserError, "b.tar is corrupt"):
             self.open()
 
-    def test_no_tar(self) -> None:
+    def test_rejects_files_that_are_not_tar(self) -> None:
         (self.root / "b.tar").write_bytes(b"nothing" * 200)
-        with self.assertRaisesRegex(UserError, "b.tar is damaged, or no tar"):
+        with self.assertRaisesRegex(UserError, "b.tar is corrupt or not an uncompressed tar"):
             self.open()
 
-    def test_no_images(self) -> None:
+    def test_rejects_shards_without_images(self) -> None:
         with tarfile.open(self.root / "c.tar", "w") as tar:
             tar.addfile(tarfile.TarInfo("readme.txt"))
-        with self.assertRaisesRegex(UserError, "c.tar holds no images"):
+        with self.assertRaisesRegex(UserError, "c.tar contains no images"):
             self.open()
 
-    def test_no_shards(self) -> None:
-        with self.assertRaisesRegex(UserError, "holds no ..tar"):
+    def test_rejects_folders_without_shards(self) -> None:
+        with self.assertRaisesRegex(UserError, "contains no ..tar"):
             WebDatasetImages(str(self.folder), "*.tar", str(self.folder / "index"))
 
-    def test_an_index_folder_that_cannot_be_written(self) -> None:
+    def test_rejects_an_index_folder_that_cannot_be_written(self) -> None:
         (self.folder / "index").write_text("a file")
         with self.assertRaisesRegex(UserError, "index_folder .* cannot be written"):
             self.open()

@@ -27,7 +27,7 @@ PUBLISHED = AugmentationSettings(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
 )
-# Shows pixels in [0, 1] as they are.
+# Does not change pixels in [0, 1].
 PLAIN = dataclasses.replace(PUBLISHED, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 ADJUST = (
     functional.adjust_brightness,
@@ -40,7 +40,7 @@ ADJUST = (
 def random_patches(count: int, size: int = 24) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     patches = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    patches[:, :, :3] = patches[:, :1, :3]  # Some gray rows: hue and chroma are 0 / 0 there.
+    patches[:, :, :3] = patches[:, :1, :3]  # Gray rows, whose hue is 0 / 0.
     patches[:, :, 0, 0] = 0
     return patches
 
@@ -55,8 +55,8 @@ def identity(count: int) -> AugmentationParameters:
     )
 
 
-def one_by_one(patch: Tensor, row: AugmentationParameters, radius: int) -> Tensor:
-    """Augments one patch with torchvision's own operations: float [3, size, size]."""
+def augment_with_torchvision(patch: Tensor, row: AugmentationParameters, radius: int) -> Tensor:
+    """Augments one patch with torchvision's operations: float [3, size, size]."""
     image = patch.float() / 255
     for operation in row.order.tolist():
         image = ADJUST[operation](image, row.factors[operation].item())
@@ -68,7 +68,7 @@ def one_by_one(patch: Tensor, row: AugmentationParameters, radius: int) -> Tenso
 
 
 class AugmentTest(parameterized.TestCase):
-    def test_identity_normalizes_only(self) -> None:
+    def test_identity_only_normalizes(self) -> None:
         patches = random_patches(2)
         expected = functional.normalize(
             patches.float() / 255, list(PUBLISHED.mean), list(PUBLISHED.std)
@@ -81,7 +81,7 @@ class AugmentTest(parameterized.TestCase):
         (augment.SATURATION, [0.0, 0.6, 1.4]),
         (augment.HUE, [-0.5, -0.1, 0.07, 0.37]),
     )
-    def test_each_color_operation_is_torchvisions(
+    def test_each_color_operation_equals_torchvisions(
         self, operation: int, values: list[float]
     ) -> None:
         patches = random_patches(len(values))
@@ -92,18 +92,18 @@ class AugmentTest(parameterized.TestCase):
             expected = ADJUST[operation](patch.float() / 255, value)
             torch.testing.assert_close(image, expected, atol=2e-6, rtol=0)
 
-    def test_drawn_composition_is_torchvisions_in_each_patchs_order(self) -> None:
+    def test_composition_equals_torchvisions_in_the_order_of_each_patch(self) -> None:
         patches = random_patches(48)
         parameters = augment.draw_augmentation(PLAIN, seed=1, step=2, count=48)
         self.assertGreater(len(parameters.order.unique(dim=0)), 12)
         actual = augment.augment(patches, parameters, PLAIN)
         for index, patch in enumerate(patches):
             row = AugmentationParameters._make(values[index] for values in parameters)
-            expected = one_by_one(patch, row, radius=6)
-            # Hue turns one rounding of a nearly gray pixel into more: hence not 1e-6.
+            expected = augment_with_torchvision(patch, row, radius=6)
+            # The hue of nearly gray pixels amplifies rounding, so the tolerance is not 1e-6.
             torch.testing.assert_close(actual[index], expected, atol=1e-4, rtol=0)
 
-    def test_flip_mirrors_only_the_flipped(self) -> None:
+    def test_flip_only_mirrors_chosen_patches(self) -> None:
         patches = random_patches(2)
         flip = torch.tensor([True, False])
         actual = augment.augment(patches, identity(2)._replace(flip=flip), PLAIN)
@@ -111,14 +111,14 @@ class AugmentTest(parameterized.TestCase):
         self.assertTrue(torch.equal(actual[0], plain[0].flip(-1)))
         self.assertTrue(torch.equal(actual[1], plain[1]))
 
-    def test_grayscale_has_equal_channels_of_the_same_luma(self) -> None:
+    def test_grayscale_sets_all_channels_to_the_luma(self) -> None:
         red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).repeat(2, 1, 2, 2)
         grayscale = torch.tensor([True, False])
         actual = augment.augment(red, identity(2)._replace(grayscale=grayscale), PLAIN)
         np.testing.assert_allclose(actual[0], 0.2989, atol=1e-6)
         np.testing.assert_array_equal(actual[1, :, 0, 0], [1, 0, 0])
 
-    def test_blur_is_a_convolution_with_a_normalized_gaussian(self) -> None:
+    def test_blur_convolves_with_a_normalized_gaussian(self) -> None:
         patches = torch.zeros(3, 3, 31, 31, dtype=torch.uint8)
         patches[:, :, 15, 15] = 255
         sigmas = [0.0, 0.5, 2.0]
@@ -133,13 +133,13 @@ class AugmentTest(parameterized.TestCase):
             np.testing.assert_allclose(image, np.stack([expected] * 3), atol=1e-6)
 
     @parameterized.parameters(1, 2, 5, 8)
-    def test_blur_of_small_patches_keeps_a_constant(self, size: int) -> None:
+    def test_blur_keeps_constant_patches_of_any_size(self, size: int) -> None:
         patches = torch.full((1, 3, size, size), 100, dtype=torch.uint8)
         parameters = identity(1)._replace(sigma=torch.tensor([2.0]))
         actual = augment.augment(patches, parameters, PLAIN)
         np.testing.assert_allclose(actual, np.full((1, 3, size, size), 100 / 255), atol=1e-6)
 
-    def test_compiles_whole_and_once(self) -> None:
+    def test_compiles_once_without_graph_breaks(self) -> None:
         patches = random_patches(8)
         compiled = torch.compile(augment.augment, fullgraph=True)
         for step in range(3):
@@ -151,7 +151,7 @@ class AugmentTest(parameterized.TestCase):
 
 
 class DrawTest(parameterized.TestCase):
-    def test_is_fixed_by_seed_and_step(self) -> None:
+    def test_draws_depend_only_on_seed_and_step(self) -> None:
         first = augment.draw_augmentation(PUBLISHED, seed=3, step=7, count=64)
         again = augment.draw_augmentation(PUBLISHED, seed=3, step=7, count=64)
         for name, one, same in zip(first._fields, first, again, strict=True):
@@ -161,7 +161,7 @@ class DrawTest(parameterized.TestCase):
             for name, one, different in zip(first._fields, first, other, strict=True):
                 self.assertFalse(torch.equal(one, different), name)
 
-    def test_has_the_published_distribution(self) -> None:
+    def test_draws_have_the_published_distribution(self) -> None:
         count = 20_000
         drawn = augment.draw_augmentation(PUBLISHED, seed=0, step=0, count=count)
         jittered = (drawn.factors != torch.tensor([1.0, 1.0, 1.0, 0.0])).any(1)
@@ -183,7 +183,7 @@ class DrawTest(parameterized.TestCase):
         self.assertLen(orders, 24)
         self.assertLess((orders / count - 1 / 24).abs().max().item(), 0.01)
 
-    def test_select_rows_is_augmenting_a_part(self) -> None:
+    def test_selected_rows_augment_the_selected_patches(self) -> None:
         patches = random_patches(6)
         drawn = augment.draw_augmentation(PUBLISHED, seed=0, step=0, count=6)
         rows = torch.tensor([4, 1])

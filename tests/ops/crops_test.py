@@ -23,7 +23,7 @@ class RandomResizedCropTest(parameterized.TestCase):
         size=[(1, 1), (1, 90), (90, 1), (3, 2), (50, 50), (300, 400), (20, 500)],
         ratio=[RATIO, (1.0, 1.0), (0.1, 0.2), (5.0, 8.0)],
     )
-    def test_lies_inside_its_region(
+    def test_crops_lie_inside_their_region(
         self, size: tuple[int, int], ratio: tuple[float, float]
     ) -> None:
         boxes = draw(Box(7, 11, *size), 300, ratio)
@@ -35,7 +35,7 @@ class RandomResizedCropTest(parameterized.TestCase):
         self.assertLessEqual((left + width).max(), 11 + size[1])
 
     @parameterized.parameters((240, 240), (200, 320), (100, 400))
-    def test_follows_the_law_of_torchvision(self, height: int, width: int) -> None:
+    def test_crops_have_the_distribution_of_torchvisions(self, height: int, width: int) -> None:
         count = 4000
         ours = draw(Box(0, 0, height, width), count)
         torch.manual_seed(0)
@@ -58,17 +58,17 @@ class RandomResizedCropTest(parameterized.TestCase):
         np.testing.assert_allclose(shares, np.linspace(0.2, 1.0, 4000), atol=0.03)
 
     def test_falls_back_to_the_largest_central_crop(self) -> None:
-        # No crop of at least 20 % of this area with a ratio of 3/4 or more is 10 pixels wide.
+        # A crop of at least 20 % of this area and a ratio of 3/4 or more is too wide to fit.
         box = crops.random_resized_crop(np.random.default_rng(0), Box(5, 5, 1000, 9), SCALE, RATIO)
         self.assertEqual(box, (5 + 494, 5, 12, 9))
 
-    def test_is_a_function_of_the_generator(self) -> None:
+    def test_crops_depend_only_on_the_generator(self) -> None:
         region = Box(0, 0, 99, 88)
         np.testing.assert_array_equal(draw(region, 5), draw(region, 5))
 
 
 class DrawsTest(absltest.TestCase):
-    def test_jigsaw_crops_lie_in_their_regions_one_each(self) -> None:
+    def test_jigsaw_crops_are_one_inside_each_region(self) -> None:
         regions = patch_boxes(100, 200, 3, 0.1)
         for seed in range(20):
             random = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ class DrawsTest(absltest.TestCase):
                 self.assertBetween(crop.top, region.top, region.top + region.height - crop.height)
                 self.assertBetween(crop.left, region.left, region.left + region.width - crop.width)
 
-    def test_two_views_are_two_draws_from_the_whole_image(self) -> None:
+    def test_two_views_are_independent_crops_of_the_whole_image(self) -> None:
         views = crops.two_views(np.random.default_rng(3), 100, 200, scale=SCALE, ratio=RATIO)
         random = np.random.default_rng(3)
         expected = [
@@ -91,12 +91,12 @@ class DrawsTest(absltest.TestCase):
 
 class CheckCropTest(parameterized.TestCase):
     @parameterized.parameters((0.0, 1.0), (0.5, 0.2), (0.2, 1.1))
-    def test_refuses_a_bad_scale(self, low: float, high: float) -> None:
+    def test_rejects_scales_out_of_range(self, low: float, high: float) -> None:
         with self.assertRaisesRegex(UserError, "crop_scale is"):
             crops.check_crop((low, high), RATIO)
 
     @parameterized.parameters((0.0, 1.0), (2.0, 1.0))
-    def test_refuses_a_bad_ratio(self, low: float, high: float) -> None:
+    def test_rejects_ratios_out_of_range(self, low: float, high: float) -> None:
         with self.assertRaisesRegex(UserError, "crop_ratio is"):
             crops.check_crop(SCALE, (low, high))
 

@@ -9,7 +9,7 @@ from jigclu.system.errors import UserError
 
 
 class PatchBoxesTest(parameterized.TestCase):
-    def test_published_grid_in_published_order(self) -> None:
+    def test_published_regions_in_published_order(self) -> None:
         boxes = jigsaw.patch_boxes(height=100, width=200, grid=2, cross_ratio=0.3)
         top_left, bottom_left, top_right, bottom_right = boxes
         self.assertEqual(top_left, (0, 0, 80, 160))
@@ -32,7 +32,7 @@ class PatchBoxesTest(parameterized.TestCase):
             self.assertBetween(left, 0, width - box_width)
             covered[top : top + box_height, left : left + box_width] += 1
         if min(size) >= 64:
-            # Without overlap rounding may leave a line of one pixel uncovered.
+            # Without overlap, rounding can leave lines of one pixel uncovered.
             self.assertGreater((covered > 0).mean(), 0.95)
         self.assertTrue(covered[0, 0] and covered[-1, 0] and covered[0, -1] and covered[-1, -1])
 
@@ -54,7 +54,7 @@ class PatchBoxesTest(parameterized.TestCase):
 
 class MontageTest(parameterized.TestCase):
     @parameterized.parameters(2, 3, 4)
-    def test_every_slot_lies_whole_in_its_montage(self, grid: int) -> None:
+    def test_every_slot_has_its_place_in_a_montage(self, grid: int) -> None:
         slots = torch.randn(5 * grid**2, 3, 6, 4)
         montages = jigsaw.stitch_montages(slots, grid)
         self.assertEqual(montages.shape, (5, 3, 6 * grid, 4 * grid))
@@ -63,6 +63,15 @@ class MontageTest(parameterized.TestCase):
             row, column = divmod(place, grid)
             shown = montages[montage, :, 6 * row : 6 * (row + 1), 4 * column : 4 * (column + 1)]
             self.assertTrue(torch.equal(shown, slot))
+
+    def test_example_in_the_module_docstring(self) -> None:
+        images = torch.arange(2 * 4).view(2, 4, 1, 1, 1)  # a0 is 0, a1 is 1, b0 is 4, b3 is 7.
+        in_patch_order = images.transpose(0, 1).flatten(0, 1)
+        slots = in_patch_order[[7, 0, 4, 1, 2, 3, 5, 6]]
+        b3_a0_a2_b0, a1_b1_b2_a3 = [[7, 0], [2, 4]], [[1, 5], [6, 3]]
+        self.assertEqual(
+            jigsaw.stitch_montages(slots, 2)[:, 0].tolist(), [b3_a0_a2_b0, a1_b1_b2_a3]
+        )
 
     def test_slots_are_row_major(self) -> None:
         slots = torch.arange(4).reshape(4, 1, 1, 1)
@@ -82,25 +91,27 @@ class SplitFeaturesTest(parameterized.TestCase):
         np.testing.assert_allclose(actual.numpy(), np.stack(expected), atol=1e-6)
 
     @parameterized.parameters((2, 8), (4, 8), (3, 9))
-    def test_resizing_changes_nothing_on_a_map_of_that_size(self, grid: int, side: int) -> None:
+    def test_resizing_a_map_to_its_own_size_changes_nothing(self, grid: int, side: int) -> None:
         features = torch.randn(2, 5, side, side)
         torch.testing.assert_close(
             jigsaw.split_features(features, grid, side), jigsaw.split_features(features, grid, None)
         )
 
     def test_resized_map_keeps_slots_in_place(self) -> None:
-        # Each of 3x3 slots is constant on a 6x6 map; resized to 9x9 its middle still is.
+        # Each of 3x3 slots is constant on a 6x6 map; resizing to 9x9 nearly keeps its mean.
         slots = torch.arange(9.0).view(1, 1, 3, 3)
         features = slots.repeat_interleave(2, 2).repeat_interleave(2, 3)
         actual = jigsaw.split_features(features, 3, 9)
         self.assertEqual(actual.flatten().round().int().tolist(), list(range(9)))
 
     @parameterized.parameters((None, 3), (8, 2), (6, 3), (2, 2))
-    def test_accepts_multiples_of_the_grid(self, pooling_map: int | None, grid: int) -> None:
+    def test_pooling_map_may_be_a_multiple_of_the_grid(
+        self, pooling_map: int | None, grid: int
+    ) -> None:
         jigsaw.check_pooling_map(pooling_map, grid)
 
     @parameterized.parameters((7, 2), (8, 3), (0, 2), (-8, 2), (1, 2))
-    def test_rejects_a_size_that_the_grid_does_not_divide(self, size: int, grid: int) -> None:
+    def test_rejects_pooling_maps_that_the_grid_does_not_divide(self, size: int, grid: int) -> None:
         with self.assertRaisesRegex(
             UserError, f"pooling_map is {size}; .* multiple of grid = {grid}"
         ):
@@ -108,7 +119,7 @@ class SplitFeaturesTest(parameterized.TestCase):
 
 
 class PermutationTest(absltest.TestCase):
-    def test_is_a_permutation_fixed_by_seed_and_step(self) -> None:
+    def test_permutation_depends_only_on_seed_and_step(self) -> None:
         first = jigsaw.global_permutation(seed=3, step=7, count=64)
         self.assertEqual(sorted(first.tolist()), list(range(64)))
         self.assertTrue(torch.equal(first, jigsaw.global_permutation(3, 7, 64)))

@@ -16,19 +16,19 @@ BASE_TEMPERATURE = 0.07
 
 
 def masked_loss(embeddings: np.ndarray, image: np.ndarray) -> float:
-    """The loss as the published code has it: over all pairs of patches, with masks.
+    """Computes the loss as the published code does, over all pairs of patches with masks.
 
     Args:
       embeddings: [slots, channels], in any order.
-      image: int [slots], the image that each slot's patch is of.
+      image: int [slots], the image of each slot's patch.
     """
     logits = embeddings @ embeddings.T / TEMPERATURE
     logits -= logits.max(axis=1, keepdims=True)
     other = 1.0 - np.eye(len(image))
     sibling = (image[:, None] == image[None, :]) * other
     log_softmax = logits - np.log((np.exp(logits) * other).sum(axis=1, keepdims=True))
-    of_anchors = (sibling * log_softmax).sum(axis=1) / sibling.sum(axis=1)
-    return float(-TEMPERATURE / BASE_TEMPERATURE * of_anchors.mean())
+    per_anchor = (sibling * log_softmax).sum(axis=1) / sibling.sum(axis=1)
+    return float(-TEMPERATURE / BASE_TEMPERATURE * per_anchor.mean())
 
 
 def finite_differences(embeddings: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -53,30 +53,30 @@ def clustering_loss(embeddings: Tensor, first: int, count: int) -> Tensor:
 
 class EmbeddingsByImageTest(parameterized.TestCase):
     @parameterized.parameters((2, 1), (2, 5), (3, 4))
-    def test_every_vector_returns_to_its_image_and_patch(self, grid: int, batch: int) -> None:
+    def test_embeddings_return_to_their_image_and_patch(self, grid: int, batch: int) -> None:
         permutation = jigsaw.global_permutation(0, 0, batch * grid**2)
-        # The vector of a slot says which patch it shows, and of which image.
-        shown = torch.stack([permutation % batch, permutation // batch], dim=1)
-        actual = losses.embeddings_by_image(shown, permutation, grid)
+        # The embedding of each slot contains the image and patch number that it shows.
+        embeddings = torch.stack([permutation % batch, permutation // batch], dim=1)
+        actual = losses.embeddings_by_image(embeddings, permutation, grid)
         image, patch = torch.meshgrid(torch.arange(batch), torch.arange(grid**2), indexing="ij")
         self.assertTrue(torch.equal(actual, torch.stack([image, patch], dim=2)))
 
 
 class ClusteringLossTest(parameterized.TestCase):
-    def test_by_hand(self) -> None:
-        # Two images of two patches: siblings alike, images at right angles. Of an
-        # anchor's three others one has cosine 1 and two have cosine 0.
+    def test_loss_by_hand(self) -> None:
+        # Two images of two patches: equal within an image, orthogonal between images. Each anchor
+        # has cosine 1 to one of the other three patches and cosine 0 to two.
         embeddings = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
         actual = losses.clustering_loss(embeddings, 0, 2, temperature=0.5, base_temperature=0.25)
         self.assertAlmostEqual(actual.item(), 2 * (math.log(math.exp(2) + 2) - 2), places=6)
 
-    def test_identical_embeddings_cannot_tell_the_others_apart(self) -> None:
+    def test_identical_embeddings_give_the_log_of_the_number_of_others(self) -> None:
         embeddings = random_embeddings(7).expand(5, 4, 7)
         expected = TEMPERATURE / BASE_TEMPERATURE * math.log(5 * 4 - 1)
         self.assertAlmostEqual(clustering_loss(embeddings, 0, 5).item(), expected, places=9)
 
     @parameterized.parameters((2, 3), (3, 2), (2, 1))
-    def test_value_and_gradient_are_those_of_the_masked_loss(self, grid: int, batch: int) -> None:
+    def test_value_and_gradient_equal_the_masked_loss(self, grid: int, batch: int) -> None:
         permutation = jigsaw.global_permutation(1, 2, batch * grid**2)
         embeddings = random_embeddings(batch * grid**2, 5).requires_grad_()
         by_image = losses.embeddings_by_image(embeddings, permutation, grid)
@@ -87,7 +87,7 @@ class ClusteringLossTest(parameterized.TestCase):
         np.testing.assert_allclose(gradient, finite_differences(slots, image), atol=1e-8)
 
     @parameterized.parameters(1, 2, 3, 6)
-    def test_anchors_of_all_ranks_average_to_the_whole(self, ranks: int) -> None:
+    def test_losses_of_all_ranks_average_to_the_whole(self, ranks: int) -> None:
         embeddings = random_embeddings(6, 4, 5)
         count = 6 // ranks
         parts = [clustering_loss(embeddings, rank * count, count) for rank in range(ranks)]
@@ -95,7 +95,7 @@ class ClusteringLossTest(parameterized.TestCase):
         torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-12, atol=0)
 
     @parameterized.parameters(1, 5, 8, 23)
-    def test_piece_by_piece_is_the_same(self, at_once: int) -> None:
+    def test_rows_in_pieces_give_the_same_loss_and_gradient(self, at_once: int) -> None:
         embeddings = random_embeddings(6, 4, 5).requires_grad_()
         whole = clustering_loss(embeddings, 0, 6)
         (gradient,) = torch.autograd.grad(whole, embeddings)
@@ -107,24 +107,24 @@ class ClusteringLossTest(parameterized.TestCase):
         torch.testing.assert_close(piecewise, gradient, rtol=1e-10, atol=1e-14)
         torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-12, atol=0)
 
-    def test_no_tensor_grows_with_the_square_of_the_patches(self) -> None:
+    def test_saved_tensors_do_not_grow_with_the_square_of_the_patches(self) -> None:
         embeddings = random_embeddings(16, 4, 3).requires_grad_()
-        kept: list[int] = []
+        sizes: list[int] = []
 
-        def keep(tensor: Tensor) -> Tensor:
-            kept.append(tensor.numel())
+        def save(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel())
             return tensor
 
         with (
             mock.patch.object(losses, "ANCHORS_AT_ONCE", 8),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
         ):
             clustering_loss(embeddings, 0, 16)
-        # Of the 64 x 64 cosines; siblings and embeddings have 16 * 4 * 4 and 64 * 3.
-        self.assertNotEmpty(kept)
-        self.assertLessEqual(max(kept), 256)
+        # All cosines are 64 * 64 numbers, those to siblings 16 * 4 * 4, the embeddings 64 * 3.
+        self.assertNotEmpty(sizes)
+        self.assertLessEqual(max(sizes), 256)
 
-    def test_piece_by_piece_compiles_whole(self) -> None:
+    def test_rows_in_pieces_compile_without_graph_breaks(self) -> None:
         embeddings = random_embeddings(6, 4, 5).requires_grad_()
         whole = clustering_loss(embeddings, 0, 6)
         (gradient,) = torch.autograd.grad(whole, embeddings)
@@ -135,7 +135,7 @@ class ClusteringLossTest(parameterized.TestCase):
         torch.testing.assert_close(loss, whole, rtol=1e-10, atol=0)
         torch.testing.assert_close(piecewise, gradient, rtol=1e-8, atol=1e-12)
 
-    def test_falls_as_siblings_meet(self) -> None:
+    def test_loss_falls_as_siblings_approach_each_other(self) -> None:
         scattered = random_embeddings(4, 4, 8)
         centers = scattered.mean(1, keepdim=True)
         values = [
@@ -145,7 +145,7 @@ class ClusteringLossTest(parameterized.TestCase):
         self.assertGreater(values[0], values[1])
         self.assertGreater(values[1], values[2])
 
-    def test_float32_stands_a_low_temperature(self) -> None:
+    def test_loss_is_stable_at_low_temperature(self) -> None:
         embeddings = random_embeddings(4, 4, 8).float().requires_grad_()
         loss = losses.clustering_loss(embeddings, 0, 4, 0.005, 0.005)
         (gradient,) = torch.autograd.grad(loss, embeddings)
@@ -155,14 +155,14 @@ class ClusteringLossTest(parameterized.TestCase):
 
 
 class LocationLossTest(absltest.TestCase):
-    def test_by_hand(self) -> None:
-        # Softmax gives the true class 3/6, 1/4 (its rival has 1/4 as well) and 1/6.
+    def test_loss_and_accuracy_by_hand(self) -> None:
+        # The true classes have probability 3/6, 1/4 (all classes tie) and 1/6.
         logits = torch.tensor([[3.0, 1, 1, 1], [1, 1, 1, 1], [3, 1, 1, 1]]).log()
         loss, accuracy = losses.location_loss(logits, torch.tensor([0, 3, 1]))
         self.assertAlmostEqual(loss.item(), math.log(2 * 4 * 6) / 3, places=6)
         self.assertAlmostEqual(accuracy.item(), 1 / 3, places=6)
 
-    def test_gradient_is_softmax_minus_truth(self) -> None:
+    def test_gradient_is_softmax_minus_one_hot(self) -> None:
         logits = torch.tensor([[3.0, 1, 1, 1], [1, 1, 1, 1]]).log().requires_grad_()
         loss, _ = losses.location_loss(logits, torch.tensor([0, 2]))
         (gradient,) = torch.autograd.grad(loss, logits)

@@ -1,4 +1,4 @@
-"""Counts and scores against hand-computed ones."""
+"""Tests of jigclu.ops.metrics: counts and scores by hand."""
 
 import torch
 from absl.testing import absltest
@@ -9,13 +9,13 @@ CPU = torch.device("cpu")
 
 
 class ScoresTest(absltest.TestCase):
-    def test_hand_computed(self) -> None:
+    def test_counts_and_scores_by_hand(self) -> None:
         logits = torch.tensor(
             [
-                [9.0, 8, 7, 6, 5, 4, 3],  # class 0: right
+                [9.0, 8, 7, 6, 5, 4, 3],  # class 0: correct
                 [9.0, 8, 7, 6, 5, 4, 3],  # class 4: in the top five
-                [9.0, 8, 7, 6, 5, 4, 3],  # class 5: not
-                [3.0, 9, 4, 5, 6, 7, 8],  # class 1: right
+                [9.0, 8, 7, 6, 5, 4, 3],  # class 5: not in the top five
+                [3.0, 9, 4, 5, 6, 7, 8],  # class 1: correct
             ]
         )
         counts = metrics.add(metrics.no_counts(7, CPU), logits, torch.tensor([0, 4, 5, 1]))
@@ -33,7 +33,7 @@ class ScoresTest(absltest.TestCase):
             equal_nan=True,
         )
 
-    def test_fewer_than_five_classes_are_all_in_the_top(self) -> None:
+    def test_top5_of_fewer_than_five_classes_is_1(self) -> None:
         counts = metrics.add(
             metrics.no_counts(3, CPU), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
         )

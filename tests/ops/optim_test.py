@@ -29,7 +29,7 @@ def zeros() -> list[Tensor]:
 
 
 class SgdTest(absltest.TestCase):
-    def test_is_torchs_over_several_steps_of_changing_rate(self) -> None:
+    def test_equals_torch_over_several_steps_with_changing_rates(self) -> None:
         parameters, momenta = random_tensors(0), zeros()
         theirs = [torch.nn.Parameter(value.clone()) for value in parameters]
         optimizer = torch.optim.SGD(theirs, lr=1.0, momentum=0.9, weight_decay=1e-2)
@@ -44,7 +44,7 @@ class SgdTest(absltest.TestCase):
         buffers = [optimizer.state[value]["momentum_buffer"] for value in theirs]
         torch.testing.assert_close(momenta, buffers)
 
-    def test_changes_no_argument(self) -> None:
+    def test_does_not_modify_its_arguments(self) -> None:
         parameters, gradients, momenta = arguments = [random_tensors(seed) for seed in range(3)]
         copies = [random_tensors(seed) for seed in range(3)]
         for optimizer in (SGD, LARS):
@@ -53,7 +53,7 @@ class SgdTest(absltest.TestCase):
 
 
 class LarsTest(parameterized.TestCase):
-    def test_is_its_formula_over_several_steps(self) -> None:
+    def test_equals_the_formula_over_several_steps(self) -> None:
         parameters, momenta = random_tensors(0), zeros()
         weights = [value.double().numpy() for value in parameters]
         velocities = [np.zeros(shape) for shape in SHAPES]
@@ -71,7 +71,7 @@ class LarsTest(parameterized.TestCase):
             np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 
     @parameterized.parameters((0.0, 2.0), (3.0, 0.0), (0.0, 0.0))
-    def test_a_zero_norm_gives_a_plain_step(self, weight: float, gradient: float) -> None:
+    def test_zero_norms_give_plain_steps(self, weight: float, gradient: float) -> None:
         lars = optim.LARS(momentum=0.9, weight_decay=0.0, trust_coefficient=1e-3)
         (moved,), (momentum,) = lars(
             [torch.full((2, 2), weight)],
@@ -85,7 +85,7 @@ class LarsTest(parameterized.TestCase):
 
 class UpdateTest(parameterized.TestCase):
     @parameterized.parameters(SGD, LARS)
-    def test_undoes_the_loss_scale(self, optimizer: optim.Optimizer) -> None:
+    def test_divides_gradients_by_the_loss_scale(self, optimizer: optim.Optimizer) -> None:
         parameters, gradients, momenta = (random_tensors(seed) for seed in range(3))
         rate = torch.tensor(0.1)
         scaled = [1024 * gradient for gradient in gradients]
@@ -99,7 +99,7 @@ class UpdateTest(parameterized.TestCase):
     @parameterized.product(
         optimizer=[SGD, LARS], value=[torch.inf, -torch.inf, torch.nan], tensor=[0, 1, 2]
     )
-    def test_one_bad_element_skips_the_step_to_the_bit(
+    def test_one_nonfinite_element_skips_the_step_bitwise(
         self, optimizer: optim.Optimizer, value: float, tensor: int
     ) -> None:
         parameters, gradients, momenta = (random_tensors(seed) for seed in range(3))
@@ -112,10 +112,10 @@ class UpdateTest(parameterized.TestCase):
             self.assertTrue(all(map(torch.equal, kept, before)))
 
     def test_huge_gradients_are_finite(self) -> None:
-        # Their sum and the sum of their squares are not.
+        # Their sum and the sum of their squares overflow.
         self.assertTrue(optim.all_finite([torch.full((4, 4), 3e38), torch.zeros(2)]))
 
-    def test_compiles_whole_and_once(self) -> None:
+    def test_compiles_once_without_graph_breaks(self) -> None:
         compiled = torch.compile(optim.update, fullgraph=True)
         parameters, momenta = random_tensors(0), zeros()
         for step, rate in enumerate([0.1, 0.05, 0.2]):
@@ -132,7 +132,7 @@ class UpdateTest(parameterized.TestCase):
 
 
 class LossScaleTest(absltest.TestCase):
-    def test_sequence_by_hand(self) -> None:
+    def test_sequence_of_scales_by_hand(self) -> None:
         finite = [True, True, True, True, False, True, True, False, False, True, True, True]
         scales = [8, 8, 16, 16, 8, 8, 8, 4, 2, 2, 2, 4]
         counts = [1, 2, 0, 1, 0, 1, 2, 0, 0, 1, 2, 0]
@@ -144,7 +144,7 @@ class LossScaleTest(absltest.TestCase):
             self.assertEqual((scale.item(), good_steps.item()), expected, f"after step {step}")
         self.assertEqual((scale.dtype, good_steps.dtype), (torch.float32, torch.int64))
 
-    def test_is_that_of_torch(self) -> None:
+    def test_scale_equals_torchs(self) -> None:
         finite = (torch.rand(60, generator=torch.Generator().manual_seed(0)) < 0.8).tolist()
         scale, good_steps = torch.tensor(SCALING.initial), torch.tensor(0)
         theirs, tracker = torch.tensor(SCALING.initial), torch.tensor(0, dtype=torch.int32)
@@ -156,14 +156,14 @@ class LossScaleTest(absltest.TestCase):
 
 
 class PerParameterRatesTest(absltest.TestCase):
-    def test_each_parameter_moves_at_its_own_rate(self) -> None:
+    def test_each_parameter_has_its_own_rate(self) -> None:
         values = [torch.tensor([1.0, 2.0]), torch.tensor([3.0]), torch.tensor([4.0])]
         gradients = [torch.tensor([0.5, 1.0]), torch.tensor([2.0]), torch.tensor([-1.0])]
         momenta = [torch.tensor([1.0, 1.0]), torch.tensor([0.0]), torch.tensor([2.0])]
         sgd = optim.SGD(momentum=0.5, weight_decay=0.0)
         rates = optim.PerParameterRates(optimizer=sgd, factors=(1.0, 10.0, 1.0))
         parameters, new_momenta = rates(values, gradients, momenta, torch.tensor(0.1))
-        # Momenta 0.5 * old + gradient; steps 0.1, 0.1 * 10 and 0.1 of them.
+        # Momenta are 0.5 * old + gradient; steps are 0.1, 0.1 * 10 and 0.1 times the momenta.
         for actual, expected in zip(new_momenta, ([1.0, 1.5], [2.0], [0.0]), strict=True):
             torch.testing.assert_close(actual, torch.tensor(expected))
         for actual, expected in zip(parameters, ([0.9, 1.85], [1.0], [4.0]), strict=True):
@@ -193,7 +193,7 @@ class SettingsTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, f"^{name} is {value}; it must be"):
             dataclasses.replace(SCALING, **{name: value})
 
-    def test_refuses_learning_rates_out_of_range(self) -> None:
+    def test_rejects_learning_rates_out_of_range(self) -> None:
         optim.check_learning_rate(10.0)
         for learning_rate in (0.0, -1.0, float("nan"), float("inf")):
             with self.assertRaisesRegex(UserError, f"learning_rate is {learning_rate}"):

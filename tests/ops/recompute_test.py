@@ -8,7 +8,7 @@ from jigclu.ops.recompute import recompute
 
 
 class RecomputeTest(absltest.TestCase):
-    def test_outputs_and_gradients_are_the_functions(self) -> None:
+    def test_outputs_and_gradients_equal_a_plain_call(self) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
         inputs = torch.randn(5, 3, dtype=torch.float64)
@@ -27,7 +27,7 @@ class RecomputeTest(absltest.TestCase):
         for ours, theirs in zip(actual, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
 
-    def test_runs_twice_and_changes_buffers_once(self) -> None:
+    def test_function_runs_twice_and_updates_buffers_once(self) -> None:
         model = nn.BatchNorm1d(3)
         runs = []
 
@@ -43,17 +43,17 @@ class RecomputeTest(absltest.TestCase):
             self.assertTrue(torch.equal(value, after[name]), name)
         self.assertEqual(runs, [False, True])
 
-    def test_keeps_nothing_but_outputs(self) -> None:
+    def test_saves_no_activations(self) -> None:
         model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(8)])
-        kept: list[int] = []
+        sizes: list[int] = []
 
-        def keep(tensor: Tensor) -> Tensor:
-            kept.append(tensor.numel())
+        def save(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel())
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             recompute(lambda values: (model(values),), model, torch.randn(64, 16))
-        self.assertEmpty(kept)
+        self.assertEmpty(sizes)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ TENTHS = schedules.StepDecay(milestones=[60, 80], factor=0.1)
 
 
 def rate(step: int, steps_per_epoch: int, **changes: Any) -> float:
-    """The published pre-training, but for the changes."""
+    """Returns a learning rate of the published schedule with changes."""
     settings: dict[str, Any] = {
         "learning_rate": 0.03,
         "epochs": 200,
@@ -26,7 +26,7 @@ def rate(step: int, steps_per_epoch: int, **changes: Any) -> float:
 
 
 class LearningRateTest(parameterized.TestCase):
-    # 5004 steps an epoch: ImageNet at batch 256. cos(pi / 4) and cos(pi / 3) are known.
+    # ImageNet at batch size 256 has 5004 steps per epoch.
     @parameterized.parameters(
         (0, 0.03),
         (50, 0.03 * (0.5 + math.sqrt(2) / 4)),
@@ -34,11 +34,13 @@ class LearningRateTest(parameterized.TestCase):
         (150, 0.03 * (0.5 - math.sqrt(2) / 4)),
         (199, 0.03 * math.sin(math.pi / 400) ** 2),
     )
-    def test_published_cosine_is_held_for_an_epoch(self, epoch: int, expected: float) -> None:
+    def test_published_cosine_is_constant_within_an_epoch(
+        self, epoch: int, expected: float
+    ) -> None:
         for step in (0, 1, 2502, 5003):
             self.assertAlmostEqual(rate(5004 * epoch + step, 5004), expected, places=12)
 
-    def test_cosine_per_step_falls_at_every_step(self) -> None:
+    def test_cosine_per_step_decreases_at_every_step(self) -> None:
         rates = [rate(step, 7, epochs=3, per_epoch=False) for step in range(21)]
         self.assertEqual(rates[0], 0.03)
         self.assertTrue(all(before > after for before, after in itertools.pairwise(rates)))
@@ -46,7 +48,7 @@ class LearningRateTest(parameterized.TestCase):
         self.assertAlmostEqual(rates[14], 0.03 * 0.25, places=12)
 
     @parameterized.parameters((0, 10), (59, 10), (60, 1), (79, 1), (80, 0.1), (99, 0.1))
-    def test_steps_by_tenths(self, epoch: int, expected: float) -> None:
+    def test_step_decay_changes_at_milestones(self, epoch: int, expected: float) -> None:
         for step, per_epoch in ((0, True), (3, True), (0, False), (3, False)):
             actual = rate(
                 4 * epoch + step,
@@ -58,8 +60,8 @@ class LearningRateTest(parameterized.TestCase):
             )
             self.assertAlmostEqual(actual, expected, places=12)
 
-    def test_warm_up_grows_evenly_to_the_full_rate(self) -> None:
-        # 10 steps of warm-up: elevenths of the rate, and the whole of it at the eleventh.
+    def test_warm_up_grows_linearly_to_the_full_rate(self) -> None:
+        # 10 steps of warm-up in elevenths of the rate; the 11th step has the full rate.
         rates = [
             rate(step, 4, learning_rate=1.1, decay=TENTHS, warmup_epochs=2.5, epochs=100)
             for step in range(12)
@@ -69,7 +71,7 @@ class LearningRateTest(parameterized.TestCase):
             self.assertAlmostEqual(actual, value, places=12)
 
     @parameterized.parameters(
-        # 4 steps per epoch, 2 of 10 epochs of warm-up: the cosine spans the other 8.
+        # 4 steps per epoch; warm-up takes 2 of 10 epochs and the cosine the other 8.
         (True, 8, 1.0),
         (True, 11, 1.0),
         (True, 24, 0.5),
@@ -77,7 +79,7 @@ class LearningRateTest(parameterized.TestCase):
         (False, 8, 1.0),
         (False, 24, 0.5),
         (False, 32, 0.5 - math.sqrt(2) / 4),
-        # A warm-up that ends within an epoch: the rest of that epoch has the full rate.
+        # If warm-up ends within an epoch, the rest of that epoch has the full rate.
         (True, 7, 1.0, 1.5),
     )
     def test_cosine_starts_at_the_full_rate_after_warm_up_and_spans_the_rest(
@@ -103,14 +105,14 @@ class LearningRateTest(parameterized.TestCase):
 
 
 class PatchSizeTest(parameterized.TestCase):
-    def test_sizes_by_hand(self) -> None:
+    def test_patch_sizes_by_hand(self) -> None:
         smaller = ((2, 64), (5, 96))
         sizes = [schedules.patch_size_at(epoch, 112, smaller) for epoch in range(7)]
         self.assertEqual(sizes, [64, 64, 96, 96, 96, 112, 112])
         self.assertEqual(schedules.patch_size_at(0, 112, ()), 112)
 
     @parameterized.parameters((), ((1, 64),), ((1, 64), (9, 111)))
-    def test_accepts(self, *smaller: tuple[int, int]) -> None:
+    def test_accepts_growing_patches(self, *smaller: tuple[int, int]) -> None:
         schedules.check_patch_sizes(112, smaller, 10)
 
     @parameterized.parameters(
@@ -123,7 +125,7 @@ class PatchSizeTest(parameterized.TestCase):
         ((3, 96), (5, 64)),
         ((3, 64), (5, 64)),
     )
-    def test_refuses(self, *smaller: tuple[int, int]) -> None:
+    def test_rejects_other_sizes_and_epochs(self, *smaller: tuple[int, int]) -> None:
         with self.assertRaisesRegex(UserError, r"smaller_patches is .*\(0, 10\).* = 112"):
             schedules.check_patch_sizes(112, smaller, 10)
 
@@ -134,7 +136,7 @@ class PatchSizeTest(parameterized.TestCase):
 
 class CheckScheduleTest(parameterized.TestCase):
     @parameterized.parameters((200, 0), (1, 0.5))
-    def test_accepts(self, epochs: int, warmup_epochs: float) -> None:
+    def test_accepts_warm_up_shorter_than_the_run(self, epochs: int, warmup_epochs: float) -> None:
         schedules.check_schedule(epochs, warmup_epochs)
 
     @parameterized.parameters(
@@ -143,7 +145,9 @@ class CheckScheduleTest(parameterized.TestCase):
         (10, -1, "warmup_epochs is -1"),
         (10, math.nan, "warmup_epochs is nan"),
     )
-    def test_refuses(self, epochs: int, warmup_epochs: float, message: str) -> None:
+    def test_rejects_epochs_out_of_range(
+        self, epochs: int, warmup_epochs: float, message: str
+    ) -> None:
         with self.assertRaisesRegex(UserError, message):
             schedules.check_schedule(epochs, warmup_epochs)
 

@@ -209,8 +209,8 @@ class LinearTest(TaskTestCase):
         self.assertIn("rows are true classes, columns predicted classes", table)
 
     @parameterized.parameters(
-        ({"learning_rates": ()}, "one or more of each"),
-        ({"learning_rates": (0.1, 0.1)}, "all different"),
+        ({"learning_rates": ()}, r"learning_rates is \(\); it must be one or more"),
+        ({"learning_rates": (0.1, 0.1)}, "one or more different numbers"),
         ({"learning_rates": (0.1, 0.2), "held_out": 1.0}, "held_out is 1.0"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"train_size": 0}, "train_size is 0"),

@@ -124,7 +124,7 @@ class PackTest(parameterized.TestCase):
         pack._write_shard(task, self.workdir, 1)
         # Killed while it wrote the next: files, but no summary of them.
         (self.workdir / "shard_00002.bin").write_bytes(b"half")
-        with self.assertRaisesRegex(UserError, "holds no pack.json: .* not finished"):
+        with self.assertRaisesRegex(UserError, "contains no pack.json: .* not finished"):
             PackedImages(str(self.workdir), verify=False)
         before = (self.workdir / "shard_00001.bin").stat().st_mtime_ns
         images = self.pack()
