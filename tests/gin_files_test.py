@@ -2,16 +2,18 @@
 
 import dataclasses
 import re
+import tempfile
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torchvision
 from absl.testing import absltest, parameterized
-from PIL import Image
 
 from jigclu import config
-from jigclu.ops import optim
+from jigclu.methods.jigsaw import Jigsaw
+from jigclu.methods.simclr import SimClr
+from jigclu.ops import optim, schedules
 from jigclu.tasks.benchmark.task import BenchmarkTask
 from jigclu.tasks.export import ExportTask
 from jigclu.tasks.finetune import FinetuneTask
@@ -20,9 +22,14 @@ from jigclu.tasks.linear import LinearTask
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.tasks.reproduce import ReproduceTask
+from jigclu.training.knn_evaluator import KnnEvaluator
+from jigclu.training.probe_evaluator import ProbeEvaluator
+from jigclu.training.settings import Schedule
 
 FOLDER = config.ROOT / "gin"
 FILES = sorted(str(path.relative_to(config.ROOT)) for path in FOLDER.rglob("*.gin"))
+# No run file includes it: see test_linear_probe_beside_knn.
+PROBE = "gin/base/probe.gin"
 RUN_FILES = [file for file in FILES if not file.startswith("gin/base/")]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The task of a file, and what it leaves to its user to bind, by the base that it includes.
@@ -33,7 +40,7 @@ TASKS = {
     "gin/base/export.gin": (ExportTask, ()),
     "gin/pack.gin": (PackTask, ()),
     "gin/base/linear.gin": (LinearTask, ("linear.init_from",)),
-    "gin/base/knn.gin": (KnnTask, ("knn.init_from",)),
+    "gin/knn.gin": (KnnTask, ("knn.init_from",)),
 }
 BINDING = re.compile(r"^([\w./]+) = (.*?)(?:\s+#\s*(\S.*))?$")
 INCLUDE = re.compile(r"^include '(.+)'$")
@@ -60,6 +67,14 @@ def task_of(file: str) -> tuple[type, tuple[str, ...]]:
     return next(known, (ReproduceTask, ()))
 
 
+def knn_of(task: object) -> KnnEvaluator:
+    """Returns the only evaluator of pre-training."""
+    assert isinstance(task, PretrainTask)
+    (evaluator,) = task.evaluators
+    assert isinstance(evaluator, KnnEvaluator)
+    return evaluator
+
+
 class FakeCifar:
     """What torchvision would download."""
 
@@ -70,13 +85,25 @@ class FakeCifar:
 
 
 class GinFilesTest(parameterized.TestCase):
+    root: Path
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Makes a tree of images that nobody opens: enough for a batch of 1 % of each class."""
+        super().setUpClass()
+        temporary = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(temporary.cleanup)
+        cls.root = Path(temporary.name)
+        for folder, images in (("train/a", 3200), ("train/b", 3200), ("val/a", 1), ("val/b", 1)):
+            (cls.root / folder).mkdir(parents=True)
+            for number in range(images):
+                (cls.root / folder / f"{number}.png").touch()
+        names = [f"{label}/{number}.png\n" for label in "ab" for number in range(150)]
+        (cls.root / "list.txt").write_text("".join(names))
+
     def load(self, file: str, *bindings: str, more: tuple[str, ...] = ()) -> config.Configuration:
-        """Loads a file on a tiny tree of images instead of the data that it names."""
-        root = Path(self.create_tempdir().full_path)
-        for folder in ("train/a", "val/a", "train/b", "val/b"):
-            (root / folder).mkdir(parents=True)
-            Image.new("RGB", (8, 8)).save(root / folder / "0.png")
-        (root / "list.txt").write_text("a/0.png\n")
+        """Loads a file on the tree of images instead of the data that it names."""
+        root = self.root
         places = {
             "ImageFolder.root": root,
             "UnlabeledImages.root": root,
@@ -96,7 +123,7 @@ class GinFilesTest(parameterized.TestCase):
 
     def test_all_files_are_reached(self) -> None:
         reached = {include for file in RUN_FILES for include in includes_of(file)}
-        self.assertCountEqual(reached | set(RUN_FILES), FILES)
+        self.assertCountEqual(reached | {*RUN_FILES, PROBE}, FILES)
 
     @parameterized.parameters(*RUN_FILES)
     def test_every_binding_takes_effect(self, file: str) -> None:
@@ -150,38 +177,44 @@ class GinFilesTest(parameterized.TestCase):
 
     def test_published_recipe(self) -> None:
         task = self.load("gin/pretrain_r50.gin").task
-        assert isinstance(task, PretrainTask)
+        assert isinstance(task, PretrainTask) and isinstance(task.method, Jigsaw)
         published = {
-            "batch_size": 256,
-            "epochs": 200,
-            "stop_after_steps": None,
             "grid": 2,
             "cross_ratio": 0.3,
             "patch_size": 112,
             "smaller_patches": (),
             "crop_scale": (0.2, 1.0),
-            "encoder": "resnet50",
-            "small_stem": False,
             "pooling_map": 8,
             "embedding_channels": 128,
             "temperature": 0.3,
             "base_temperature": 0.07,
             "clustering_weight": 1.0,
             "location_weight": 1.0,
-            "learning_rate": 0.03,
-            "warmup_epochs": 0,
-            "per_epoch": True,
-            "precision": "float32",
         }
         for name, value in published.items():
-            self.assertEqual(getattr(task, name), value, name)
-        self.assertSequenceAlmostEqual(task.crop_ratio, (3 / 4, 4 / 3))
+            self.assertEqual(getattr(task.method, name), value, name)
+        self.assertSequenceAlmostEqual(task.method.crop_ratio, (3 / 4, 4 / 3))
         self.assertEqual(
-            dataclasses.astuple(task.augmentation),
+            dataclasses.astuple(task.method.augmentation),
             (0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5, 0.1, 2.0, 0.5, IMAGENET_MEAN, IMAGENET_STD),
         )
+        self.assertEqual((task.batch_size, task.micro_batch_size), (256, None))
+        self.assertEqual((task.encoder, task.small_stem), ("resnet50", False))
         self.assertEqual(task.optimizer, optim.SGD(momentum=0.9, weight_decay=1e-4))
-        self.assertAlmostEqual(task.decay(50, 200, 0), 0.5 + 0.5 * 0.5**0.5)
+        self.assertEqual(task.learning_rate, 0.03)
+        self.assertEqual(
+            task.schedule,
+            Schedule(
+                epochs=200,
+                warmup_epochs=0,
+                decay=schedules.CosineDecay(),
+                per_epoch=True,
+                stop_after_steps=None,
+            ),
+        )
+        self.assertAlmostEqual(task.schedule.decay(50, 200, 0), 0.5 + 0.5 * 0.5**0.5)
+        self.assertEqual(task.compute.precision, "float32")
+        self.assertEmpty(task.evaluators)
 
     @parameterized.parameters(
         ("gin/semi_r50_1pct.gin", 0.02, None),
@@ -196,29 +229,73 @@ class GinFilesTest(parameterized.TestCase):
         assert isinstance(task, FinetuneTask)
         self.assertEqual(task.learning_rate, learning_rate)
         self.assertEqual(task.head_learning_rate, head_learning_rate)
-        self.assertEqual((task.batch_size, task.epochs, task.evaluate_every), (256, 100, 2))
+        self.assertEqual(
+            (task.batch_size, task.schedule.epochs, task.evaluate_every), (256, 100, 2)
+        )
         self.assertEqual(task.optimizer, optim.SGD(momentum=0.9, weight_decay=0.0))
-        factors = [task.decay(epoch, 100, 0) for epoch in (29, 30, 60, 90)]
+        factors = [task.schedule.decay(epoch, 100, 0) for epoch in (29, 30, 60, 90)]
         self.assertSequenceAlmostEqual(factors, [1.0, 0.1, 0.01, 0.001])
-        self.assertLen(task.source, 1)
+        self.assertLen(task.source, 300)
 
     def test_knn_while_training_as_the_file_itself_says(self) -> None:
         told = (FOLDER / "pretrain_r50.gin").read_text().split("# kNN accuracy every 10 epochs")[1]
         told = " ".join(line.strip("# ") for line in told.split("\n\n")[0].splitlines())
         (file,) = re.findall(r"--gin_file=(\S+)", told)
         texts = re.findall(r"(?<=\s)[\w./]+=[^\s]+(?=\s|$)", told)
-        task = self.load("gin/pretrain_r50.gin", *texts, more=(file,)).task
-        assert isinstance(task, PretrainTask) and task.evaluation is not None
-        self.assertEqual(task.evaluate_every, 10)
-        self.assertIn("/train/a/0.png", task.evaluation.bank.name(0))
-        self.assertIn("/val/a/0.png", task.evaluation.queries.name(0))
-        self.assertEqual((task.evaluation.resize, task.evaluation.crop), (256, 224))
+        configuration = self.load("gin/pretrain_r50.gin", *texts, more=(file,))
+        self.assertEmpty(configuration.unused)
+        evaluator = knn_of(configuration.task)
+        self.assertEqual(evaluator.every, 10)
+        self.assertIn("/train/a/0.png", evaluator.bank.name(0))
+        self.assertIn("/val/a/0.png", evaluator.queries.name(0))
+        transform = evaluator.eval_transform
+        self.assertEqual((transform.resize, transform.crop), (256, 224))
+        self.assertEqual((transform.mean, transform.std), (IMAGENET_MEAN, IMAGENET_STD))
+
+    def test_linear_probe_beside_knn(self) -> None:
+        configuration = self.load(
+            "gin/pretrain_r18_tinyimagenet.gin",
+            "pretrain.evaluators=(@knn_evaluator(), @probe_evaluator())",
+            "probe_evaluator.every=50",
+            "probe_evaluator.source=@train_split/ImageFolder()",
+            "probe_evaluator.val=@val_split/ImageFolder()",
+            more=(PROBE,),
+        )
+        self.assertEmpty(configuration.unused)
+        operative = [line.partition(" = ")[0] for line in configuration.resolved.splitlines()]
+        self.assertContainsSubset(bindings_of(PROBE), operative)
+        assert isinstance(configuration.task, PretrainTask)
+        knn, probe = configuration.task.evaluators
+        assert isinstance(knn, KnnEvaluator) and isinstance(probe, ProbeEvaluator)
+        self.assertEqual((knn.every, probe.every), (10, 50))
+        self.assertEqual(knn.eval_transform, probe.eval_transform)
+        self.assertIn("/val/a/0.png", probe.val.name(0))
+
+    def test_simclr_recipe(self) -> None:
+        task = self.load(
+            "gin/base/simclr.gin",
+            "pretrain.source=@UnlabeledImages()",
+            f"UnlabeledImages.root={str(self.root / 'train')!r}",
+        ).task
+        assert isinstance(task, PretrainTask) and isinstance(task.method, SimClr)
+        method = task.method
+        self.assertEqual((method.view_size, method.crop_scale), (224, (0.08, 1.0)))
+        self.assertEqual((method.embedding_channels, method.temperature), (128, 0.1))
+        self.assertSequenceAlmostEqual(method.crop_ratio, (3 / 4, 4 / 3))
+        # Color jitter of strength 1.
+        self.assertEqual(
+            dataclasses.astuple(method.augmentation),
+            (0.8, 0.8, 0.8, 0.2, 0.8, 0.2, 0.5, 0.1, 2.0, 0.5, IMAGENET_MEAN, IMAGENET_STD),
+        )
+        lars = optim.LARS(momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)
+        self.assertEqual((task.optimizer, task.learning_rate), (lars, 0.3))
+        self.assertEqual((task.schedule.epochs, task.schedule.warmup_epochs), (100, 10))
 
     def test_cifar_is_read_by_its_splits(self) -> None:
         task = self.load("gin/pretrain_r18_cifar10.gin").task
-        assert isinstance(task, PretrainTask) and task.evaluation is not None
+        assert isinstance(task, PretrainTask)
         self.assertLen(task.source, 300)
-        self.assertEqual(task.evaluation.queries.name(3), "CIFAR10 val image 3")
+        self.assertEqual(knn_of(task).queries.name(3), "CIFAR10 val image 3")
 
 
 if __name__ == "__main__":

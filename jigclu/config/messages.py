@@ -89,7 +89,7 @@ def _explain(error: Exception, valid: Sequence[str]) -> str:
         return "a reference or macro leads back to itself"
     message = " ".join(line.strip() for line in str(error).splitlines() if line.strip(" ^"))
     # The message contains a binding of the command line already.
-    message = re.sub(r" In bindings string line \d.*", "", message)
+    message = re.sub(r" In bindings string line \d.*", "", message).rstrip(".")
     macro = re.search(r"configurable 'macro' .* in scope '(.+)'", message)
     if macro:
         return f"%{macro[1]} is read but not bound; bind it as {macro[1]} = …"
@@ -100,4 +100,12 @@ def _explain(error: Exception, valid: Sequence[str]) -> str:
     if unknown:
         return message + hint(unknown[1], valid)
     parameter = re.search(r"'([^']+)' doesn't have a parameter named '([^']+)'", message)
-    return message + (hint(".".join(parameter.groups()), valid) if parameter else "")
+    return message + (_hint_binding(parameter[1], parameter[2], valid) if parameter else "")
+
+
+def _hint_binding(configurable: str, parameter: str, valid: Sequence[str]) -> str:
+    """Returns a question after the bindings of the same parameter, else after the nearest one."""
+    name = f"{configurable}.{parameter}"
+    same = [other for other in valid if other.endswith(f".{parameter}")]
+    near = difflib.get_close_matches(name, same, 3, 0.0)
+    return f"; did you mean {' or '.join(near)}?" if near else hint(name, valid)

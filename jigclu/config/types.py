@@ -106,14 +106,13 @@ def is_sequence(hint: Any) -> bool:
 
 def makes(function: Callable[..., Any], hint: Any) -> bool:
     """Returns whether a class or function makes a value of a hinted type."""
-    if not isinstance(function, type):
-        return parameter_hints(function).get("return") is hint
+    made = function if isinstance(function, type) else parameter_hints(function).get("return")
     if is_protocol(hint):
-        return _fits_protocol_class(function, hint)
-    return function is hint
+        return isinstance(made, type) and not is_protocol(made) and _fits_protocol_class(made, hint)
+    return made is hint
 
 
-def _fits_protocol_class(function: type, protocol: Any) -> bool:
-    if not has_methods(function, protocol):
+def _fits_protocol_class(made: type, protocol: Any) -> bool:
+    if not has_methods(made, protocol):
         return False
-    return not is_callable(protocol) or _same_parameters(function.__call__, protocol)
+    return not is_callable(protocol) or _same_parameters(made.__call__, protocol)

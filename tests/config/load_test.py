@@ -1,50 +1,32 @@
-"""What gin files and bindings come to, and what is said of mistakes in them."""
+"""From gin files and bindings to one task; bindings without effect; resuming a run."""
 
-import logging
 import os
-from pathlib import Path
+from typing import Any
 
 from absl.testing import absltest, parameterized
 
+import jigclu
 from jigclu import config
+from jigclu.methods.jigsaw import Jigsaw
 from jigclu.ops import optim, schedules
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training import checkpoint
+from jigclu.training.knn_evaluator import KnnEvaluator
+from tests.config.config_test_case import DEMO, LARS, ConfigTestCase
 
-DEMO = "gin/demo.gin"
-LARS = ("pretrain.optimizer=@lars()", "lars.momentum=0.9", "lars.weight_decay=0.0")
 
-
-class ConfigTest(parameterized.TestCase):
-    def setUp(self) -> None:
-        super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
-
-    def file(self, text: str | bytes, name: str = "run.gin") -> str:
-        path = self.folder / name
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return str(path)
-
-    def load(self, *bindings: str) -> PretrainTask:
-        task = config.load([DEMO], bindings).task
-        assert isinstance(task, PretrainTask)
-        return task
-
-    def refused(self, *bindings: str, files: tuple[str, ...] = (DEMO,)) -> str:
-        """Returns the one line that a mistake gets."""
-        with self.assertRaises(UserError) as caught, self.assertNoLogs(level=logging.DEBUG):
-            config.load(files, bindings)
-        self.assertLen(str(caught.exception).splitlines(), 1)
-        return str(caught.exception)
-
-    def test_later_files_win_and_bindings_win_over_files(self) -> None:
-        first = self.file(f"include '{DEMO}'\ntrain.batch_size = 8\ntrain.epochs = 3\n", "a.gin")
-        second = self.file("schedule.epochs = 4\ntrain.seed = 5\n", "b.gin")
+class LoadTest(ConfigTestCase):
+    def test_later_files_override_earlier_ones_and_bindings_override_files(self) -> None:
+        first = self.file(
+            f"include '{DEMO}'\npretrain.batch_size = 8\nschedule.epochs = 3\n", "a.gin"
+        )
+        second = self.file("schedule.epochs = 4\npretrain.seed = 5\n", "b.gin")
         task = config.load([first, second], ["pretrain.seed=6", "pretrain.seed=7"]).task
         assert isinstance(task, PretrainTask)
-        self.assertEqual((task.batch_size, task.epochs, task.seed), (8, 4, 7))
+        self.assertEqual((task.batch_size, task.schedule.epochs, task.seed), (8, 4, 7))
 
-    def test_an_earlier_load_leaves_nothing(self) -> None:
+    def test_bindings_of_an_earlier_load_are_gone(self) -> None:
         self.load("pretrain.seed=6")
         self.assertEqual(self.load().seed, 0)
 
@@ -58,133 +40,37 @@ class ConfigTest(parameterized.TestCase):
             "step_decay.factor=0.1",
         )
         self.assertEqual(task.learning_rate, 1)
-        self.assertEqual(list(task.crop_scale), [0.5, 1])
-        self.assertEqual(task.decay, schedules.StepDecay(milestones=[2, 3], factor=0.1))
+        assert isinstance(task.method, Jigsaw)
+        self.assertEqual(list(task.method.crop_scale), [0.5, 1])
+        self.assertEqual(task.schedule.warmup_epochs, 0.5)
+        self.assertEqual(task.schedule.decay, schedules.StepDecay(milestones=[2, 3], factor=0.1))
 
-    def test_another_optimizer_names_what_it_leaves_idle(self) -> None:
-        loaded = config.load([DEMO], [*LARS, "lars.trust_coefficient=0.001"])
-        assert isinstance(loaded.task, PretrainTask)
-        self.assertEqual(
-            loaded.task.optimizer,
-            optim.LARS(momentum=0.9, weight_decay=0.0, trust_coefficient=0.001),
-        )
-        self.assertEqual(loaded.unused, ["sgd.momentum", "sgd.weight_decay"])
+    def test_scoped_bindings_apply_to_one_reference_only(self) -> None:
+        task = self.load("loading.workers=3")
+        (evaluator,) = task.evaluators
+        assert isinstance(evaluator, KnnEvaluator)
+        self.assertEqual(task.loading.workers, 3)
+        self.assertEqual((evaluator.loading.workers, evaluator.loading.prefetch), (0, 2))
 
-    def test_texts(self) -> None:
+    def test_texts_list_given_effective_and_resolved_bindings(self) -> None:
         loaded = config.load([DEMO], ["pretrain.seed=6", "MEAN=(0.1, 0.2, 0.3)"])
         resolved = dict(line.split(" = ", 1) for line in loaded.resolved.splitlines())
         self.assertEqual(resolved["pretrain.seed"], "6")
         self.assertEqual(resolved["eval_transform.mean"], "(0.1, 0.2, 0.3)")
+        self.assertEqual(resolved["augmentation.mean"], "(0.1, 0.2, 0.3)")
         self.assertEqual(resolved["val_split/ProceduralImages.images"], "500")
+        self.assertEqual(resolved["evaluation/loading.workers"], "0")
         self.assertNotIn("%", loaded.resolved)
         self.assertIn("eval_transform.mean = %MEAN", loaded.given)
         for text in (loaded.given, loaded.operative):
             again = config.load([self.file(text)], [])
             self.assertEqual(again.resolved, loaded.resolved)
 
-    @parameterized.parameters(
-        ("train.batchsize=3", "'batchsize'", "did you mean pretrain.batch_size?"),
-        ("trian.batch_size=3", "'trian'", "did you mean train?"),
-        ("knn.neighbours=3", "'neighbours'", "did you mean knn_evaluator.neighbors?"),
-        ("pretrain.optimizer=@sgt()", "'@sgt()'", "did you mean sgd?"),
-        ("lars.momentum=0.9", "lars.momentum = 0.9 never takes effect", "sgd.momentum?"),
-        ("a/train.seed=3", "a/train.seed = 3 never takes effect", "did you mean pretrain.seed?"),
-        ("MEEN=3", "MEEN = 3 never takes effect"),
-        ("pretrain.seed=%SEED", "%SEED is read and not bound; bind it as SEED"),
-        ("pretrain.encoder=resnet18", "resnet18; text stands in quotes: 'resnet18'"),
-        ("pretrain.seed=", "pretrain.seed=", "Unable to parse value"),
-        ("pretrain.seed", "expected ':' or '='"),
-        ("jigsaw.crop_scale=(1", "jigsaw.crop_scale=(1", "EOF in multi-line statement"),
-        ("=3", "Unexpected token"),
-        ("pretrain.seed=@pretrain()", "leads back to itself"),
-        ("import no_such_module", "No module named 'no_such_module'"),
-        ("include 'none.gin'", "Unable to open file: none.gin"),
-        ("schedule.decay=@step_decay()", "not bound: step_decay.milestones, step_decay.factor"),
-    )
-    def test_refuses_names(self, binding: str, *parts: str) -> None:
-        message = self.refused(binding)
-        for part in parts:
-            self.assertIn(part, message)
-
-    @parameterized.parameters(
-        ("pretrain.batch_size='64'", "is '64', of type str; expected int"),
-        ("pretrain.batch_size=64.0", "is 64.0, of type float; expected int"),
-        ("pretrain.batch_size=True", "is True, of type bool; expected int"),
-        ("pretrain.batch_size=None", "is None, of type NoneType; expected int"),
-        ("compute.compile=1", "is 1, of type int; expected bool"),
-        ("pretrain.encoder=18", "expected str"),
-        ("pretrain.init_from=3", "expected str or None"),
-        ("jigsaw.crop_scale=(0.2, 1.0, 2.0)", "expected tuple[float, float]"),
-        ("jigsaw.crop_scale=0.2", "expected tuple[float, float]"),
-        ("augmentation.hue='a'", "expected float"),
-        (
-            "step_decay.factor=-3.0\ntrain.decay=@step_decay()\nstep_decay.milestones=()",
-            "must be in [0, 1]",
-        ),
-        (
-            "pretrain.optimizer=@cosine_decay()",
-            "a reference to cosine_decay; expected one of @sgd(), @lars",
-        ),
-        (
-            "schedule.decay=@sgd()",
-            "a reference to sgd; expected one of @cosine_decay(), @step_decay()",
-        ),
-        ("pretrain.source=@sgd()", "a reference to sgd; expected one of @ImageFolder()"),
-        (
-            "pretrain.source=@ProceduralImages",
-            "to ProceduralImages; expected one of @ImageFolder()",
-        ),
-        ("jigsaw.augmentation=@loss_scaling()", "to loss_scaling; expected one of @augmentation()"),
-        (
-            "pretrain.evaluators=@sgd()",
-            "a reference to sgd; expected one of @knn_evaluator(), None",
-        ),
-    )
-    def test_refuses_types(self, binding: str, expected: str) -> None:
-        message = self.refused(binding)
-        self.assertStartsWith(message, binding.split("=")[0])
-        self.assertIn(expected, message)
-
-    @parameterized.parameters(
-        ("include 'none.gin'\n", "run.gin", "none.gin", "line 1"),
-        ("include 'gin/demo.gin'\n\ntrain.seed =\n", "run.gin, line 3"),
-        ("include 'gin/demo.gin'\nlars.momentum = 0.3\n", "lars.momentum = 0.3 never takes"),
-        ("", "not bound: launch.task"),
-        ("include 'gin/base/pretrain.gin'\n", "not bound: pretrain.source"),
-        (b"\xff\xfe\x00", "run.gin", "can't decode byte 0xff"),
-    )
-    def test_refuses_files(self, text: str | bytes, *parts: str) -> None:
-        message = self.refused(files=(self.file(text),))
-        for part in parts:
-            self.assertIn(part, message)
-
-    def test_another_value_than_a_macro(self) -> None:
-        loaded = config.load(
-            [DEMO],
-            [
-                "eval_transform.mean=(0.5, 0.5, 0.5)",
-                "augmentation.mean=%OTHER",
-                "OTHER=(0.4, 0.4, 0.4)",
-            ],
-        )
-        self.assertEqual(loaded.unused, ["MEAN"])
-
-    def test_unused_binding_beside_a_replaced_one_is_still_refused(self) -> None:
-        # Only what a file bound may idle: a binding of the command line is always meant.
-        message = self.refused(*LARS, "lars.trust_coefficient=0.001", "sgd.momentum=0.5")
-        self.assertIn("sgd.momentum = 0.5 never takes effect", message)
-
-    def test_missing_file(self) -> None:
-        message = self.refused(files=("gin/dmeo.gin",))
-        self.assertEqual(
-            message, "gin file gin/dmeo.gin does not exist; did you mean gin/demo.gin?"
-        )
-
     @parameterized.parameters("gin/demo.gin", "demo.gin")
     def test_project_files_are_found_and_included_from_any_folder(self, name: str) -> None:
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.folder)
-        own = self.file(f"include '{name}'\ntrain.seed = 5\n")
+        own = self.file(f"include '{name}'\npretrain.seed = 5\n")
         resolved = config.load([name], ["pretrain.seed=5"]).resolved
         self.assertEqual(config.load([own], []).resolved, resolved)
 
@@ -196,7 +82,141 @@ class ConfigTest(parameterized.TestCase):
         self.file("MINE = 1\n", name)
         self.file(f"include '{name}'\n", "run.gin")
         for file in (name, "run.gin"):
-            self.assertIn("not bound: launch.task", self.refused(files=(file,)))
+            self.assertIn("not bound: launch.task", self.rejected(files=(file,)))
+
+    @parameterized.parameters(
+        ("include 'none.gin'\n", "run.gin", "none.gin", "line 1"),
+        (f"include '{DEMO}'\n\npretrain.seed =\n", "run.gin, line 3"),
+        (f"include '{DEMO}'\nlars.momentum = 0.3\n", "lars.momentum = 0.3 never takes effect"),
+        ("", "not bound: launch.task"),
+        ("include 'gin/base/pretrain.gin'\n", "not bound: schedule.epochs, schedule.decay"),
+        ("include 'gin/base/jigsaw.gin'\n", "not bound: pretrain.source"),
+        (b"\xff\xfe\x00", "run.gin", "can't decode byte 0xff"),
+    )
+    def test_rejects_files(self, text: str | bytes, *parts: str) -> None:
+        message = self.rejected(files=(self.file(text),))
+        for part in parts:
+            self.assertIn(part, message)
+
+    def test_missing_file_gets_a_hint(self) -> None:
+        message = self.rejected(files=("gin/dmeo.gin",))
+        self.assertEqual(
+            message, "gin file gin/dmeo.gin does not exist; did you mean gin/demo.gin?"
+        )
+
+
+class UnusedBindingsTest(ConfigTestCase):
+    def test_bindings_of_a_replaced_optimizer_are_listed(self) -> None:
+        loaded = config.load([DEMO], [*LARS, "lars.trust_coefficient=0.001"])
+        assert isinstance(loaded.task, PretrainTask)
+        self.assertEqual(
+            loaded.task.optimizer,
+            optim.LARS(momentum=0.9, weight_decay=0.0, trust_coefficient=0.001),
+        )
+        self.assertEqual(loaded.unused, ["sgd.momentum", "sgd.weight_decay"])
+
+    def test_bindings_of_removed_evaluators_are_listed(self) -> None:
+        loaded = config.load([DEMO], ["pretrain.evaluators=()"])
+        self.assertIn("knn_evaluator.neighbors", loaded.unused)
+        self.assertIn("eval_transform.resize", loaded.unused)
+        self.assertIn("evaluation/loading.workers", loaded.unused)
+        self.assertNotIn("loading.workers", loaded.unused)
+
+    def test_macro_without_readers_is_listed(self) -> None:
+        loaded = config.load(
+            [DEMO],
+            [
+                "eval_transform.mean=(0.5, 0.5, 0.5)",
+                "augmentation.mean=%OTHER",
+                "OTHER=(0.4, 0.4, 0.4)",
+            ],
+        )
+        self.assertEqual(loaded.unused, ["MEAN"])
+
+    def test_rejects_unused_bindings_of_the_command_line(self) -> None:
+        # Only bindings of files may lose their reader: those of the command line are intended.
+        message = self.rejected(*LARS, "lars.trust_coefficient=0.001", "sgd.momentum=0.5")
+        self.assertIn("sgd.momentum = 0.5 never takes effect", message)
+
+    @parameterized.parameters(
+        ("lars.momentum=0.9", "lars.momentum = 0.9 never", "; did you mean sgd.momentum?"),
+        ("a/pretrain.seed=3", "a/pretrain.seed = 3 never", "; did you mean pretrain.seed?"),
+        ("linear.seed=3", "linear.seed = 3 never takes effect"),
+        ("MEEN=3", "MEEN = 3 never takes effect"),
+    )
+    def test_rejects_bindings_without_readers(self, binding: str, *parts: str) -> None:
+        message = self.rejected(binding)
+        for part in parts:
+            self.assertIn(part, message)
+
+
+class ResumeTest(ConfigTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        task = self.load()
+        settings, images = task.recipe()
+        contents: dict[str, Any] = {
+            **{key: {} for key in ("parameters", "buffers", "optimizer", "rng")},
+            "step": 1,
+            "config": "",
+            "settings": settings,
+            "versions": {"jigclu": jigclu.__version__},
+            "scores": [],
+            "data": images,
+            "machine": {"precision": ["float32", "bound"]},
+        }
+        self.path = checkpoint.save(self.folder, contents, 1, keep_last=1, keep_every=0)
+
+    def rejected_on_resume(self, *bindings: str) -> str:
+        configuration = config.load([DEMO], bindings)
+        with self.assertRaises(UserError) as caught:
+            configuration.check(self.folder)
+        return self.one_line(caught.exception)
+
+    def test_the_same_run_resumes(self) -> None:
+        config.load([DEMO], []).check(self.folder)
+
+    @parameterized.parameters(
+        ("schedule.epochs=8", "schedule.epochs was 7 and is 8"),
+        ("schedule.per_epoch=False", "schedule.per_epoch was True and is False"),
+        ("jigsaw.grid=4", "jigsaw.grid was 2 and is 4"),
+        ("jigsaw.temperature=0.5", "jigsaw.temperature was 0.3 and is 0.5"),
+        ("augmentation.hue=0.2", "augmentation.hue was 0.1 and is 0.2"),
+        ("sgd.momentum=0.5", "sgd.momentum was 0.9 and is 0.5"),
+        ("pretrain.learning_rate=0.1", "pretrain.learning_rate was 0.03 and is 0.1"),
+        ("pretrain.seed=1", "pretrain.seed was 0 and is 1"),
+        ("pretrain.micro_batch_size=8", "pretrain.micro_batch_size was None and is 8"),
+    )
+    def test_rejects_a_change_of_what_is_learned(self, binding: str, change: str) -> None:
+        message = self.rejected_on_resume(binding)
+        self.assertStartsWith(message, f"{change}: {self.path} comes from another run; ")
+        self.assertIn("another --workdir", message)
+
+    def test_counts_further_changes(self) -> None:
+        message = self.rejected_on_resume("jigsaw.grid=4", "schedule.epochs=8", "pretrain.seed=1")
+        self.assertIn(" (2 more settings differ): ", message)
+
+    def test_rejects_another_optimizer(self) -> None:
+        message = self.rejected_on_resume(*LARS, "lars.trust_coefficient=0.001")
+        self.assertStartsWith(message, "pretrain.optimizer was 'SGD' and is 'LARS' (2 more ")
+
+    def test_rejects_other_images(self) -> None:
+        message = self.rejected_on_resume("train_split/ProceduralImages.images=1999")
+        self.assertStartsWith(message, "pretrain.source has other images than before")
+
+    @parameterized.parameters(
+        "compute.precision='float32'",
+        "compute.channels_last=False",
+        "loading.workers=3",
+        "schedule.stop_after_steps=5",
+        "saving.every=7",
+        "reporting.log_every=7",
+        "knn_evaluator.neighbors=7",
+        "pretrain.evaluators=()",
+        "pretrain.resume_from='{path}'",
+    )
+    def test_accepts_changes_of_speed_and_reports(self, binding: str) -> None:
+        config.load([DEMO], [binding.format(path=self.path)]).check(self.folder)
 
 
 if __name__ == "__main__":

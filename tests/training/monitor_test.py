@@ -112,7 +112,8 @@ class MonitorTest(parameterized.TestCase):
                 for step in range(1, 8):
                     run.step(step, _loss(value if step == 6 else 1.0), data_wait=0.0)
                 with self.assertRaisesRegex(
-                    UserError, "loss is .* within steps 5 to 8; lower learning_rate.*float32"
+                    UserError,
+                    "loss is .* within steps 5 to 8; lower the learning rate.*compute.precision",
                 ):
                     run.step(8, _loss(1.0), data_wait=0.0)
 

@@ -11,10 +11,10 @@ from jigclu.system.errors import UserError
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.finetune import FinetuneTask
 from jigclu.tasks.linear import LinearTask
-from jigclu.training.settings import Schedule, learning_settings
+from jigclu.training.settings import Schedule, learning_settings, with_settings
 from jigclu.training.task import TrainingTask
 from tests.samples import SIMCLR
-from tests.small_tasks import COMPUTE, KNN, LABELED, LOADING, PRETRAINING, SCHEDULE, change
+from tests.small_tasks import COMPUTE, KNN, LABELED, LOADING, PRETRAINING, SCHEDULE
 
 SAVING, REPORTING = PRETRAINING.saving, PRETRAINING.reporting
 TRAIN = ProceduralImages(images=20, size=32, seed=0, split="train")
@@ -109,6 +109,30 @@ class ScheduleTest(parameterized.TestCase):
         self.assertEqual(self.factors(stopped), self.factors(SCHEDULE))
 
 
+class WithSettingsTest(absltest.TestCase):
+    def test_replaces_fields_of_the_task_and_of_its_groups(self) -> None:
+        changed = with_settings(PRETRAINING, batch_size=7, epochs=3, workers=1, patch_size=20)
+        self.assertEqual(changed.batch_size, 7)
+        self.assertEqual(changed.schedule, dataclasses.replace(SCHEDULE, epochs=3))
+        self.assertEqual(changed.loading, dataclasses.replace(LOADING, workers=1))
+        self.assertEqual(changed.method, dataclasses.replace(PRETRAINING.method, patch_size=20))  # type: ignore[type-var]
+        self.assertEqual(changed.saving, SAVING)
+        self.assertEqual((PRETRAINING.batch_size, SCHEDULE.epochs), (4, 2))
+
+    def test_changes_a_group_that_is_replaced_itself(self) -> None:
+        schedule = dataclasses.replace(SCHEDULE, per_epoch=False)
+        changed = with_settings(PRETRAINING, schedule=schedule, epochs=3)
+        self.assertEqual(changed.schedule, dataclasses.replace(schedule, epochs=3))
+
+    def test_checks_the_new_values(self) -> None:
+        with self.assertRaisesRegex(UserError, "epochs is 0"):
+            with_settings(PRETRAINING, epochs=0)
+
+    def test_rejects_unknown_settings(self) -> None:
+        with self.assertRaisesRegex(ValueError, "PretrainTask has no settings epoch, neighbors"):
+            with_settings(PRETRAINING, epoch=3, seed=1, neighbors=3)
+
+
 AUGMENTATION_FIELDS = [
     *("brightness", "contrast", "saturation", "hue", "jitter_probability"),
     *("grayscale_probability", "blur_probability", "blur_sigma_min", "blur_sigma_max"),
@@ -172,7 +196,7 @@ class LearningSettingsTest(parameterized.TestCase):
     )
     def test_change_of_what_is_learned_shows(self, changes: dict[str, Any], name: str) -> None:
         before = learning_settings(PRETRAINING)
-        after = learning_settings(change(PRETRAINING, **changes))
+        after = learning_settings(with_settings(PRETRAINING, **changes))
         self.assertEqual([key for key in before if before[key] != after[key]], [name])
 
     def test_another_method_optimizer_or_decay_shows(self) -> None:
@@ -184,7 +208,7 @@ class LearningSettingsTest(parameterized.TestCase):
             ({"optimizer": lars}, "optimizer"),
             ({"decay": decay}, "schedule.decay"),
         ):
-            after = learning_settings(change(PRETRAINING, **changes))
+            after = learning_settings(with_settings(PRETRAINING, **changes))
             self.assertNotEqual(before[name], after[name])
 
     @parameterized.parameters(
@@ -203,7 +227,7 @@ class LearningSettingsTest(parameterized.TestCase):
     def test_what_a_resumed_run_may_change(
         self, task: TrainingTask, changes: dict[str, Any]
     ) -> None:
-        changed = change(task, **changes)
+        changed = with_settings(task, **changes)
         self.assertNotEqual(changed, task)
         self.assertEqual(learning_settings(changed), learning_settings(task))
 

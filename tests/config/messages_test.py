@@ -1,0 +1,147 @@
+"""Mistakes in names and syntax: one line with the nearest valid name."""
+
+import dataclasses
+import logging
+from typing import Any
+
+from absl.testing import absltest, parameterized
+
+from jigclu.config import messages
+from jigclu.system.errors import UserError
+from tests.config.config_test_case import ConfigTestCase
+from tests.small_tasks import KNN, PRETRAINING
+
+
+class NamesTest(ConfigTestCase):
+    @parameterized.parameters(
+        ("pretrain.batchsize=3", "'batchsize'", "; did you mean pretrain.batch_size?"),
+        ("pretrian.batch_size=3", "'pretrian'", "; did you mean pretrain?"),
+        ("train.batch_size=3", "'train'", "; did you mean pretrain?"),
+        ("knn_evaluator.neighbours=3", "'neighbours'", "; did you mean knn_evaluator.neighbors?"),
+        ("knn_evaluator.neighbors_=3", "'neighbors_'", "; did you mean knn_evaluator.neighbors?"),
+        ("pretrain.optimizer=@sgt()", "'@sgt()'", "; did you mean sgd?"),
+        ("eval_transform.normalisation=3", "'normalisation'"),
+    )
+    def test_misspelled_name_gets_a_hint(self, binding: str, *parts: str) -> None:
+        message = self.rejected(binding)
+        self.assertStartsWith(message, f"--gin_bindings={binding!r}: ")
+        for part in parts:
+            self.assertIn(part, message)
+        self.assertNotIn(".;", message)
+
+    @parameterized.parameters(
+        ("pretrain.epochs=3", "probe_evaluator.epochs or schedule.epochs"),
+        ("pretrain.precision='auto'", "compute.precision"),
+        ("linear.resize=3", "eval_transform.resize"),
+        ("pretrain.patch_size=3", "jigsaw.patch_size"),
+    )
+    def test_parameter_of_another_configurable_is_named(self, binding: str, names: str) -> None:
+        self.assertEndsWith(self.rejected(binding), f"; did you mean {names}?")
+
+    def test_misspelled_name_in_a_file_is_reported_with_its_line(self) -> None:
+        file = self.file("include 'gin/demo.gin'\n\nknn_evaluator.neighbours = 3\n")
+        message = self.rejected(files=(file,))
+        self.assertStartsWith(message, f"{file}: ")
+        self.assertIn("line 3", message)
+        self.assertIn("did you mean knn_evaluator.neighbors?", message)
+
+
+class SyntaxTest(ConfigTestCase):
+    @parameterized.parameters(
+        ("pretrain.seed=%SEED", "%SEED is read but not bound; bind it as SEED = …"),
+        ("pretrain.encoder=resnet18", "cannot read the value resnet18; put text in quotes: "),
+        ("pretrain.encoder=resnet18", "'resnet18'"),
+        ("pretrain.seed=", "pretrain.seed=", "Unable to parse value"),
+        ("pretrain.seed", "expected ':' or '='"),
+        ("jigsaw.crop_scale=(1", "jigsaw.crop_scale=(1", "EOF in multi-line statement"),
+        ("=3", "Unexpected token"),
+        ("pretrain.seed=@pretrain()", "a reference or macro leads back to itself"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("include 'none.gin'", "Unable to open file: none.gin"),
+    )
+    def test_is_reported_in_one_line(self, binding: str, *parts: str) -> None:
+        message = self.rejected(binding)
+        for part in parts:
+            self.assertIn(part, message)
+
+
+class OneLineErrorsTest(parameterized.TestCase):
+    def caught(self, error: Exception) -> str:
+        with self.assertRaises(UserError) as caught, messages.one_line_errors("a.gin", ["sgd"]):
+            raise error
+        return str(caught.exception)
+
+    def test_names_the_place_and_joins_lines(self) -> None:
+        self.assertEqual(self.caught(ValueError("one\n  two\n    ^\n")), "a.gin: one two")
+
+    def test_keeps_the_first_line_of_a_user_error(self) -> None:
+        # gin appends the chain of calls.
+        self.assertEqual(
+            self.caught(UserError("epochs is 0\n  In call to 'schedule'")), "epochs is 0"
+        )
+
+    def test_other_errors_pass(self) -> None:
+        with self.assertRaises(KeyError), messages.one_line_errors("a.gin", []):
+            raise KeyError("a mistake in this project")
+
+    def test_logging_is_off_within_the_block_only(self) -> None:
+        with self.assertNoLogs(), messages.one_line_errors("a.gin", []):
+            logging.error("gin could not open a file")
+        with self.assertLogs():
+            logging.error("another error")
+
+    def test_logging_is_on_after_an_error(self) -> None:
+        self.caught(ValueError("wrong"))
+        with self.assertLogs():
+            logging.error("another error")
+
+
+class HintTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("sgt", "; did you mean sgd?"), ("lasr", "; did you mean lars?"), ("adamw", "")
+    )
+    def test_nearest_name(self, name: str, expected: str) -> None:
+        self.assertEqual(messages.hint(name, ["lars", "sgd"]), expected)
+
+    def test_without_names(self) -> None:
+        self.assertEqual(messages.hint("sgd", []), "")
+
+
+class SpellTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (3, "3, of type int"),
+        ("3", "'3', of type str"),
+        (None, "None, of type NoneType"),
+        ((1, "a"), "(1, 'a'), of type tuple"),
+        (PRETRAINING.schedule, "a reference to Schedule"),
+        (abs, "a reference to builtin_function_or_method"),
+    )
+    def test_value_with_its_type_or_the_class_of_a_reference(
+        self, value: Any, expected: str
+    ) -> None:
+        self.assertEqual(messages.spell(value), expected)
+
+
+class FindOwnerTest(absltest.TestCase):
+    def test_searches_breadth_first(self) -> None:
+        task = dataclasses.replace(PRETRAINING, evaluators=(KNN,))
+        # The task, its loading and that of its evaluator: the outermost one.
+        self.assertIs(messages.find_owner(task, [], "batch_size"), task)
+        self.assertIs(messages.find_owner(task, [], "hue"), PRETRAINING.method.augmentation)
+        self.assertIs(messages.find_owner(task, [], "neighbors"), KNN)
+        self.assertIsNone(messages.find_owner(task, [], "no_such_field"))
+
+    def test_follows_a_path(self) -> None:
+        method = PRETRAINING.method
+        found = messages.find_owner(PRETRAINING, ["method", "augmentation"], "hue")
+        self.assertIs(found, method.augmentation)
+        self.assertIs(messages.find_owner(PRETRAINING, ["method"], "grid"), method)
+        self.assertIsNone(messages.find_owner(PRETRAINING, ["method"], "epochs"))
+        self.assertIsNone(messages.find_owner(PRETRAINING, ["methods", "augmentation"], "hue"))
+
+    def test_values_without_fields_have_none(self) -> None:
+        self.assertIsNone(messages.find_owner(3, [], "grid"))
+
+
+if __name__ == "__main__":
+    absltest.main()
