@@ -182,7 +182,7 @@ class TrainingTask(ABC):
         return machine.choose_machine(
             device,
             precision=collectives.broadcast(precision),
-            compile=self.compile,
+            use_compile=self.compile,
             channels_last=self.channels_last,
             workers=self.workers,
             steps=self.total_steps,
