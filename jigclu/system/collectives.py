@@ -45,7 +45,7 @@ def barrier() -> None:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Returns the sum over ranks of a tensor, of one shape on all of them, without gradient."""
+    """Returns the sum of a tensor over all ranks, without gradient."""
     if world_size() == 1:
         return values.detach()
     total = values.detach().clone()
@@ -54,13 +54,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Returns the mean over ranks of a tensor, of one shape on all of them, without gradient."""
+    """Returns the mean of a tensor over all ranks, without gradient."""
     total = sum_over_ranks(values)
     return total if world_size() == 1 else total / world_size()
 
 
 def gather(values: Tensor, dim: int) -> Tensor:
-    """Concatenates the ranks' tensors, of one shape, along a dimension in rank order."""
+    """Concatenates the ranks' tensors, which have one shape, along a dimension in rank order."""
     if world_size() == 1:
         return values
     gathered = [torch.empty_like(values) for _ in range(world_size())]

@@ -219,7 +219,7 @@ def _choose_channels_last(bound: bool | Auto) -> Choice[bool]:
 
 
 def check_workers(workers: int | Auto, least: int = 0) -> None:
-    """Raises UserError unless it is 'auto' or at least so many."""
+    """Raises UserError unless it is 'auto' or at least `least`."""
     in_range = workers == "auto" or workers >= least
     check(in_range, "workers", workers, f"{least} or more, or 'auto'")
 

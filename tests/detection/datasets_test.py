@@ -207,7 +207,7 @@ class VocTest(parameterized.TestCase):
         classes = ("cat", "dog")
         return datasets.check_voc("mine", self.folder, "train", classes, is_evaluated=is_evaluated)
 
-    def test_summary(self) -> None:
+    def test_summary_counts_images_and_boxes(self) -> None:
         self.assertEqual(self.check(), datasets.Summary(2, 2, ("cat", "dog")))
 
     def test_accepts_a_box_of_one_pixel_and_counting_from_0(self) -> None:
