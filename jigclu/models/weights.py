@@ -146,7 +146,7 @@ def _remedy(found: Mapping[str, Tensor]) -> str:
         with torch.device("meta"):
             tensors = encoder_tensors(create_encoder(name, small_stem))
         if keys == set(tensors) and all(found[key].shape == tensors[key].shape for key in keys):
-            return f"it holds encoder = {name!r} with small_stem = {small_stem}: bind these"
+            return f"it holds encoder = {name!r} and small_stem = {small_stem}: bind these"
     return "use a file that holds the whole encoder"
 
 

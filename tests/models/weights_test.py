@@ -146,7 +146,7 @@ class WeightsTest(parameterized.TestCase):
         text = str(raised.exception)
         self.assertIn(f"{self.path} does not hold this encoder", text)
         self.assertEndsWith(
-            text, f"it holds encoder = {name!r} with small_stem = {small_stem}: bind these"
+            text, f"it holds encoder = {name!r} and small_stem = {small_stem}: bind these"
         )
         self.assertNotIn("\n", text)
 
@@ -163,7 +163,7 @@ class WeightsTest(parameterized.TestCase):
         for init_from in (None, str(self.path)):
             with self.assertRaisesRegex(UserError, "resnet19.*did you mean"):
                 weights.check_encoder(init_from, "resnet19", False)
-        with self.assertRaisesRegex(UserError, "encoder = 'resnet18' with small_stem = False"):
+        with self.assertRaisesRegex(UserError, "encoder = 'resnet18' and small_stem = False"):
             weights.check_encoder(str(self.path), "resnet50", False)
 
     def test_load_into_copies_into_the_given_tensors(self) -> None:
