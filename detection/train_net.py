@@ -11,9 +11,9 @@ def main() -> int:
     """Runs the command; returns its exit status."""
     if importlib.util.find_spec("detectron2") is None:
         print(
-            "error: detectron2 is not installed, which training and evaluating detectors need: "
-            "pip install ninja, then pip install --no-build-isolation "
-            "git+https://github.com/facebookresearch/detectron2 (more in detection/README.md)",
+            "error: detectron2 is not installed: run pip install ninja, then "
+            "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2 "
+            "(see detection/README.md)",
             file=sys.stderr,
         )
         return 2

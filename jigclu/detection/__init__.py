@@ -1,1 +1,1 @@
-"""Fine-tuning of detectors with detectron2; `detection/train_net.py` is the command."""
+"""Fine-tuning of detectors with detectron2; the command is `detection/train_net.py`."""

@@ -1,4 +1,4 @@
-"""The command of detection/train_net.py: reads a configuration, checks everything, trains."""
+"""The command of detection/train_net.py: reads a configuration, checks it, and trains."""
 
 import argparse
 import os
@@ -26,10 +26,11 @@ _CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
 
 
 class OwnData(NamedTuple):
-    """Data sets of the user's, as flags give them.
+    """The user's own data sets, from flags.
 
-    coco: name, folder of images, JSON file, of each.
-    voc: name, folder, split, of each. classes: their class names.
+    coco: name, image folder and JSON file of each data set.
+    voc: name, folder and split of each data set.
+    classes: class names of the VOC data sets.
     """
 
     coco: list[list[str]]
@@ -37,17 +38,17 @@ class OwnData(NamedTuple):
     classes: list[str]
 
     def register(self) -> None:
-        """Makes detectron2 know them; every process needs it.
+        """Registers the data sets with detectron2, as every process must.
 
         Raises:
-          UserError: a name that is taken, or VOC without names of classes.
+          UserError: a name is taken, or the class names of VOC data sets are missing.
         """
         if self.voc and not self.classes:
-            raise UserError("--voc needs the names of the classes: give --class-names")
+            raise UserError("--voc needs class names: give --class-names")
         known = set(DatasetCatalog.list())
         for name, *_ in (*self.coco, *self.voc):
             if name in known:
-                raise UserError(f"data set {name} is known already; give yours another name")
+                raise UserError(f"data set {name} is registered already; choose another name")
             known.add(name)
         for name, images, annotations in self.coco:
             register_coco_instances(name, {}, annotations, images)
@@ -57,19 +58,19 @@ class OwnData(NamedTuple):
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Returns detectron2's own flags and ours; KEY VALUE pairs of the configuration follow."""
+    """Returns a parser of detectron2's flags and ours; KEY VALUE pairs follow the flags."""
     parser = default_argument_parser()
     ours = parser.add_argument_group("of this project")
     ours.add_argument(
         "--images-per-batch",
         type=int,
         metavar="N",
-        help="over all GPUs; rate, iterations, steps and warm-up follow by the linear rule",
+        help="over all GPUs; learning rate, iterations, steps and warm-up are scaled linearly",
     )
     ours.add_argument(
         "--schedule-as-given",
         action="store_true",
-        help="a schedule of which a part alone is changed is meant so",
+        help="accept a schedule of which only a part is changed",
     )
     ours.add_argument(
         "--coco",
@@ -77,7 +78,7 @@ def argument_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("NAME", "IMAGES", "JSON"),
-        help="registers a data set in COCO's layout; repeatable",
+        help="register a data set in COCO's layout; repeatable",
     )
     ours.add_argument(
         "--voc",
@@ -85,25 +86,25 @@ def argument_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("NAME", "FOLDER", "SPLIT"),
-        help="registers a split of a data set in VOC's layout; repeatable",
+        help="register a split of a data set in VOC's layout; repeatable",
     )
     ours.add_argument(
-        "--class-names", default="", metavar="A,B,C", help="of the data sets of --voc"
+        "--class-names", default="", metavar="A,B,C", help="class names of the data sets of --voc"
     )
     for flag, key in (("--train-data", "DATASETS.TRAIN"), ("--test-data", "DATASETS.TEST")):
         ours.add_argument(
-            flag, action="append", metavar="NAME", help=f"{key}: a data set's name; repeatable"
+            flag, action="append", metavar="NAME", help=f"name of a data set for {key}; repeatable"
         )
     ours.add_argument(
         "--unpickle-weights",
         action="store_true",
-        help="reads MODEL.WEIGHTS although it is a pickle, which may run any code",
+        help="read MODEL.WEIGHTS even if it is a pickle, which may run any code",
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status, 2 for a user's mistake, told in one line."""
+    """Runs the command; returns the exit status, which is 2 after an error of the user."""
     args = argument_parser().parse_args(arguments)
     own_data = OwnData(args.coco, args.voc, [name for name in args.class_names.split(",") if name])
     try:
@@ -125,14 +126,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def configuration(args: argparse.Namespace) -> CfgNode:
-    """Returns the file's configuration with what flags and KEY VALUE pairs change.
+    """Returns the configuration of the file, changed by flags and KEY VALUE pairs.
 
     Prints the published and the effective schedule.
 
     Raises:
-      UserError: a file or a key that does not exist, or a mixture of schedules.
+      UserError: a file or a key does not exist, or the schedule is inconsistent.
     """
-    cfg = _merged(args)
+    cfg = _merge(args)
     if not args.eval_only:
         published = _schedule(_read(args.config_file))
         effective = _schedule(cfg)
@@ -141,8 +142,8 @@ def configuration(args: argparse.Namespace) -> CfgNode:
             schedule.check(published, effective)
         if cfg.SOLVER.REFERENCE_WORLD_SIZE:
             raise UserError(
-                f"SOLVER.REFERENCE_WORLD_SIZE is {cfg.SOLVER.REFERENCE_WORLD_SIZE}, by which "
-                "detectron2 would rescale once more: give --images-per-batch in its place"
+                f"SOLVER.REFERENCE_WORLD_SIZE is {cfg.SOLVER.REFERENCE_WORLD_SIZE}, which would "
+                "make detectron2 rescale the schedule again: use --images-per-batch instead"
             )
         print(schedule.table(published, effective))
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
@@ -153,15 +154,17 @@ def configuration(args: argparse.Namespace) -> CfgNode:
 
 
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Looks through devices, data sets, weights and the folder of the run.
+    """Checks devices, data sets, weights and the folder of the run.
 
     Raises:
-      UserError: the first mistake.
+      UserError: describes the first problem.
     """
     _check_devices(cfg, args)
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     if not cfg.DATASETS.TEST or not (train or args.eval_only):
-        raise UserError("DATASETS.TRAIN or TEST is empty; give --train-data and --test-data")
+        raise UserError(
+            "DATASETS.TRAIN or DATASETS.TEST is empty: give --train-data and --test-data"
+        )
     summaries = {
         name: _summary(name, is_evaluated=name in cfg.DATASETS.TEST)
         for name in (*train, *cfg.DATASETS.TEST)
@@ -172,7 +175,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     classes = len(next(iter(summaries.values())).classes)
     if classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise UserError(
-            f"{_CLASSES_KEY} is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, the data have {classes} "
+            f"{_CLASSES_KEY} is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the data have {classes} "
             f"classes: give {_CLASSES_KEY} {classes}"
         )
     _check_start(cfg, args)
@@ -181,33 +184,34 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
     available = torch.cuda.device_count()
-    # One process is asked for by 1 as well, which is the default, where there is no GPU.
+    # Without a GPU, 1, the default, means one process, as 0 does.
     if not 0 <= args.num_gpus <= max(1, available):
-        raise UserError(f"--num-gpus is {args.num_gpus}; this machine has {available}")
+        raise UserError(f"--num-gpus is {args.num_gpus}, but this machine has {available}")
     if not 0 <= args.machine_rank < args.num_machines:
         raise UserError(
-            f"--machine-rank is {args.machine_rank} and --num-machines {args.num_machines}; "
-            "machines are numbered from 0"
+            f"--machine-rank is {args.machine_rank}; it must be 0 or more and below "
+            f"--num-machines, which is {args.num_machines}"
         )
     processes = max(1, args.num_gpus) * args.num_machines
     if processes > 1 and (cfg.MODEL.DEVICE == "cpu" or not args.num_gpus):
         raise UserError(
-            "several processes need a GPU each, over which the batch is normalized (SyncBN); "
-            "without GPUs one process of one machine trains"
+            "several processes need one GPU each, because SyncBN needs GPUs: "
+            "use one process on one machine, or add GPUs"
         )
     no_address = (argument_parser().get_default("dist_url"), "auto")
     if args.num_machines > 1 and args.dist_url in no_address:
         raise UserError(
-            "--num-machines: give each machine the same --dist-url, tcp://<machine 0>:<free port>"
+            f"--num-machines is {args.num_machines}, which needs an address: give each machine "
+            "the same --dist-url tcp://<machine 0>:<free port>"
         )
     if args.eval_only:
         return
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        raise UserError("SOLVER.AMP.ENABLED is True, which needs a GPU; leave it False")
+        raise UserError("SOLVER.AMP.ENABLED is True, which needs a GPU: set it to False")
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not a multiple of the {processes} "
-            "processes: give --images-per-batch one that is"
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which is not a multiple of the "
+            f"{processes} processes: give --images-per-batch such a multiple"
         )
 
 
@@ -217,19 +221,19 @@ def _check_start(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.resume:
         if not last.exists():
             raise UserError(
-                f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint; give the OUTPUT_DIR of the run, "
-                "or leave --resume out to begin"
+                f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint: give the OUTPUT_DIR "
+                "of the run, or omit --resume to start a new one"
             )
         weights = str(last.with_name(last.read_text(encoding="utf-8").strip()))
     elif last.exists() and not args.eval_only:
         raise UserError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already: give --resume to go on with it, "
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run: give --resume to continue it, "
             "or another OUTPUT_DIR"
         )
     if not weights:
         if args.eval_only:
             raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint")
-        print("MODEL.WEIGHTS is empty: training begins from random weights")
+        print("MODEL.WEIGHTS is empty: training starts from random weights")
         return
     layout = "fpn" if "fpn" in cfg.MODEL.BACKBONE.NAME else "c4"
     whole = args.eval_only or args.resume
@@ -248,29 +252,29 @@ def _check_folder(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
-            f"OUTPUT_DIR {folder} cannot be written ({error.strerror}): give another"
+            f"OUTPUT_DIR {folder} is not writable ({error.strerror}): give another folder"
         ) from error
 
 
 def _read(file: str) -> CfgNode:
     if not Path(file).is_file():
         raise UserError(
-            f"--config-file is {file!r}, which is no file; give one of detection/configs"
+            f"--config-file is {file!r}, which is not a file: give one of detection/configs"
         )
     cfg = get_cfg()
     try:
         cfg.merge_from_file(file, allow_unsafe=False)
-    except Exception as error:  # yacs raises all kinds of errors on what is no configuration.
+    except Exception as error:  # yacs raises many kinds of errors for invalid configurations.
         raise UserError(f"--config-file {file}: {_first_line(error)}") from error
     return cfg
 
 
-def _merged(args: argparse.Namespace) -> CfgNode:
+def _merge(args: argparse.Namespace) -> CfgNode:
     cfg = _read(args.config_file)
     cfg.OUTPUT_DIR = str(Path("runs") / Path(args.config_file).stem)
     if args.images_per_batch is not None:
-        rescaled = schedule.rescaled(_schedule(cfg), args.images_per_batch)
-        pairs = zip(schedule.KEYS.values(), rescaled, strict=True)
+        new_schedule = schedule.rescale(_schedule(cfg), args.images_per_batch)
+        pairs = zip(schedule.KEYS.values(), new_schedule, strict=True)
         cfg.merge_from_list([part for pair in pairs for part in pair])
     for key, names in (("TRAIN", args.train_data), ("TEST", args.test_data)):
         if names:
@@ -278,7 +282,7 @@ def _merged(args: argparse.Namespace) -> CfgNode:
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
     own = [name for name in names if name in _own_names(args)]
     if own:
-        # The head's width follows the data.
+        # The data determine the width of the head.
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_summary(own[0], is_evaluated=False).classes)
     try:
         cfg.merge_from_list(args.opts)
@@ -292,7 +296,7 @@ def _own_names(args: argparse.Namespace) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    # The text of a KeyError is in quotes.
+    # str() of a KeyError would add quotes.
     text = str(error.args[0] if isinstance(error, KeyError) else error)
     return f"{text or type(error).__name__}".splitlines()[0]
 
@@ -312,8 +316,8 @@ def _schedule(cfg: CfgNode) -> Schedule:
 def _summary(name: str, *, is_evaluated: bool) -> datasets.Summary:
     if name not in DatasetCatalog.list():
         raise UserError(
-            f"data set {name} is unknown; give one that detectron2 knows, such as "
-            "coco_2017_train or voc_2007_test, or register yours by --coco or --voc"
+            f"data set {name} is unknown: give one that detectron2 knows, such as "
+            "coco_2017_train or voc_2007_test, or register your own with --coco or --voc"
         )
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type")
@@ -330,17 +334,17 @@ def _summary(name: str, *, is_evaluated: bool) -> datasets.Summary:
         return datasets.check_voc(
             name, folder, metadata.split, metadata.thing_classes, is_evaluated=is_evaluated
         )
-    raise UserError(f"data set {name} is of the kind {kind!r}; expected COCO's boxes or VOC")
+    raise UserError(f"data set {name} is of type {kind!r}; expected COCO's boxes or VOC")
 
 
 def _known_categories(metadata: Metadata) -> dict[int, str] | None:
-    """Returns the categories of data sets that detectron2 names, by their numbers in JSON."""
+    """Returns the JSON's category numbers and names, if detectron2 knows the data set."""
     numbers = metadata.get("thing_dataset_id_to_contiguous_id")
     return numbers and {key: metadata.thing_classes[place] for key, place in numbers.items()}
 
 
 def _run(cfg: CfgNode, args: argparse.Namespace, own_data: OwnData, launched_from: int) -> None:
-    """Trains or evaluates, in each process."""
+    """Trains or evaluates in one process."""
     if os.getpid() != launched_from:
         own_data.register()
     default_setup(cfg, args)

@@ -1,6 +1,6 @@
-"""What an annotated data set must hold before days are spent on it; reads COCO and VOC alike.
+"""Checks of annotated data sets in COCO's or VOC's layout before a long run.
 
-Nothing here needs detectron2, which reads the same files again for training.
+This module does not need detectron2, which reads the same files again for training.
 """
 
 import json
@@ -15,10 +15,10 @@ from PIL import Image
 from jigclu.data.decode import upright_size
 from jigclu.system.errors import UserError
 
-# Pixels that a box may reach over the edge: of rounding, and of counting from 0 or 1.
+# Pixels by which a box may exceed its image, due to rounding or to counting from 0 or 1.
 _TOLERANCE = 1.0
 _NUMBER = (int, float)
-# What detectron2 reads of each record of COCO's JSON, and its evaluation beyond that.
+# Fields that detectron2 reads of COCO's records, and further ones that evaluation reads.
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "images": {"id": (int, str), "file_name": str, "width": _NUMBER, "height": _NUMBER},
     "categories": {"id": int, "name": str},
@@ -28,7 +28,7 @@ _EVALUATED_FIELDS: dict[str, type | tuple[type, ...]] = {"area": _NUMBER, "iscro
 
 
 class Summary(NamedTuple):
-    """What a data set holds. classes: names, in the order of their numbers."""
+    """Size of a data set, and its class names in the order of their numbers."""
 
     images: int
     boxes: int
@@ -36,7 +36,7 @@ class Summary(NamedTuple):
 
 
 class _Box(NamedTuple):
-    """Edges in pixels, from 0."""
+    """Edges in pixels, counted from 0."""
 
     left: float
     top: float
@@ -52,30 +52,30 @@ def check_coco(
     *,
     is_evaluated: bool,
 ) -> Summary:
-    """Looks through a data set in COCO's layout.
+    """Checks a data set in COCO's layout.
 
     Args:
-      name: of the data set, for errors.
+      name: name of the data set, for messages.
       images: folder of the images.
-      annotations: the JSON file.
-      expected: categories by their numbers, where they are known beforehand.
-      is_evaluated: the evaluation reads more of each box than training does.
+      annotations: JSON file.
+      expected: categories by number, if they are known beforehand.
+      is_evaluated: also check the fields of each box that only evaluation reads.
 
     Raises:
-      UserError: an absent file, an image or a category that is not listed, an image of
-        another size, a box outside its image; names the first and says how many there are.
+      UserError: a file is missing, an image or category is not listed, an image has another
+        size, or a box exceeds its image. The message names the first case and counts others.
     """
     contents = _read_coco(name, annotations, is_evaluated)
     sizes = {image["id"]: image for image in contents["images"]}
     classes = {category["id"]: category["name"] for category in contents["categories"]}
     boxes = contents["annotations"]
-    _refuse_empty(name, annotations, len(sizes), len(classes), len(boxes))
+    _reject_empty(name, annotations, len(sizes), len(classes), len(boxes))
     if expected is not None and classes != expected:
         raise UserError(
-            f"data set {name}: the categories of {annotations} are not the {len(expected)} that "
-            "this name stands for; register it under a name of yours by --coco"
+            f"data set {name}: the categories of {annotations} are not the {len(expected)} of the "
+            "known data set with this name; register yours under another name with --coco"
         )
-    _refuse_images(
+    _reject_images(
         name,
         images,
         {image["file_name"]: (image["width"], image["height"]) for image in sizes.values()},
@@ -91,29 +91,29 @@ def check_coco(
         left, top, width, height = annotation["bbox"]
         box = _Box(left, top, left + width, top + height)
         if not _is_inside(box, image["width"], image["height"]):
-            outside.append(_placed(annotation["bbox"], image, image["file_name"]))
-    _refuse(name, unknown, f"is not listed in {annotations}")
-    _refuse(name, outside, "is outside its image")
+            outside.append(_describe(annotation["bbox"], image, image["file_name"]))
+    _reject(name, unknown, f"is not listed in {annotations}")
+    _reject(name, outside, "exceeds its image")
     return Summary(len(sizes), len(boxes), tuple(classes[key] for key in sorted(classes)))
 
 
 def check_voc(
     name: str, folder: Path, split: str, classes: Sequence[str], *, is_evaluated: bool
 ) -> Summary:
-    """Looks through a split of a data set in VOC's layout.
+    """Checks a split of a data set in VOC's layout.
 
     Args:
-      name: of the data set, for errors.
-      folder: holds Annotations, ImageSets/Main and JPEGImages.
+      name: name of the data set, for messages.
+      folder: folder with Annotations, ImageSets/Main and JPEGImages.
       split: name of a list in ImageSets/Main.
-      classes: names that may occur.
-      is_evaluated: the evaluation reads more of each object than training does.
+      classes: class names that may occur.
+      is_evaluated: also check the fields of each object that only evaluation reads.
 
     Raises:
-      UserError: as `check_coco`.
+      UserError: in the same cases as `check_coco`.
     """
-    names = _listed(name, folder / "ImageSets" / "Main" / f"{split}.txt")
-    _refuse_absent(name, folder / "Annotations", [f"{image}.xml" for image in names])
+    names = _read_list(name, folder / "ImageSets" / "Main" / f"{split}.txt")
+    _reject_missing(name, folder / "Annotations", [f"{image}.xml" for image in names])
     sizes, unknown, outside, boxes = {}, [], [], 0
     for image in names:
         path = folder / "Annotations" / f"{image}.xml"
@@ -126,47 +126,47 @@ def check_voc(
                 if _text(found, "name") not in classes:
                     unknown.append(f"class {_text(found, 'name')!r} in {path.name}")
                 edges = _edges(found, is_evaluated)
-                # Pixels are counted from 1, and the last ones belong to the box.
+                # VOC counts pixels from 1 and includes the last ones.
                 box = _Box(edges[0] - 1, edges[1] - 1, edges[2], edges[3])
                 if not _is_inside(box, size["width"], size["height"]):
-                    outside.append(_placed(edges, size, path.name))
+                    outside.append(_describe(edges, size, path.name))
         except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
             raise UserError(
-                f"data set {name}: {path} is no annotation of VOC ({error}): mend or replace it"
+                f"data set {name}: {path} is not an annotation of VOC ({error}): fix or replace it"
             ) from error
-    _refuse_empty(name, folder, len(names), len(classes), boxes)
-    _refuse_images(name, folder / "JPEGImages", sizes)
-    _refuse(name, unknown, f"is none of the classes {', '.join(classes)}")
-    _refuse(name, outside, "is outside its image")
+    _reject_empty(name, folder, len(names), len(classes), boxes)
+    _reject_images(name, folder / "JPEGImages", sizes)
+    _reject(name, unknown, f"is not one of the classes {', '.join(classes)}")
+    _reject(name, outside, "exceeds its image")
     return Summary(len(names), boxes, tuple(classes))
 
 
 def check_same_classes(summaries: dict[str, Summary]) -> None:
-    """Raises UserError unless all data sets, by name, have the same classes in one order."""
+    """Raises UserError unless all data sets have the same classes in the same order."""
     (first, expected), *others = summaries.items()
     for name, summary in others:
         if summary.classes != expected.classes:
             differing = sorted(set(summary.classes) ^ set(expected.classes))
-            told = ", ".join(differing) if differing else "in another order"
+            difference = ", ".join(differing) if differing else "in another order"
             raise UserError(
-                f"data sets {first} and {name} have different classes ({told}): "
-                "what is trained and what is evaluated must agree; mend their categories"
+                f"data sets {first} and {name} have different classes ({difference}): "
+                "training and evaluation data must agree; fix their categories"
             )
 
 
-def _listed(name: str, path: Path) -> list[str]:
-    """Returns the names of images that a list of VOC holds, one a line."""
+def _read_list(name: str, path: Path) -> list[str]:
+    """Returns the image names in a list of VOC, which holds one per line."""
     lines = [line.split() for line in _read(name, path).splitlines() if line.strip()]
     if len(lines) < 2 or any(len(words) > 1 for words in lines):
         raise UserError(
-            f"data set {name}: {path} must name two images or more, one a line and nothing "
-            "else: give another split, or mend it"
+            f"data set {name}: {path} must name two images or more, one per line and nothing "
+            "else: choose another split, or fix the list"
         )
     return [image for (image,) in lines]
 
 
 def _edges(found: ElementTree.Element, is_evaluated: bool) -> list[float]:
-    """Returns xmin, ymin, xmax, ymax of an object as it is annotated."""
+    """Returns the annotated xmin, ymin, xmax and ymax of an object."""
     texts = [_text(found, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
     if not is_evaluated:
         return [float(text) for text in texts]
@@ -180,20 +180,20 @@ def _read(name: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text"
+        reason = error.strerror if isinstance(error, OSError) else "not text"
         raise UserError(
-            f"data set {name}: {path} cannot be read ({reason}); give another path, or lay the "
-            "data out below ./datasets or $DETECTRON2_DATASETS"
+            f"data set {name}: {path} cannot be read ({reason}): give another path, or put the "
+            "data below ./datasets or $DETECTRON2_DATASETS"
         ) from error
 
 
 def _read_coco(name: str, path: Path, is_evaluated: bool) -> dict[str, list[dict[str, Any]]]:
-    """Returns the lists of a JSON file of COCO's layout, of which every record is whole."""
+    """Returns the lists of a JSON file in COCO's layout, with complete records."""
     try:
         contents = json.loads(_read(name, path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(
-            f"data set {name}: {path} is no JSON ({error}): download or write it again"
+            f"data set {name}: {path} is not JSON ({error}): download or write it again"
         ) from error
     lists = contents if isinstance(contents, dict) else {}
     absent = [key for key in _FIELDS if not isinstance(lists.get(key), list)]
@@ -210,12 +210,12 @@ def _read_coco(name: str, path: Path, is_evaluated: bool) -> dict[str, list[dict
             for field, kind in (fields | more).items()
             if not isinstance(record, dict) or not isinstance(record.get(field), kind)
         ]
-        _refuse(name, wrong, f"is absent in {path}, or not of the kind that COCO has there")
-    _refuse_annotations(name, path, lists["annotations"])
+        _reject(name, wrong, f"is missing in {path}, or does not have COCO's type")
+    _reject_annotations(name, path, lists["annotations"])
     return lists
 
 
-def _refuse_annotations(name: str, path: Path, annotations: list[dict[str, Any]]) -> None:
+def _reject_annotations(name: str, path: Path, annotations: list[dict[str, Any]]) -> None:
     seen: set[int] = set()
     twice, wrong, ignored = [], [], []
     for annotation in annotations:
@@ -228,15 +228,15 @@ def _refuse_annotations(name: str, path: Path, annotations: list[dict[str, Any]]
             wrong.append(f"bbox of {label}")
         if annotation.get("ignore"):
             ignored.append(label)
-    _refuse(name, twice, f"is there twice in {path}")
-    _refuse(name, wrong, f"in {path} is not [left, top, width, height]")
-    _refuse(name, ignored, f"in {path} is to be ignored, which detectron2 cannot")
+    _reject(name, twice, f"occurs twice in {path}")
+    _reject(name, wrong, f"in {path} is not [left, top, width, height]")
+    _reject(name, ignored, f"in {path} is marked ignore, which detectron2 does not support")
 
 
 def _text(tree: ElementTree.Element, path: str) -> str:
     found = tree.findtext(path)
     if found is None:
-        raise ValueError(f"{path} is absent")
+        raise ValueError(f"{path} is missing")
     return found.strip()
 
 
@@ -248,12 +248,12 @@ def _is_inside(box: _Box, width: int, height: int) -> bool:
     )
 
 
-def _placed(box: Iterable[float], size: dict[str, Any], file: str) -> str:
+def _describe(box: Iterable[float], size: dict[str, Any], file: str) -> str:
     edges = ", ".join(f"{edge:g}" for edge in box)
     return f"box [{edges}] of {file}, {size['width']}x{size['height']} pixels,"
 
 
-def _refuse_empty(name: str, path: Path, images: int, classes: int, boxes: int) -> None:
+def _reject_empty(name: str, path: Path, images: int, classes: int, boxes: int) -> None:
     if not images or not classes or not boxes:
         raise UserError(
             f"data set {name}: {path} has {images} images, {classes} classes and {boxes} boxes; "
@@ -261,33 +261,33 @@ def _refuse_empty(name: str, path: Path, images: int, classes: int, boxes: int) 
         )
 
 
-def _refuse_absent(name: str, folder: Path, files: Sequence[str]) -> None:
-    _refuse(name, [file for file in files if not (folder / file).is_file()], f"is not in {folder}")
+def _reject_missing(name: str, folder: Path, files: Sequence[str]) -> None:
+    _reject(name, [file for file in files if not (folder / file).is_file()], f"is not in {folder}")
 
 
-def _refuse_images(name: str, folder: Path, sizes: Mapping[str, tuple[float, float]]) -> None:
-    """Refuses images that are absent, unreadable, or not of the width and height annotated."""
-    _refuse_absent(name, folder, list(sizes))
+def _reject_images(name: str, folder: Path, sizes: Mapping[str, tuple[float, float]]) -> None:
+    """Rejects images that are missing, unreadable, or not as large as annotated."""
+    _reject_missing(name, folder, list(sizes))
     unreadable, other = [], []
     for file, annotated in sizes.items():
         try:
             with Image.open(folder / file) as image:
                 size = upright_size(image)[::-1]
-        except Exception:  # PIL's plugins raise all kinds of errors on corrupt bytes.
+        except Exception:  # PIL's plugins raise many kinds of errors for corrupt files.
             unreadable.append(file)
             continue
         if size != annotated:
-            told = ", annotated as ".join(
+            sizes_text = ", annotated as ".join(
                 f"{width:g}x{height:g}" for width, height in (size, annotated)
             )
-            other.append(f"{file} ({told} pixels)")
-    _refuse(name, unreadable, f"in {folder} is no image")
-    _refuse(name, other, "is of another size")
+            other.append(f"{file} ({sizes_text} pixels)")
+    _reject(name, unreadable, f"in {folder} is not an image")
+    _reject(name, other, "has another size")
 
 
-def _refuse(name: str, found: Sequence[str], reason: str) -> None:
+def _reject(name: str, found: Sequence[str], reason: str) -> None:
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(
-            f"data set {name}: {found[0]} {reason}{more}: mend the data set, or take it out"
+            f"data set {name}: {found[0]} {reason}{more}: fix the data set, or leave it out"
         )

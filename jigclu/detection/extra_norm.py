@@ -1,4 +1,4 @@
-"""The head of a C4 detector with one normalization more, after res5."""
+"""The head of a C4 detector with an additional normalization after res5."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from torch import nn
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
-    """Res5ROIHeads whose res5 ends in MODEL.RESNETS.NORM.
+    """Res5ROIHeads with MODEL.RESNETS.NORM after res5.
 
-    Self-supervised features have no common scale; the norm gives them one before the
-    box predictor, as it has in pre-trained classifiers (MoCo, He et al. 2020, section 4.2).
+    Self-supervised features may have another scale than those of pre-trained classifiers; the
+    norm adjusts it before the box predictor (MoCo, He et al., CVPR 2020, section 4.2).
     """
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Whether a file of weights is what a detector can begin with, before it is built."""
+"""Checks of initial weights before the detector is built."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,40 +17,40 @@ _FORMATS = {"fpn": "detectron2", "c4": "detectron2_c4"}
 
 
 def check(path: str, depth: int, layout: str, *, classes: int | None, unpickle: bool) -> None:
-    """Refuses weights of which a part would be left out, or that cannot be read in safety.
+    """Rejects weights that do not fit the detector completely, or that are unsafe to read.
 
     Args:
-      path: of the weights. Of an address only the suffix is looked at.
-      depth: of the ResNet, in layers.
+      path: file or URL of the weights; of a URL only the suffix is checked.
+      depth: number of layers of the ResNet.
       layout: "fpn" or "c4".
-      classes: that the heads tell apart; None: the backbone alone will do.
-      unpickle: the user consents to files of pickle, which may run any code.
+      classes: number of classes of the heads; None accepts a backbone without heads.
+      unpickle: whether the user consents to pickle files, which may run any code.
 
     Raises:
-      UserError: absent, damaged, pickled without consent, of another depth or layout or
-        other classes, or not of detectron2.
+      UserError: the file is missing, corrupt, pickled without consent, of another depth,
+        layout or number of classes, or not in detectron2's format.
     """
-    # An address may lead to a pickle by any other suffix, or by none.
-    is_address = "://" in path
-    if path.endswith((".pkl", ".pickle")) or (is_address and not path.endswith(".pth")):
+    # A URL with any other suffix, or none, may lead to a pickle.
+    is_url = "://" in path
+    if path.endswith((".pkl", ".pickle")) or (is_url and not path.endswith(".pth")):
         if not unpickle:
             raise UserError(
-                f"weights {path}: this is or may be a pickle, which may run any code as it is "
-                "read; give a .pth of gin/detection_export.gin, or --unpickle-weights if you "
-                "trust its origin"
+                f"weights {path} are or may be a pickle, which can run any code when it is read: "
+                "use a .pth file from gin/detection_export.gin, or give --unpickle-weights if you "
+                "trust the origin"
             )
-        if not is_address and not Path(path).is_file():
+        if not is_url and not Path(path).is_file():
             raise UserError(f"weights {path} do not exist: check the path")
         return
-    if is_address:
+    if is_url:
         return
     found = _tensors(Path(path), layout)
     expected = _expected(depth, layout)
     difference = state_dicts.describe_mismatch(expected, _resnet(found, layout))
     if difference:
         raise UserError(
-            f"weights {path} hold {_held(found)}, expected a ResNet-{depth} of the layout "
-            f"{layout} ({difference}); give weights of that depth and layout (format "
+            f"weights {path} hold {_network(found)}; expected a ResNet-{depth} in layout "
+            f"{layout} ({difference}): use weights with that depth and layout (format "
             f"{_FORMATS[layout]!r} of gin/detection_export.gin), or set MODEL.RESNETS.DEPTH"
         )
     if classes is not None:
@@ -60,15 +60,15 @@ def check(path: str, depth: int, layout: str, *, classes: int | None, unpickle: 
 def _check_heads(path: str, found: Mapping[str, Tensor], classes: int) -> None:
     if _CLASSIFIER not in found:
         raise UserError(
-            f"weights {path} hold a backbone alone; to evaluate give a detector, "
-            "such as the model_final.pth of a training"
+            f"weights {path} hold only a backbone: for evaluation give a detector, such as "
+            "model_final.pth of a training run"
         )
-    # One more stands for none of them.
+    # One more output stands for the background.
     held = len(found[_CLASSIFIER]) - 1
     if held != classes:
         raise UserError(
-            f"weights {path} tell {held} classes apart, the data have {classes}; give the "
-            "data that this detector was trained on, or another detector"
+            f"weights {path} have {held} classes, but the data have {classes}: use the data "
+            "that this detector was trained on, or another detector"
         )
 
 
@@ -80,7 +80,7 @@ def _tensors(path: Path, layout: str) -> dict[str, Tensor]:
     )
     if not named:
         raise UserError(
-            f"weights {path} do not have detectron2's names; write it so with "
+            f"weights {path} do not have detectron2's names: convert them with "
             f"--gin_file=gin/detection_export.gin --gin_bindings=\"export.init_from='{path}'\", "
             f"format {_FORMATS[layout]!r}"
         )
@@ -95,7 +95,7 @@ def _expected(depth: int, layout: str) -> dict[str, Tensor]:
 
 
 def _resnet(found: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Returns what is of the ResNet, without counters, which detectron2 does without."""
+    """Returns the ResNet's tensors without batch counters, which detectron2 does not need."""
     return {
         name: value
         for name, value in found.items()
@@ -103,11 +103,11 @@ def _resnet(found: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     }
 
 
-def _held(found: Mapping[str, Tensor]) -> str:
-    """Returns which ResNet of which layout a file holds, as far as it is one of ours."""
+def _network(found: Mapping[str, Tensor]) -> str:
+    """Names the ResNet and the layout that a file holds, if they are among ours."""
     for layout in PREFIXES:
         for depth in (18, 34, 50, 101, 152):
             expected = _expected(depth, layout)
             if not state_dicts.describe_mismatch(expected, _resnet(found, layout)):
-                return f"a ResNet-{depth} of the layout {layout}"
+                return f"a ResNet-{depth} in layout {layout}"
     return "another network"

@@ -1,4 +1,4 @@
-"""Pictures of what a detector finds."""
+"""Pictures of a detector's predictions."""
 
 import colorsys
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
-# Boxes drawn on an image: the surest ones.
+# Boxes drawn per image: those with the highest scores.
 _BOXES = 20
 
 
 def draw(cfg: CfgNode, model: nn.Module, folder: Path, images: int, step: int) -> list[Path]:
-    """Draws the surest boxes on the first images of the first data set of DATASETS.TEST.
+    """Draws the boxes with the highest scores on the first images of DATASETS.TEST[0].
 
     Args:
-      cfg: of the detector.
+      cfg: configuration of the detector.
       model: the detector, in eval mode.
-      folder: gets <image>.png; TensorBoard's events go to OUTPUT_DIR.
-      images: how many.
-      step: iterations of training, for TensorBoard.
+      folder: destination of <image>.png; TensorBoard's events go to OUTPUT_DIR.
+      images: number of images.
+      step: training iterations so far, for TensorBoard.
 
     Returns:
-      The files, in the order of the data set.
+      The paths of the pictures, in the order of the data set.
     """
     folder.mkdir(parents=True, exist_ok=True)
     classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
@@ -39,23 +39,24 @@ def draw(cfg: CfgNode, model: nn.Module, folder: Path, images: int, step: int) -
             if len(paths) == images:
                 break
             (output,) = model([inputs])
-            # A copy: what is read may be read-only memory.
+            # Copied, because the image may be in read-only memory.
             image = torch.tensor(read_image(inputs["file_name"], "RGB")).permute(2, 0, 1)
-            picture = drawn(image, output["instances"].to("cpu"), classes)
+            picture = draw_boxes(image, output["instances"].to("cpu"), classes)
             paths.append(folder / f"{Path(inputs['file_name']).stem}.png")
             to_pil_image(picture).save(paths[-1])
             writer.add_image(f"predictions/{paths[-1].stem}", picture, step)
     return paths
 
 
-def drawn(image: Tensor, instances: Instances, classes: Sequence[str]) -> Tensor:
-    """Returns the image with the surest boxes, a color for each class, the surest on top.
+def draw_boxes(image: Tensor, instances: Instances, classes: Sequence[str]) -> Tensor:
+    """Returns the image with the boxes of highest scores, each in the color of its class.
 
     Args:
       image: RGB, uint8 [3, height, width].
-      instances: of the image, on the CPU: their boxes, scores and classes.
-      classes: names.
+      instances: boxes, scores and classes predicted for the image, on the CPU.
+      classes: class names.
     """
+    # The highest score comes last, to be drawn on top.
     shown = instances[instances.scores.argsort(descending=True)[:_BOXES].flip(0)]
     if not len(shown):
         return image

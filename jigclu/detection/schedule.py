@@ -1,7 +1,7 @@
-"""The published schedule at another number of images per batch: the linear rule.
+"""Scaling of the published schedule to other batch sizes, by the linear rule.
 
-Goyal et al. 2017, section 2.1: k times the images per batch need k times the learning
-rate and a k-th of the iterations; one without the other is another recipe.
+A k times larger batch needs a k times larger learning rate and k times fewer iterations
+(Goyal et al. 2017, section 2.1). Changing only one of them gives a different recipe.
 """
 
 import math
@@ -11,9 +11,9 @@ from jigclu.system.errors import UserError
 
 
 class Schedule(NamedTuple):
-    """What the number of images per batch scales; all but the first two in iterations.
+    """Settings that depend on the number of images per batch.
 
-    evaluation_period: 0: evaluation at the end alone.
+    All but the first two are in iterations. An evaluation_period of 0 evaluates only at the end.
     """
 
     images_per_batch: int
@@ -25,7 +25,7 @@ class Schedule(NamedTuple):
     checkpoint_period: int
 
 
-# Fields by their keys in a configuration of detectron2.
+# Keys of the fields in detectron2's configuration.
 KEYS = {
     "images_per_batch": "SOLVER.IMS_PER_BATCH",
     "learning_rate": "SOLVER.BASE_LR",
@@ -35,22 +35,18 @@ KEYS = {
     "evaluation_period": "TEST.EVAL_PERIOD",
     "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
 }
-# What is learned depends on these; how often it is scored or saved does not.
+# Fields that influence the trained model; evaluation and checkpoint periods do not.
 _RECIPE = Schedule._fields[:5]
 
 
-def rescaled(schedule: Schedule, images_per_batch: int) -> Schedule:
-    """Returns the schedule at another number of images per batch, by the linear rule.
-
-    Raises:
-      UserError: fewer than one image.
-    """
+def rescale(schedule: Schedule, images_per_batch: int) -> Schedule:
+    """Returns the schedule for another number of images per batch, by the linear rule."""
     if images_per_batch < 1:
-        raise UserError(f"--images-per-batch is {images_per_batch}; give at least 1")
+        raise UserError(f"--images-per-batch is {images_per_batch}; it must be 1 or more")
     factor = schedule.images_per_batch / images_per_batch
 
     def scale(iterations: int) -> int:
-        # Not rounded to 0, which would mean never; 0 itself stays.
+        # Never rounded to 0, which would disable it; 0 itself stays 0.
         return max(1, round(iterations * factor)) if iterations else 0
 
     return Schedule(
@@ -68,27 +64,27 @@ def check_range(schedule: Schedule) -> None:
     """Raises UserError for a schedule without images or iterations."""
     for field in ("images_per_batch", "iterations"):
         if getattr(schedule, field) < 1:
-            raise UserError(f"{KEYS[field]} is {getattr(schedule, field)}; give at least 1")
+            raise UserError(f"{KEYS[field]} is {getattr(schedule, field)}; it must be 1 or more")
 
 
 def check(published: Schedule, effective: Schedule) -> None:
-    """Refuses a schedule of which a part alone is rescaled.
+    """Rejects a schedule of which only a part is rescaled.
 
     Raises:
-      UserError: names what does not fit the images per batch.
+      UserError: names the settings that do not fit the number of images per batch.
     """
-    expected = rescaled(published, effective.images_per_batch)
+    expected = rescale(published, effective.images_per_batch)
     wrong = [field for field in _RECIPE if not _agree(field, expected, effective)]
     if wrong:
-        told = ", ".join(
+        settings = ", ".join(
             f"{KEYS[field]} {_text(getattr(effective, field))} "
             f"(expected {_text(getattr(expected, field))})"
             for field in wrong
         )
         raise UserError(
-            f"schedule: {told} does not follow from the published one at "
-            f"{effective.images_per_batch} images per batch; give --images-per-batch alone, "
-            "which rescales all, or --schedule-as-given if this is meant"
+            f"schedule: {settings} does not match the published schedule at "
+            f"{effective.images_per_batch} images per batch: give only --images-per-batch, which "
+            "rescales everything, or --schedule-as-given if this is intended"
         )
 
 
@@ -105,7 +101,7 @@ def table(published: Schedule, effective: Schedule) -> str:
 def _agree(field: str, expected: Schedule, effective: Schedule) -> bool:
     ours, theirs = getattr(expected, field), getattr(effective, field)
     if field == "learning_rate":
-        # As rounded by hand.
+        # Tolerates rounding by hand.
         return math.isclose(ours, theirs, rel_tol=0.01)
     return ours == theirs
 

@@ -1,4 +1,4 @@
-"""detectron2's trainer, with the evaluators of COCO and VOC and pictures of predictions."""
+"""detectron2's trainer with COCO's and VOC's evaluators and pictures of predictions."""
 
 import logging
 from pathlib import Path
@@ -14,47 +14,43 @@ from torch import nn
 from jigclu.detection import extra_norm, predictions
 from jigclu.system.errors import UserError
 
-# Registered with detectron2 by being imported; a configuration names it.
+# The import registers extra_norm with detectron2; configurations refer to it by name.
 __all__ = ["Trainer", "extra_norm"]
 
 
 class Trainer(DefaultTrainer):
-    """Trains, evaluates, and at the end draws predictions to OUTPUT_DIR/predictions."""
+    """Trains and evaluates, then draws predictions into OUTPUT_DIR/predictions."""
 
     def build_hooks(self) -> list[Any]:
-        """Returns detectron2's own hooks, and that of the pictures."""
+        """Returns detectron2's hooks and one that draws predictions."""
         built: list[Any] = super().build_hooks()
         if comm.is_main_process():
             built.append(hooks.CallbackHook(after_train=lambda trainer: trainer.draw()))
         return built
 
     def draw(self) -> None:
-        """Draws predictions as the last iteration makes them; none where training failed."""
+        """Draws predictions after the last iteration, but not after a failure."""
         if self.iter >= self.max_iter:
             draw_predictions(self.cfg, self.model, self.max_iter)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Returns the evaluator of a data set: AP, AP50, AP75 of COCO or of VOC.
-
-        Raises:
-          UserError: neither of the two.
-        """
+        """Returns the evaluator of a data set, which computes COCO's or VOC's AP, AP50 and AP75."""
         kind = MetadataCatalog.get(dataset_name).evaluator_type
         if kind == "coco":
-            # COCO's own implementation of AP: detectron2's faster one is not official.
+            # COCO's official implementation of AP instead of detectron2's faster one.
             folder = Path(cfg.OUTPUT_DIR) / "inference"
             return COCOEvaluator(dataset_name, output_dir=str(folder), use_fast_impl=False)
         if kind == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         raise UserError(
-            f"DATASETS.TEST {dataset_name} is evaluated by {kind!r}; expected 'coco' or "
-            "'pascal_voc': take another data set, or register it by --coco or --voc"
+            f"data set {dataset_name} in DATASETS.TEST has the evaluator {kind!r}; expected 'coco' "
+            "or 'pascal_voc': use another data set, or register it with --coco or --voc"
         )
 
 
 def draw_predictions(cfg: CfgNode, model: nn.Module, step: int) -> None:
-    """Draws predictions on 8 images of DATASETS.TEST, to OUTPUT_DIR/predictions."""
+    """Draws predictions on 8 images of DATASETS.TEST into OUTPUT_DIR/predictions."""
     detector = getattr(model, "module", model)
     was_training = detector.training
     detector.eval()

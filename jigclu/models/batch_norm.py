@@ -1,7 +1,7 @@
 """Batch normalization over the images of all ranks (SyncBN), as a function.
 
-`torch.nn.SyncBatchNorm` refuses CPU tensors in a process group and breaks
-fullgraph compilation; this one does neither.
+`torch.nn.SyncBatchNorm` rejects CPU tensors in a process group and cannot be compiled with
+fullgraph=True; this implementation has neither limit.
 """
 
 import torch
@@ -20,10 +20,10 @@ def batch_norm(
     momentum: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalizes with the statistics of the global batch; changes no argument.
+    """Normalizes with the statistics of the global batch; leaves its arguments unchanged.
 
     Args:
-      images: [batch, channels, height, width], of this rank.
+      images: [batch, channels, height, width], the share of this rank.
       weight: float32 [channels].
       bias: float32 [channels].
       running_mean: float32 [channels].
@@ -32,8 +32,8 @@ def batch_norm(
       epsilon: added to the variance (published 1e-5).
 
     Returns:
-      The normalized images, in their dtype and memory format, and the new
-      running mean and variance (unbiased).
+      The normalized images, in their dtype and memory format, and the new running mean and
+      running variance (unbiased).
     """
     if collectives.world_size() == 1:
         mean, var = running_mean.clone(), running_var.clone()
@@ -51,7 +51,7 @@ def batch_norm(
 
 
 def _global_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Merges the ranks' means and variances, which cancels less than sums of squares would."""
+    """Merges the ranks' means and variances, which is more accurate than summing squares."""
     var, mean = torch.var_mean(images, (0, 2, 3), correction=0)
     gathered = collectives.gather_with_gradient(torch.stack([mean, var])[None])
     means, variances = gathered[:, 0], gathered[:, 1]
@@ -60,9 +60,10 @@ def _global_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class BatchNorm(nn.Module):
-    """`batch_norm` with its parameters and running statistics, for torchvision's norm_layer.
+    """`batch_norm` as a module with parameters and running statistics.
 
-    In eval mode it normalizes with the running statistics.
+    It serves as norm_layer of torchvision's models. In eval mode it normalizes with the
+    running statistics.
     """
 
     running_mean: Tensor
@@ -78,7 +79,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalizes [batch, channels, height, width]; in training mode stores the statistics."""
+        """Normalizes [batch, channels, height, width]; updates running statistics in training."""
         statistics = (self.running_mean, self.running_var)
         if not self.training:
             return functional.batch_norm(

@@ -7,13 +7,13 @@ from jigclu.ops.normalize import pool
 
 
 class Classifier(nn.Module):
-    """Images to class logits; the parameters of the head are called fc, as torchvision's."""
+    """Maps images to class logits. The head is called fc, as in torchvision."""
 
     def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.fc = nn.Linear(encoder.channels, classes)
-        # Published: from N(0, 0.01), and 0.
+        # As published: weights from N(0, 0.01), bias 0.
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 

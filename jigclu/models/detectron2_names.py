@@ -1,14 +1,14 @@
-"""Names of a ResNet's tensors: torchvision's to those of detectron2's detectors, and back.
+"""Translation of a ResNet's tensor names between torchvision and detectron2's detectors.
 
-detectron2 calls the stages res2 to res5, the first convolution the stem, keeps every norm
-below its convolution, and calls the projection of a skip connection shortcut. A detector
-with a feature pyramid (FPN) holds the whole network in its backbone; one of the kind C4
-ends the backbone at res4, and applies res5 to each region.
+detectron2 names the stages res2 to res5 and the first convolution stem, keeps every norm
+below its convolution, and names the projection of a skip connection shortcut. A detector
+with a feature pyramid (FPN) has the whole network in its backbone; a C4 detector ends the
+backbone at res4 and applies res5 to each region.
 """
 
 import re
 
-# Before the names of res5, and before those of all else.
+# For each layout, the prefix of res5 and the prefix of all other stages.
 PREFIXES = {
     "fpn": ("backbone.bottom_up.", "backbone.bottom_up."),
     "c4": ("roi_heads.", "backbone."),
@@ -21,18 +21,20 @@ _DETECTRON2 = re.compile(
 
 
 def to_detectron2(name: str, layout: str) -> str:
-    """Returns the name in detectron2: layer1.0.bn2.bias is (…)res2.0.conv2.norm.bias.
+    """Returns detectron2's name of a tensor: layer1.0.bn2.bias is (…)res2.0.conv2.norm.bias.
 
     Args:
-      name: of a tensor of torchvision's ResNet without its classifier.
+      name: torchvision's name of a tensor of the ResNet without its classifier.
       layout: "fpn" or "c4".
 
     Raises:
-      ValueError: another name.
+      ValueError: not such a name.
     """
     match = _TORCHVISION.fullmatch(name)
     if match is None:
-        raise ValueError(f"{name!r} is no name of torchvision's ResNet, such as layer1.0.bn2.bias")
+        raise ValueError(
+            f"{name!r} is not a name in torchvision's ResNet, such as layer1.0.bn2.bias"
+        )
     stage, block, layer, tensor = match.groups()
     place = f"res{int(stage) + 1}.{block}" if stage else "stem"
     convolution = "shortcut" if layer.startswith("downsample") else f"conv{layer[-1]}"
@@ -41,10 +43,10 @@ def to_detectron2(name: str, layout: str) -> str:
 
 
 def to_torchvision(name: str, layout: str) -> str:
-    """Returns the name in torchvision of a tensor of the ResNet of a detector.
+    """Returns torchvision's name of a tensor of a detector's ResNet.
 
     Args:
-      name: of the tensor in detectron2.
+      name: detectron2's name.
       layout: "fpn" or "c4".
 
     Raises:
@@ -53,7 +55,7 @@ def to_torchvision(name: str, layout: str) -> str:
     match = _match(name, layout)
     if match is None:
         raise ValueError(
-            f"{name!r} is no name of detectron2's ResNet, such as "
+            f"{name!r} is not a name in detectron2's ResNet, such as "
             f"{_prefix(False, layout)}stem.conv1.…"
         )
     place = f"layer{int(match['stage']) - 1}.{match['block']}." if match["stage"] else ""
@@ -64,7 +66,7 @@ def to_torchvision(name: str, layout: str) -> str:
 
 
 def is_name(name: str, layout: str) -> bool:
-    """Returns whether a tensor is of the ResNet of a detector of that layout."""
+    """Returns whether a tensor belongs to the ResNet of a detector with that layout."""
     return _match(name, layout) is not None
 
 

@@ -1,4 +1,4 @@
-"""torchvision's ResNet family by name, up to its last feature map."""
+"""Encoders: torchvision's ResNet family, up to the last feature map."""
 
 import difflib
 
@@ -12,7 +12,7 @@ _FAMILY = torchvision.models.resnet
 
 
 def encoder_names() -> list[str]:
-    """Returns the names that `create_encoder` knows."""
+    """Returns the names that `create_encoder` accepts."""
     names = torchvision.models.list_models(module=torchvision.models)
     return [
         name
@@ -22,7 +22,7 @@ def encoder_names() -> list[str]:
 
 
 class Encoder(nn.Module):
-    """A ResNet without its pooling and classifier; parameter names are torchvision's."""
+    """A ResNet without pooling and classifier, with torchvision's parameter names."""
 
     def __init__(self, resnet: torchvision.models.ResNet) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Encoder(nn.Module):
 
 
 def encoder_tensors(encoder: nn.Module) -> dict[str, Tensor]:
-    """Returns parameters and buffers of an encoder, by the names of `checkpoint.read_weights`."""
+    """Returns parameters and buffers of an encoder under the names of `weights.read_weights`."""
     return {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
 
 
@@ -50,9 +50,9 @@ def create_encoder(name: str, small_stem: bool) -> Encoder:
     """Builds an encoder with random weights and batch normalization over all ranks.
 
     Args:
-      name: of torchvision's ResNet family: resnet18 ... resnet152, resnext, wide_resnet.
-      small_stem: a 3x3 first convolution of stride 1 and no max-pool, for montages of
-        CIFAR's size (SimCLR, Chen et al. 2020, appendix B.9).
+      name: one of torchvision's ResNet family: resnet18 to resnet152, resnext, wide_resnet.
+      small_stem: use a 3x3 first convolution of stride 1 and no max-pooling, for images of
+        CIFAR's size (SimCLR, Chen et al., ICML 2020, appendix B.9).
 
     Raises:
       UserError: an unknown name.

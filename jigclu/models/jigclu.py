@@ -10,7 +10,7 @@ from jigclu.ops.jigsaw import split_features
 
 
 class Outputs(NamedTuple):
-    """What the network says of every slot of its montages.
+    """Predictions for every slot of the montages.
 
     embeddings: float32 [montages * grid**2, channels], L2-normalized.
     location_logits: [montages * grid**2, grid**2].
@@ -21,9 +21,9 @@ class Outputs(NamedTuple):
 
 
 class JigClu(nn.Module):
-    """One forward of montages to embeddings and locations (paper section 3.1, figure 2).
+    """Maps montages to embeddings and locations (Chen et al., CVPR 2021, section 3.1, figure 2).
 
-    Probes bear the names of the published checkpoints: fc_clu.0, fc_clu.2, fc_loc.
+    The heads have the names of the published checkpoints: fc_clu.0, fc_clu.2, fc_loc.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class JigClu(nn.Module):
         self.fc_loc = nn.Linear(encoder.channels, grid**2)
 
     def forward(self, montages: Tensor) -> Outputs:
-        """Maps float montages [montages, 3, height, width] to one output a slot."""
+        """Maps float montages [montages, 3, height, width] to one output per slot."""
         features = split_features(self.encoder(montages), self.grid, self.pooling_map)
-        # float32: bf16 keeps 8 bits, too few for cosines that a temperature then multiplies.
+        # bfloat16 has 8 bits, too few for cosines that are divided by a temperature.
         embeddings = functional.normalize(self.fc_clu(features).float(), dim=1)
         return Outputs(embeddings, self.fc_loc(features))

@@ -11,7 +11,7 @@ _SHOWN_KEYS = 3
 
 
 def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """Returns one line that names the keys in which two dicts of tensors differ, or None."""
+    """Returns one line that names the keys that differ between two dicts of tensors, or None."""
     missing, unexpected, mismatched = differences(expected, found)
     parts = [
         f"{len(keys)} {title}: {_first(keys)}"
@@ -28,6 +28,10 @@ def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
 def differences(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> tuple[list[str], list[str], list[str]]:
+    """Returns the missing and the unexpected keys of found, and those with another shape.
+
+    The last are described as "key [found shape] instead of [expected shape]".
+    """
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     mismatched = [
@@ -50,15 +54,20 @@ def _first(keys: list[str]) -> str:
 def load_strict(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
-    """Returns the found tensors, in the order of expected, if keys and shapes are all equal.
+    """Returns the found tensors in the order of expected; all keys and shapes must be equal.
+
+    Args:
+      found: tensors of a checkpoint.
+      expected: tensors of the model.
+      path: path of the checkpoint, for the message.
 
     Raises:
-      UserError: they are not; names the path and the keys.
+      UserError: the keys or shapes differ.
     """
     mismatch = describe_mismatch(expected, found)
     if mismatch:
         raise UserError(
             f"checkpoint {path} is of another architecture: {mismatch}; "
-            "give the configuration it was trained with, or another workdir"
+            "use the configuration it was trained with, or another workdir"
         )
     return {key: found[key] for key in expected}

@@ -1,7 +1,7 @@
-"""Weights of any origin, under the names of this project.
+"""Weights of any origin, translated to the names of this project.
 
-Checkpoints of this project, of the published code, of torchvision, timm, MoCo and
-SimSiam: the format is recognized by itself, and no code in a file ever runs.
+Checkpoints of this project, the published code, torchvision, timm, MoCo and SimSiam are
+recognized automatically. Reading a file never runs code in it.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from jigclu.models.encoder import create_encoder, encoder_names, encoder_tensors
 from jigclu.system import tensor_files
 from jigclu.system.errors import UserError
 
-# What other trainers put before torchvision's names; the first that fits is stripped.
+# Prefixes that other trainers put before torchvision's names; the first match is removed.
 ENCODER_PREFIXES = (
     "module.encoder_q.",  # MoCo
     "module.base_encoder.",  # MoCo v3
@@ -32,7 +32,7 @@ HEADS = ("fc_clu.", "fc_loc.")
 
 
 class LoadReport(NamedTuple):
-    """What became of every key when weights met a model."""
+    """Outcome for every key when weights are matched with a model."""
 
     loaded: list[str]
     missing: list[str]  # in the model, not in the file
@@ -40,14 +40,14 @@ class LoadReport(NamedTuple):
     mismatched: list[str]  # in both, with different shapes: "key [file] instead of [model]"
 
     def summary(self) -> str:
-        """Returns several lines for people: what was loaded, by part, and by name what was not."""
+        """Returns several lines: counts of loaded tensors, and names of all others."""
         parts = Counter(".".join(key.split(".")[:2]) for key in self.loaded)
-        told = ", ".join(f"{part} {count}" for part, count in parts.items())
-        lines = [f"loaded {len(self.loaded)} tensors from the file: {told}"]
+        counts = ", ".join(f"{part} {count}" for part, count in parts.items())
+        lines = [f"loaded {len(self.loaded)} tensors from the file: {counts}"]
         for title, keys in (
-            ("left at their initial values, missing in the file", self.missing),
-            ("left at their initial values, of another shape in the file", self.mismatched),
-            ("ignored, unknown to the model", self.unexpected),
+            ("missing in the file, left at their initial values", self.missing),
+            ("with another shape in the file, left at their initial values", self.mismatched),
+            ("unknown to the model, ignored", self.unexpected),
         ):
             if keys:
                 lines.append(f"{len(keys)} {title}:")
@@ -59,11 +59,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads the weights of a file under our names, on the CPU.
 
     Returns:
-      Tensors named `encoder.<torchvision's name>`, or `fc_clu.…` and `fc_loc.…`;
-      counters of batches (`num_batches_tracked`), which our BN has not, are left out.
+      Tensors named `encoder.<torchvision's name>`, or `fc_clu.…` and `fc_loc.…`. Batch
+      counters (`num_batches_tracked`), which our `BatchNorm` does not have, are left out.
 
     Raises:
-      UserError: no such file, unreadable, or without tensors.
+      UserError: the file is missing, unreadable, or holds no weights.
     """
     contents = tensor_files.read(path, "cpu")
     if "parameters" in contents:
@@ -73,7 +73,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not weights:
         keys = [str(key) for key in contents]
         raise UserError(
-            f"{path} holds no weights; expected a checkpoint of JigClu, or a state_dict of "
+            f"{path} holds no weights; expected a checkpoint of JigClu, or a state_dict with "
             f"torchvision's names; its keys are {', '.join(keys[:3]) or 'none'}"
         )
     return weights
@@ -101,7 +101,7 @@ def _rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _encoder_prefix(keys: Iterable[str]) -> str:
     names = set(keys)
-    # A key encoder beside the query's (MoCo) must not win: the order of the table decides.
+    # MoCo also stores a key encoder; the order of the table prefers the query encoder.
     return next((prefix for prefix in ENCODER_PREFIXES if f"{prefix}conv1.weight" in names), "")
 
 
@@ -112,18 +112,18 @@ def _our_name(name: str) -> str:
 def match_weights(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Takes from found what fits the model, and of the heads the rest from the model.
+    """Matches the weights of a file with a model; heads that do not fit keep their values.
 
     Args:
-      found: weights under our names, as `read_weights` gives them.
+      found: weights under our names, from `read_weights`.
       expected: parameters and buffers of the model.
-      path: of the file, for messages.
+      path: path of the file, for the message.
 
     Returns:
       A dict with exactly the keys, dtypes and devices of expected, and the report.
 
     Raises:
-      UserError: not every tensor of the encoder is there, in its shape.
+      UserError: a tensor of the encoder is missing or has another shape.
     """
     missing, unexpected, mismatched = state_dicts.differences(expected, found)
     loaded = [key for key in expected if key in found and found[key].shape == expected[key].shape]
@@ -132,33 +132,33 @@ def match_weights(
         of_encoder, {key: found[key] for key in of_encoder if key in found}
     )
     if wrong:
-        raise UserError(f"{path} does not hold this encoder: {wrong}; {_held_encoder(found)}")
+        raise UserError(f"{path} does not hold this encoder: {wrong}; {_remedy(found)}")
     values = {
         key: found[key].to(value) if key in loaded else value for key, value in expected.items()
     }
     return values, LoadReport(loaded, missing, unexpected, mismatched)
 
 
-def _held_encoder(found: Mapping[str, Tensor]) -> str:
-    """Returns which encoder a file holds, and what to do about it."""
+def _remedy(found: Mapping[str, Tensor]) -> str:
+    """Returns what to do about weights of another encoder, which it names if it is known."""
     keys = {key for key in found if key.startswith("encoder.") and ".fc." not in key}
     for name, small_stem in itertools.product(encoder_names(), (False, True)):
         with torch.device("meta"):
             tensors = encoder_tensors(create_encoder(name, small_stem))
         if keys == set(tensors) and all(found[key].shape == tensors[key].shape for key in keys):
-            return f"it holds that of encoder = {name!r} and small_stem = {small_stem}: bind these"
-    return "give a file that holds the whole of it"
+            return f"it holds encoder = {name!r} and small_stem = {small_stem}: bind these"
+    return "use a file that holds the whole encoder"
 
 
 def check_encoder(init_from: str | None, encoder: str, small_stem: bool) -> None:
-    """Makes sure that there is such an encoder, and that a file holds it.
+    """Checks that the encoder exists, and that a file holds its weights.
 
     Args:
-      init_from: file of weights; None: nothing to look into.
-      encoder, small_stem: of `create_encoder`.
+      init_from: file of weights; None checks only the name of the encoder.
+      encoder, small_stem: arguments of `create_encoder`.
 
     Raises:
-      UserError: an unknown encoder, no weights, or not all of the encoder.
+      UserError: the encoder is unknown, or the file does not hold all of its weights.
     """
     with torch.device("meta"):
         tensors = encoder_tensors(create_encoder(encoder, small_stem))
@@ -167,13 +167,13 @@ def check_encoder(init_from: str | None, encoder: str, small_stem: bool) -> None
 
 
 def load_into(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Copies the weights of a file into tensors of our names.
+    """Copies the weights of a file into tensors with our names.
 
     Returns:
-      What to tell of it: what was loaded, and by name what was not.
+      A message of several lines: what was loaded, and the names of what was not.
 
     Raises:
-      UserError: no weights, or not all of the encoder.
+      UserError: the file does not hold all weights of the encoder.
     """
     values, report = match_weights(read_weights(path), tensors, path)
     with torch.no_grad():

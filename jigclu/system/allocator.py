@@ -1,4 +1,4 @@
-"""How the C library keeps memory: a training step frees and allocates the same tensors."""
+"""Reuse of freed memory: every training step allocates and frees the same tensors."""
 
 import ctypes
 import platform
@@ -10,9 +10,9 @@ _NEVER = -1
 def keep_freed_memory() -> None:
     """Lets this process reuse freed memory instead of returning it to the system.
 
-    By default glibc maps every tensor above 32 MB afresh and unmaps it when it is freed, and
-    trims the heap: a step on a CPU then spends its time on page faults. The process keeps its
-    peak memory instead. Does nothing with another C library.
+    By default glibc maps every tensor above 32 MB anew, unmaps it when it is freed, and trims
+    the heap, so a training step on a CPU spends its time on page faults. Afterwards the process
+    keeps its peak memory. Does nothing with other C libraries.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

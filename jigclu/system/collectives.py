@@ -1,7 +1,7 @@
-"""What ranks exchange: patches once as bytes, embeddings and statistics with gradient.
+"""Communication between ranks; other modules do not call torch.distributed themselves.
 
-Without a process group every function is the identity of one rank, so callers
-need no second path.
+Without a process group every function behaves as for a single rank, so callers need no
+second code path.
 """
 
 from typing import TypeVar
@@ -14,24 +14,24 @@ from jigclu.system.to_device import to_device
 
 try:
     from torch.distributed._functional_collectives import all_gather_single_autograd as _all_gather
-except ImportError:  # The name in older versions; newer ones warn at it.
+except ImportError:  # Its name in older versions, for which newer ones warn.
     from torch.distributed._functional_collectives import all_gather_tensor_autograd as _all_gather
 
 _Value = TypeVar("_Value")
 
 
 def rank() -> int:
-    """Returns the number of this process among all, 0 without a process group."""
+    """Returns the rank of this process, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Returns how many processes take part, 1 without a process group."""
+    """Returns the number of ranks, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def broadcast(value: _Value) -> _Value:
-    """Returns the value of rank 0, a plain object, on every rank."""
+    """Returns the value of rank 0, any object that pickles, on every rank."""
     values = [value]
     if world_size() > 1:
         dist.broadcast_object_list(values, 0)
@@ -39,13 +39,13 @@ def broadcast(value: _Value) -> _Value:
 
 
 def barrier() -> None:
-    """Waits until every rank is here."""
+    """Waits until every rank has called it."""
     if world_size() > 1:
         dist.barrier()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Returns the sum of a tensor of one shape over all ranks, without gradient."""
+    """Returns the sum of a tensor over all ranks, without gradient."""
     if world_size() == 1:
         return values.detach()
     total = values.detach().clone()
@@ -54,13 +54,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """Returns the mean of a tensor of one shape over all ranks, without gradient."""
+    """Returns the mean of a tensor over all ranks, without gradient."""
     total = sum_over_ranks(values)
     return total if world_size() == 1 else total / world_size()
 
 
 def gather(values: Tensor, dim: int) -> Tensor:
-    """Concatenates a tensor of one shape on all ranks along a dimension, in the order of ranks."""
+    """Concatenates the ranks' tensors, which have one shape, along a dimension in rank order."""
     if world_size() == 1:
         return values
     gathered = [torch.empty_like(values) for _ in range(world_size())]
@@ -69,10 +69,10 @@ def gather(values: Tensor, dim: int) -> Tensor:
 
 
 def gather_with_gradient(values: Tensor) -> Tensor:
-    """Concatenates a tensor of all ranks along dimension 0, in the order of ranks.
+    """Concatenates the ranks' tensors along dimension 0, in rank order, with gradient.
 
-    The gradient of the result is summed over ranks and scattered back (a
-    reduce-scatter), so what every rank computes from all values counts.
+    The gradient of the result is summed over ranks and scattered back (a reduce-scatter), so
+    that every rank's values receive the gradients of all ranks' losses.
 
     Args:
       values: [count, ...], of one shape on all ranks.
@@ -89,14 +89,14 @@ def gather_with_gradient(values: Tensor) -> Tensor:
 
 
 def exchange_patches(patches: Tensor, permutation: Tensor) -> Tensor:
-    """Brings every patch to the rank whose montages show it: one all-to-all of bytes.
+    """Sends every patch to the rank whose montages show it, in one all-to-all of bytes.
 
     Rank r holds the images [r * batch, (r + 1) * batch) and the slots
-    [r * batch * grid**2, (r + 1) * batch * grid**2) of the global batch. The
-    permutation is known everywhere, so ranks need not say what they send.
+    [r * batch * grid**2, (r + 1) * batch * grid**2) of the global batch. Every rank knows the
+    permutation, so no indices are exchanged.
 
     Args:
-      patches: uint8 [batch, grid**2, channels, size, size], of this rank's images.
+      patches: uint8 [batch, grid**2, channels, size, size], from this rank's images.
       permutation: int64 [world_size * batch * grid**2] on the CPU, `jigsaw.global_permutation`.
 
     Returns:
@@ -110,7 +110,7 @@ def exchange_patches(patches: Tensor, permutation: Tensor) -> Tensor:
     flat = patches.flatten(0, 1)
     if ranks == 1:
         return flat[to_device(local[0], flat.device)]
-    # Sent in the order of destinations and, within one, of its slots.
+    # Sent ordered by destination rank and, within a rank, by its slots.
     sent = flat[to_device(local[source == own], flat.device)]
     received = torch.empty_like(flat)
     dist.all_to_all_single(
@@ -119,6 +119,6 @@ def exchange_patches(patches: Tensor, permutation: Tensor) -> Tensor:
         output_split_sizes=(source[own].bincount(minlength=ranks)).tolist(),
         input_split_sizes=(source == own).sum(1).tolist(),
     )
-    # Received in the order of sources and, within one, of our slots: undo that sort.
+    # Received ordered by source rank and, within a rank, by our slots: undo that sort.
     arrival = source[own].argsort(stable=True)
     return received[to_device(arrival.argsort(), received.device)]

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use, and how many processes share them."""
+"""Processor cores that this process may use, and processes that share them."""
 
 import math
 import os
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def local_ranks() -> int:
-    """Returns how many processes torchrun started on this machine, 1 without it."""
+    """Returns the number of processes that torchrun started on this machine, 1 without it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def available_cores() -> int:
-    """Returns how many cores this process may use: its affinity, and the limit of its cgroup."""
+    """Returns the number of cores that CPU affinity and cgroup limits leave to this process."""
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     return max(1, math.floor(min(cores, cgroup_cores())))
@@ -20,11 +20,11 @@ def available_cores() -> int:
 def cgroup_cores(
     mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> float:
-    """Returns the cores' worth of time that cgroups grant; infinity if there is no limit.
+    """Returns the CPU time that cgroups grant, in cores; infinity if there is no limit.
 
     Args:
-      mount: where cgroups are mounted.
-      own: file that names the groups of this process, "number:controllers:/path" per line.
+      mount: mount point of the cgroup file system.
+      own: file that lists the cgroups of this process, "number:controllers:/path" per line.
     """
     try:
         lines = own.read_text().splitlines()
@@ -34,9 +34,9 @@ def cgroup_cores(
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if not controllers or "cpu" in controllers.split(","):
-            # Version 1 mounts every controller in a folder of its own.
+            # Version 1 mounts every controller in its own folder.
             base = mount / "cpu" if controllers else mount
-            # Limits add up along the path, of which a container may see only the root.
+            # Every group on the path may set a limit; a container may see only the root.
             parts = Path(group.lstrip("/")).parts
             folders = [base.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
             limits.extend(map(_limit, folders))
@@ -44,7 +44,7 @@ def cgroup_cores(
 
 
 def _limit(folder: Path) -> float:
-    """Returns the cores that the files of one cgroup grant, of version 2 or 1."""
+    """Returns the cores that one cgroup grants, of version 2 or 1."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""The device of this process, and its place among the processes of torchrun."""
+"""The device of this process, and the processes that torchrun started."""
 
 import functools
 import itertools
@@ -18,53 +18,57 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def local_device(name: str) -> torch.device:
-    """Returns the device of this process: under torchrun the GPU of its local rank.
+    """Returns the device of this process; under torchrun, the GPU of its local rank.
 
     Args:
-      name: "cpu", "cuda", or "auto": CUDA where there is a GPU.
+      name: "cpu", "cuda", or "auto" (CUDA if there is a GPU).
 
     Raises:
       UserError: an unknown name, no usable GPU, or more processes than GPUs.
     """
     if name not in DEVICES:
-        raise UserError(f"device is {name!r}; it must be one of {', '.join(DEVICES)}")
+        known = ", ".join(map(repr, DEVICES))
+        raise UserError(f"compute.device is {name!r}; it must be one of {known}")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise UserError("device is 'cuda', but torch sees no GPU: check nvidia-smi, or take 'auto'")
+        raise UserError(
+            "compute.device is 'cuda', but torch sees no GPU: check nvidia-smi, or bind "
+            "compute.device = 'auto'"
+        )
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if local_rank >= count:
         raise UserError(
-            f"process {local_rank} of this machine has no GPU, torch sees {count}: "
-            f"give torchrun --nproc-per-node={count}"
+            f"local rank {local_rank} has no GPU, because torch sees only {count}: "
+            f"start torchrun with --nproc-per-node={count}"
         )
     return torch.device("cuda", local_rank)
 
 
 def launched_processes() -> int:
-    """Returns how many processes torchrun started on all machines, 1 without it.
+    """Returns the number of processes that torchrun started on all machines, 1 without it.
 
     Raises:
-      UserError: the environment names several, but not how they meet.
+      UserError: WORLD_SIZE names several processes, but not all of torchrun's variables are set.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
     absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if processes > 1 and absent:
         raise UserError(
-            f"WORLD_SIZE is {processes}, but {', '.join(absent)} are not set: "
-            "start by torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE is {processes}, but the environment lacks {', '.join(absent)}: "
+            "start with torchrun, or unset WORLD_SIZE"
         )
     return processes
 
 
 def launched_rank() -> int:
-    """Returns the number of this process among those that torchrun started, 0 without it."""
+    """Returns the rank of this process among those that torchrun started, 0 without it."""
     return int(os.environ.get("RANK", 0))
 
 
 def compiler_problem() -> str | None:
-    """Returns why torch.compile cannot work here: no C++ compiler, or no cache; else None."""
+    """Returns why torch.compile cannot work (no C++ compiler, no writable cache), or None."""
     names = [os.environ.get("CXX", "g++"), "g++", "clang++", "c++"]
     if not any(map(shutil.which, names)):
         return "there is no C++ compiler (g++, clang++ or $CXX): install one"
@@ -75,7 +79,7 @@ def compiler_problem() -> str | None:
             tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         return (
-            f"{folder}, where compiled code is kept, cannot be written ({error.strerror}): "
+            f"the folder {folder} for compiled code is not writable ({error.strerror}): "
             f"set ${compile_cache.VARIABLE} to another folder"
         )
     return None
@@ -85,31 +89,34 @@ def check_compiler() -> None:
     """Raises UserError unless torch.compile can work here."""
     problem = compiler_problem()
     if problem is not None:
-        raise UserError(f"compile is True, but {problem}, or bind compile = 'auto' or False")
+        raise UserError(
+            f"compute.compile is True, but {problem}, or bind compute.compile = 'auto' or False"
+        )
 
 
-# Of every process group a number of its own, the same on all ranks.
+# Numbers the process groups of this process, alike on all ranks.
 _groups = itertools.count()
 
 
 @functools.cache
 def _store() -> tuple[dist.Store, int, int]:
-    """Returns where the processes of torchrun meet, the rank of this one, and their number."""
+    """Returns the store through which processes meet, the rank of this one, and their number."""
     return next(dist.rendezvous("env://"))
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started for the length of a block; alone does nothing.
+    """Joins the processes that torchrun started for the duration of a block.
 
-    All of them leave it together: what one wrote before, the others find after it.
+    All of them leave the block together, so files that one has written in it exist for the
+    others after it. A single process has no group.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launched_processes() == 1:
         yield
         return
-    # Under names of an earlier group its processes would look for each other where they were.
+    # Each group needs its own keys: those of an earlier group hold outdated addresses.
     name = f"jigclu/{next(_groups)}"
     backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     with progress.status("waiting for the other processes"):

@@ -1,10 +1,10 @@
-"""The error that a user's mistake raises."""
+"""The error for invalid user input."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: told in one line, without a traceback.
+    """Invalid user input, reported as one line without a traceback.
 
-    The message names the thing, its value, what was expected and what to do.
+    The message names the setting, its value, the expected values and what to do.
     `jigclu.launch` prints it and exits with status 2.
     """
 

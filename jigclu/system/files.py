@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, and their checksums."""
+"""Atomic writes of files, and checksums."""
 
 import contextlib
 import hashlib
@@ -14,8 +14,13 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Calls write with an open file that takes its name, over an older one, once it is whole."""
-    # Readable to whom the user's umask lets, which a file of tempfile is not.
+    """Writes a file that replaces an older one only once it is complete and on disk.
+
+    Args:
+      path: of the file; its folder must exist.
+      write: writes the content to an open binary file.
+    """
+    # Unlike one of tempfile, this file has the permissions of the user's umask.
     temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "xb") as file:
@@ -27,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    # The new name itself is on the disk only once its folder is.
+    # The rename itself is on disk only after a sync of the folder.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -36,23 +41,23 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes a whole file or none, and the folders above it.
+    """Writes data atomically, and creates missing folders above the file.
 
     Raises:
-      UserError: it cannot be written (disk full, no permission).
+      UserError: the file cannot be written (disk full, no permission).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(data))
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): free some disk space or take "
+            f"{path} cannot be written ({error.strerror}): free some disk space or choose "
             "another --workdir"
         ) from error
 
 
 def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file, hexadecimal, in the memory of a part of it."""
+    """Returns the hexadecimal SHA-256 of a file, which is read in parts to save memory."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(2**20):

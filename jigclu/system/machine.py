@@ -1,4 +1,4 @@
-"""Settings that depend on the machine: what 'auto' stands for, each choice with its reason."""
+"""Settings that depend on the machine: a value for every 'auto', with the reason for it."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from torch.nn import functional
 from jigclu.system import allocator
 from jigclu.system.cores import available_cores, local_ranks
 from jigclu.system.device import compiler_problem
-from jigclu.system.errors import UserError
+from jigclu.system.errors import check
 
 _Value = TypeVar("_Value")
 Auto = Literal["auto"]
@@ -23,36 +23,36 @@ PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# On a CPU a core trains on an image at least eight times as long as another core reads it.
+# On a CPU, training on an image takes at least eight times as long as reading it.
 _CORES_PER_WORKER = 8
-# More processes than these only compete for memory and for the disk.
+# More processes only compete for memory and the disk.
 _MOST_WORKERS = 16
-# Compiling takes a minute or two; in fewer steps it does not earn that back.
+# Compilation takes a minute or two, which fewer steps do not earn back.
 _LEAST_COMPILED_STEPS = 300
-# A slower precision is worth a warning from here on: less than that is the noise of a probe.
+# Slowdowns above this factor are worth a warning; smaller ones may be measurement noise.
 _SLOW = 1.5
 
 
 @dataclass(frozen=True)
 class Choice(Generic[_Value]):
-    """The value of a setting, and why it has that value."""
+    """The value of a setting, and the reason for it."""
 
     value: _Value
     reason: str
 
 
 class Machine(NamedTuple):
-    """The settings of one process.
+    """The machine-dependent settings of one process.
 
-    precision: "float32", or of autocast "bfloat16" or "float16".
+    precision: "float32", or autocast to "bfloat16" or "float16".
     compile: whether torch.compile is used.
-    channels_last: memory format of images and weights.
+    channels_last: whether images and weights are in channels-last memory format.
     workers: processes that read images.
-    threads: of this process, for tensor operations on the CPU.
-    keep_freed_memory: whether this process reuses freed memory, or returns it to the system.
+    threads: CPU threads of this process for tensor operations.
+    keep_freed_memory: whether freed memory is reused instead of returned to the system.
     pin_memory: whether batches are read into page-locked memory.
-    cudnn_benchmark: whether cuDNN times its algorithms at the first step.
-    tf32: whether float32 convolutions on a GPU may round their factors to TF32.
+    cudnn_benchmark: whether cuDNN times its algorithms in the first step.
+    tf32: whether float32 convolutions on a GPU may round their inputs to TF32.
     """
 
     precision: Choice[str]
@@ -66,17 +66,17 @@ class Machine(NamedTuple):
     tf32: Choice[bool]
 
     def summary(self) -> str:
-        """Returns one line per setting: name, value and reason."""
+        """Returns one line per setting, with its name, value and reason."""
         return "machine:\n" + "\n".join(
             f"  {name}: {choice.value} ({choice.reason})" for name, choice in self._asdict().items()
         )
 
     def to_checkpoint(self) -> dict[str, list[Any]]:
-        """Returns name to [value, reason], plain values."""
+        """Returns [value, reason] for the name of each setting, as plain values."""
         return {name: [choice.value, choice.reason] for name, choice in self._asdict().items()}
 
     def apply(self) -> None:
-        """Sets what holds for the whole process: threads, memory, and how convolutions run."""
+        """Applies the process-wide settings: threads, memory, and convolutions."""
         torch.set_num_threads(self.threads.value)
         if self.keep_freed_memory.value:
             allocator.keep_freed_memory()
@@ -88,54 +88,53 @@ def choose_machine(
     device: torch.device,
     *,
     precision: Choice[str],
-    compile: bool | Auto,
+    use_compile: bool | Auto,
     channels_last: bool | Auto,
     workers: int | Auto,
     steps: int,
     compilable: bool = True,
 ) -> Machine:
-    """Settles every setting that depends on the machine.
+    """Chooses a value for every setting that depends on the machine.
 
     Args:
-      device: where to train.
-      precision: of `choose_precision`; the same on every rank.
-      compile, channels_last, workers: as bound.
-      steps: of the run.
-      compilable: whether there is anything to compile.
+      device: training device.
+      precision: result of `choose_precision`; the same on every rank.
+      use_compile, channels_last, workers: values bound by the user.
+      steps: length of the run.
+      compilable: whether the run has anything to compile.
     """
     return Machine(
         precision=precision,
-        compile=choose_compile(compile, device, steps, compilable),
+        compile=choose_compile(use_compile, device, steps, compilable),
         channels_last=_choose_channels_last(channels_last),
         workers=choose_workers(workers, device),
         threads=choose_threads(),
         keep_freed_memory=_choose_keep_freed_memory(device),
-        pin_memory=_on_gpu(device, "copies to the GPU overlap with its work"),
+        pin_memory=_on_gpu(device, "copies to the GPU overlap with computation"),
         cudnn_benchmark=_on_gpu(device, "every step has the same shapes"),
-        tf32=_on_gpu(device, "torch's default; matrix products keep float32"),
+        tf32=_on_gpu(device, "torch's default; matrix products stay in float32"),
     )
 
 
 def check_precision(precision: str) -> None:
     """Raises UserError unless it is 'auto' or one of `PRECISIONS`."""
-    if precision not in ("auto", *PRECISIONS):
-        known = ", ".join(map(repr, ("auto", *PRECISIONS)))
-        raise UserError(f"precision is {precision!r}; it must be one of {known}")
+    known = ("auto", *PRECISIONS)
+    check(precision in known, "precision", precision, f"one of {', '.join(map(repr, known))}")
 
 
 def choose_precision(bound: str, device: torch.device, started: str | None) -> Choice[str]:
-    """Chooses the fastest precision that trains safely.
+    """Chooses the fastest precision that is safe for training.
 
     Args:
       bound: "auto" or one of `PRECISIONS`.
-      device: where to train.
-      started: precision of the run that is resumed; None for a new one.
+      device: training device.
+      started: precision of the resumed run; None for a new run.
     """
     if bound != "auto":
         changed = f"; this run started in {started}" if started not in (None, bound) else ""
         return Choice(bound, f"bound{changed}")
     if started is not None:
-        return Choice(started, "as this run started")
+        return Choice(started, "precision of the resumed run")
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -145,25 +144,28 @@ def choose_precision(bound: str, device: torch.device, started: str | None) -> C
         return Choice("float32", "this CPU has neither avx512_bf16 nor AMX")
     slowdown = precision_slowdown("bfloat16", device)
     if slowdown >= 1:
-        return Choice("float32", f"bfloat16 takes {slowdown:.1f} times as long on this CPU")
+        return Choice(
+            "float32", f"bfloat16 takes {slowdown:.1f} times as long as float32 on this CPU"
+        )
     return Choice("bfloat16", f"convolutions are {1 / slowdown:.1f} times as fast as in float32")
 
 
 def precision_warning(choice: Choice[str], device: torch.device) -> str | None:
-    """Returns a warning if another precision would be much faster on this device."""
+    """Returns a warning if float32 would be much faster on this device."""
     if choice.value == "float32":
         return None
     slowdown = precision_slowdown(choice.value, device)
     if slowdown < _SLOW:
         return None
     return (
-        f"precision is {choice.value!r}, in which convolutions take {slowdown:.1f} times as long "
-        "as in float32 on this machine; bind precision = 'float32', or 'auto' for a new run"
+        f"compute.precision is {choice.value!r}, in which convolutions take {slowdown:.1f} times "
+        "as long as in float32 on this machine: bind compute.precision = 'float32', or 'auto' for "
+        "a new run"
     )
 
 
 def _cpu_supports_bfloat16() -> bool:
-    """Asks oneDNN, which computes convolutions on CPUs."""
+    """Asks oneDNN, which runs convolutions on CPUs."""
     return torch.backends.mkldnn.is_available() and bool(
         torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
@@ -171,13 +173,13 @@ def _cpu_supports_bfloat16() -> bool:
 
 @functools.cache
 def precision_slowdown(precision: str, device: torch.device) -> float:
-    """Measures how many times as long as in float32 a small convolution takes: milliseconds."""
+    """Returns how many times slower a convolution is than in float32; takes milliseconds."""
     slow, fast = (_convolution_seconds(PRECISIONS[name], device) for name in (precision, "float32"))
     return slow / fast
 
 
 def _convolution_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """Returns the least seconds of a 3x3 convolution, of several."""
+    """Returns the shortest time of several runs of a 3x3 convolution, in seconds."""
     images = torch.ones(4, 64, 14, 14, dtype=dtype, device=device)
     images = images.to(memory_format=torch.channels_last)
     weight = torch.ones(64, 64, 3, 3, dtype=dtype, device=device)
@@ -195,13 +197,13 @@ def _convolution_seconds(dtype: torch.dtype, device: torch.device) -> float:
 def choose_compile(
     bound: bool | Auto, device: torch.device, steps: int, compilable: bool = True
 ) -> Choice[bool]:
-    """Chooses whether torch.compile pays; for the arguments see `choose_machine`."""
+    """Chooses whether to use torch.compile; for the arguments see `choose_machine`."""
     if not compilable:
         return Choice(False, "nothing to compile")
     if bound != "auto":
         return Choice(bound, "bound")
     if device.type == "cpu":
-        return Choice(False, "on a CPU eager steps are as fast")
+        return Choice(False, "eager steps are as fast on a CPU")
     problem = compiler_problem()
     if problem is not None:
         return Choice(False, problem)
@@ -217,13 +219,13 @@ def _choose_channels_last(bound: bool | Auto) -> Choice[bool]:
 
 
 def check_workers(workers: int | Auto, least: int = 0) -> None:
-    """Raises UserError unless it is 'auto', or at least so many."""
-    if workers != "auto" and workers < least:
-        raise UserError(f"workers is {workers}; it must be {least} or more, or 'auto'")
+    """Raises UserError unless it is 'auto' or at least `least`."""
+    in_range = workers == "auto" or workers >= least
+    check(in_range, "workers", workers, f"{least} or more, or 'auto'")
 
 
 def choose_workers(bound: int | Auto, device: torch.device) -> Choice[int]:
-    """Chooses how many processes read images for this one."""
+    """Chooses the number of worker processes that read images for this one."""
     if bound != "auto":
         return Choice(bound, "bound")
     cores = available_cores() // local_ranks()
@@ -231,11 +233,11 @@ def choose_workers(bound: int | Auto, device: torch.device) -> Choice[int]:
         workers = min(max(1, cores - 1), _MOST_WORKERS)
         return Choice(workers, f"{cores} cores per process, one of them for the process itself")
     workers = min(max(1, cores // _CORES_PER_WORKER), _MOST_WORKERS)
-    return Choice(workers, f"{cores} cores per process, which training needs")
+    return Choice(workers, f"{cores} cores per process, mostly needed for training")
 
 
 def choose_pack_workers(bound: int | Auto) -> Choice[int]:
-    """Chooses how many processes write shards, where nothing else computes."""
+    """Chooses the number of processes that write shards while nothing else runs."""
     if bound != "auto":
         return Choice(bound, "bound")
     cores = available_cores()
@@ -243,9 +245,9 @@ def choose_pack_workers(bound: int | Auto) -> Choice[int]:
 
 
 def choose_threads() -> Choice[int]:
-    """Chooses how many threads compute in this process."""
+    """Chooses the number of CPU threads of this process."""
     ranks, bound = local_ranks(), os.environ.get("OMP_NUM_THREADS")
-    # torchrun sets 1 for several processes, however many cores there are.
+    # torchrun sets 1 for several processes, whatever the number of cores.
     if bound is not None and not (ranks > 1 and bound == "1"):
         return Choice(torch.get_num_threads(), "OMP_NUM_THREADS is set")
     cores = available_cores()

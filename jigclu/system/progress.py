@@ -1,4 +1,4 @@
-"""Progress of long work: a live line on a terminal, an occasional line in a log file.
+"""Progress of long work: a live line on a terminal, or an occasional line in a log file.
 
     with progress.status("building the network"):
         ...
@@ -43,17 +43,17 @@ class Work:
 
     @property
     def count(self) -> str:
-        """The items so far, as they follow the phrase; empty if none are counted."""
+        """The item count as text that follows the phrase; empty if items are not counted."""
         if self.total is not None:
             return f", {self.done:,} of {self.total:,}"
         return f", {self.done:,} so far" if self.done else ""
 
 
 class Console:
-    """The one place that prints progress: messages, and below them one live line.
+    """Prints all progress: messages, and below them one live line.
 
-    The live line shows the work in progress, and otherwise the line of the monitor. A
-    daemon thread updates it, so that it also moves during a single long call.
+    The live line shows the work in progress, or without any the line of the monitor. A daemon
+    thread updates it, so that it also changes during a single long call.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Console:
 
     @property
     def is_live(self) -> bool:
-        """Whether there is a terminal, with a live line."""
+        """Whether the stream is a terminal, which shows a live line."""
         return self._stream.isatty()
 
     @property
@@ -101,13 +101,13 @@ class Console:
             self._draw(self._current_line())
 
     def set_line(self, line: str) -> None:
-        """Replaces the line that a terminal shows between works."""
+        """Sets the line that a terminal shows while no work is in progress."""
         with self._lock:
             self._line = line
             self._draw(self._current_line())
 
     def keep_line(self) -> None:
-        """Leaves the line of `set_line` as the last one printed."""
+        """Leaves the line of `set_line` on the terminal for good."""
         with self._lock:
             if self._line:
                 self._draw(self._line)
@@ -126,7 +126,7 @@ class Console:
           patience: seconds before the first line; 0 shows the work at once.
         """
         work = Work(what, total, self._clock())
-        # Data sets are opened before the processes have met: the launcher knows the main one.
+        # Data sets are opened before there is a process group, so the launcher's rank counts.
         if int(os.environ.get("RANK", 0)) != 0:
             yield work
             return
@@ -146,7 +146,7 @@ class Console:
                 work.done += 1
 
     def tick(self) -> None:
-        """Shows the work in progress if it is time to."""
+        """Shows the work in progress if an update is due."""
         with self._lock:
             if not self._works or self._clock() < self._due:
                 return
@@ -169,13 +169,13 @@ class Console:
     def _end(self, work: Work) -> None:
         with self._lock:
             if work in self._works:
-                # What it encloses ends with it.
+                # Nested work ends with it.
                 del self._works[self._works.index(work) :]
             if self._works:
                 return
             self._draw(self._current_line())
             ticker, self._ticker = self._ticker, None
-        # Not under the lock, which the last tick may be waiting for.
+        # Outside the lock, for which the last tick may be waiting.
         if ticker is not None:
             ticker.end()
 
@@ -191,7 +191,7 @@ class Console:
         return self._line
 
     def _description(self, columns: int | None) -> str:
-        """Names the work in progress; within columns, the count and time are never cut."""
+        """Describes the work in progress; only its phrase is cut to fit the columns."""
         what = ": ".join(work.what for work in self._works)
         innermost = self._works[-1]
         elapsed = timedelta(seconds=int(self._clock() - innermost.began))
@@ -211,7 +211,7 @@ class Console:
 
 
 class _Ticker:
-    """A daemon thread that calls a function at intervals until it is ended."""
+    """A daemon thread that calls a function at intervals."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
@@ -220,7 +220,7 @@ class _Ticker:
         self._thread.start()
 
     def end(self) -> None:
-        """Waits for the last call."""
+        """Stops the thread after its current call."""
         self._ended.set()
         self._thread.join()
 
@@ -235,10 +235,10 @@ CONSOLE = Console()
 def status(
     what: str, total: int | None = None, patience: float = _PATIENCE
 ) -> AbstractContextManager[Work]:
-    """As `Console.status`, on the console of this process."""
+    """Calls `Console.status` on the console of this process."""
     return CONSOLE.status(what, total, patience)
 
 
 def track(items: Iterable[_Item], what: str, total: int | None = None) -> Iterator[_Item]:
-    """As `Console.track`, on the console of this process."""
+    """Calls `Console.track` on the console of this process."""
     return CONSOLE.track(items, what, total)

@@ -1,7 +1,7 @@
 """Named random streams: every use of the seed of a run.
 
-Each function below names one use and returns its generator, a function of its arguments
-alone: whichever rank or worker process asks draws the same numbers.
+Each function names one use and returns its generator. A generator depends only on the
+arguments, so every rank and worker process draws the same numbers.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-# They keep streams of the same seed and step apart; new streams need new numbers.
+# Keep streams with the same seed and step apart; a new stream needs a new number.
 _AUGMENTATION = 0xA06
 _IMAGE_ORDER = 0x6F72646572
 _BALANCED_SUBSET, _HELD_OUT = 0, 1

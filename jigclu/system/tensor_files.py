@@ -9,9 +9,11 @@ import torch
 
 from jigclu.system.errors import UserError
 
+_REMEDY = "use another file; to resume from an older checkpoint, remove this one"
+
 
 def check_exists(path: Path) -> None:
-    """Raises UserError, which names what lies beside it, unless the file exists."""
+    """Raises UserError, which lists other files of the folder, unless the file exists."""
     if path.is_dir():
         raise UserError(f"checkpoint {path} is a folder: expected a file; {_neighbors(path / '_')}")
     if not path.is_file():
@@ -19,10 +21,10 @@ def check_exists(path: Path) -> None:
 
 
 def read(path: Path, device: torch.device | str) -> dict[Any, Any]:
-    """Reads any file of torch.save that holds a dict of plain values and tensors.
+    """Reads a dict of plain values and tensors, written by torch.save or as safetensors.
 
     Raises:
-      UserError: no such file, unreadable, or something else in it.
+      UserError: the file is missing, unreadable, or holds something else.
     """
     return _read(path, device, mapped=False)
 
@@ -44,36 +46,35 @@ def _read(path: Path, device: torch.device | str, mapped: bool) -> dict[Any, Any
             _check_sums(path)
         contents = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except OSError as error:
-        # torch itself meets the end of a truncated file so.
+        # torch reports the end of a truncated file in this way.
         raise UserError(
-            f"checkpoint {path} cannot be read ({error.strerror}): it is truncated, or may not be "
-            "read; give another one, or remove this one to go on from the one before it"
+            f"checkpoint {path} cannot be read ({error.strerror}): it is truncated, or you have no "
+            f"permission; {_REMEDY}"
         ) from error
-    except Exception as error:  # A damaged file can raise anything.
+    except Exception as error:  # A corrupt file can raise any error.
         raise UserError(
-            f"checkpoint {path} cannot be read: it is damaged, truncated or holds more than plain "
-            f"values and tensors ({type(error).__name__}); give another one, or remove this one "
-            "to go on from the one before it"
+            f"checkpoint {path} cannot be read: it is corrupt, truncated or holds more than plain "
+            f"values and tensors ({type(error).__name__}); {_REMEDY}"
         ) from error
     if not isinstance(contents, dict):
-        raise UserError(f"checkpoint {path} holds a {type(contents).__name__}, expected a dict")
+        raise UserError(f"checkpoint {path} holds a {type(contents).__name__}; expected a dict")
     return contents
 
 
 def _check_sums(path: Path) -> None:
-    """Raises BadZipFile where a byte is not what was written: torch itself does not look."""
+    """Raises BadZipFile if a checksum does not match; torch does not verify them."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(damaged)
+            corrupt = archive.testzip()
+        if corrupt is not None:
+            raise zipfile.BadZipFile(corrupt)
 
 
 def _neighbors(path: Path) -> str:
     if not path.parent.is_dir():
-        return f"nor does the folder {path.parent}: check the path"
-    # The newest say most; a folder of a long run may hold hundreds.
+        return f"its folder {path.parent} does not exist either: check the path"
+    # A long run may leave hundreds of files; the last names are the newest checkpoints.
     names = sorted(entry.name for entry in path.parent.iterdir())[-5:]
     return (
-        f"its folder has {', '.join(names)}: name one of them" if names else "its folder is empty"
+        f"its folder has {', '.join(names)}: choose one of them" if names else "its folder is empty"
     )

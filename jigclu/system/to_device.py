@@ -1,4 +1,4 @@
-"""Small tensors to the device of a step, so that nothing waits for them."""
+"""Asynchronous host-to-device copies of small tensors."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def to_device(values: Tensor, device: torch.device | str) -> Tensor:
-    """Copies a tensor to a device; the host goes on at once.
+    """Copies a tensor to a device without blocking the host.
 
-    A copy to a GPU that begins elsewhere than in page-locked memory would wait for all that
-    is queued there.
+    The copy to a GPU starts from page-locked memory; from other memory it would wait for all
+    work queued on the GPU.
     """
     if torch.device(device).type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
@@ -18,5 +18,5 @@ def to_device(values: Tensor, device: torch.device | str) -> Tensor:
 
 
 def per_channel(values: Sequence[float], device: torch.device) -> Tensor:
-    """Returns float32 [channels, 1, 1] on a device, filled there: nothing is copied."""
+    """Returns float32 [channels, 1, 1], filled on the device, so that nothing is copied to it."""
     return torch.stack([torch.full((1, 1), value, device=device) for value in values])

@@ -1,4 +1,4 @@
-"""Tests of jigclu.detection.command: small runs on generated data, and mistakes."""
+"""Tests of jigclu.detection.command: small runs on generated data, and user errors."""
 
 from tests import detectron2_needed  # noqa: F401  # isort: skip
 import contextlib
@@ -20,7 +20,7 @@ from jigclu.models.encoder import create_encoder
 from jigclu.tasks.export_formats import FORMATS
 
 CONFIGS = Path(__file__).parents[2] / "detection" / "configs"
-# A ResNet-18 on images of 64 pixels, in one process, without evaluation by hundreds of boxes.
+# A ResNet-18 on images of 64 pixels in one process, with few boxes.
 SMALL = (
     "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.DEVICE cpu "
     "INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TRAIN 96 "
@@ -35,7 +35,7 @@ _XML = """<annotation><size><width>64</width><height>48</height></size>
 
 
 def _write_coco(folder: Path) -> None:
-    """Writes 4 images of 64x48 pixels, a box on each, and boxes.json."""
+    """Writes 4 images of 64x48 pixels and boxes.json with one box per image."""
     images, annotations = [], []
     for number in range(4):
         pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
@@ -51,7 +51,7 @@ def _write_coco(folder: Path) -> None:
 
 
 def _write_voc(folder: Path) -> None:
-    """Writes 2 images of 64x48 pixels with a box on each, as the split train."""
+    """Writes 2 images of 64x48 pixels with one box each as the split train."""
     for name in ("ImageSets/Main", "JPEGImages", "Annotations"):
         (folder / name).mkdir(parents=True)
     for number, name in enumerate(("cat", "dog")):
@@ -89,7 +89,7 @@ class CommandTest(parameterized.TestCase):
         defaults = ("MODEL.WEIGHTS", "", "OUTPUT_DIR", str(self.output), *SMALL.split())
         return self.run_command(*flags, *defaults, *pairs)
 
-    def refuse(self, message: str, *arguments: str, pairs: tuple[str, ...] = ()) -> None:
+    def assert_rejected(self, message: str, *arguments: str, pairs: tuple[str, ...] = ()) -> None:
         status, _, errors = self.on_coco(*arguments, pairs=pairs)
         self.assertEqual(status, 2)
         self.assertRegex(errors, f"^error: .*{message}")
@@ -100,7 +100,7 @@ class CommandTest(parameterized.TestCase):
         text = (self.output / "metrics.json").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
-    def test_trains_evaluates_draws_resumes(self) -> None:
+    def test_trains_evaluates_draws_and_resumes(self) -> None:
         short = ("--images-per-batch", "2", "--schedule-as-given")
         status, out, errors = self.on_coco(*short, pairs=tuple(SHORT.split()))
         self.assertEqual(status, 0, errors)
@@ -112,13 +112,13 @@ class CommandTest(parameterized.TestCase):
         self.assertBetween(self.metrics()[-1]["bbox/AP50"], 0, 100)
         self.assertLen(list((self.output / "predictions").glob("*.png")), 4)
         final = torch.load(self.output / "model_final.pth", weights_only=True)
-        # The head is as wide as the data have classes, and one for none.
+        # The head has one output per class and one for the background.
         self.assertLen(final["model"]["roi_heads.box_predictor.cls_score.bias"], 3)
         self.assertEqual(final["iteration"], 1)
 
         status, _, errors = self.on_coco(*short, pairs=tuple(SHORT.split()))
         self.assertEqual(status, 2)
-        self.assertIn("holds a run already: give --resume", errors)
+        self.assertIn("already holds a run: give --resume", errors)
         longer = (*SHORT.split(), "SOLVER.MAX_ITER", "3")
         status, _, errors = self.on_coco(*short, "--resume", pairs=longer)
         self.assertEqual(status, 0, errors)
@@ -126,7 +126,7 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(final["iteration"], 2)
 
         weights = ("MODEL.WEIGHTS", str(self.output / "model_final.pth"))
-        # Without --train-data the head's width follows what is evaluated.
+        # Without --train-data the evaluated data determine the width of the head.
         data = ("--coco", "mine", str(self.folder), str(self.folder / "boxes.json"))
         pairs = (*SMALL.split(), *weights, "OUTPUT_DIR", str(self.folder / "evaluation"))
         status, _, errors = self.run_command(
@@ -141,9 +141,9 @@ class CommandTest(parameterized.TestCase):
         for flags in (("--eval-only",), ("--eval-only", "--resume"), ("--resume", *short)):
             status, _, errors = self.on_coco(*flags, pairs=(*weights, *longer))
             self.assertEqual(status, 2)
-            self.assertIn("model_final.pth tell 2 classes apart, the data have 3", errors)
+            self.assertIn("model_final.pth have 2 classes, but the data have 3", errors)
 
-    def test_pictures_are_of_the_last_iteration(self) -> None:
+    def test_pictures_show_the_last_iteration(self) -> None:
         short = ("--images-per-batch", "2", "--schedule-as-given")
         status, _, errors = self.on_coco(*short, pairs=tuple(SHORT.split()))
         self.assertEqual(status, 0, errors)
@@ -153,19 +153,19 @@ class CommandTest(parameterized.TestCase):
         log = (self.output / "log.txt").read_text(encoding="utf-8")
         self.assertIn(f"Predictions on 4 images: {self.output / 'predictions'}", log)
 
-        # Resumed once it is over, nothing is trained, and all is evaluated and drawn again.
+        # A finished run that is resumed is evaluated and drawn again without training.
         shutil.rmtree(self.output / "predictions")
         status, _, errors = self.on_coco(*short, "--resume", pairs=tuple(SHORT.split()))
         self.assertEqual(status, 0, errors)
         self.assertLen(list((self.output / "predictions").glob("*.png")), 4)
 
-    def test_training_that_fails_draws_nothing(self) -> None:
+    def test_failed_training_draws_nothing(self) -> None:
         diverging = (*SHORT.split(), "SOLVER.BASE_LR", "1e30", "SOLVER.MAX_ITER", "20")
         with self.assertRaises(FloatingPointError):
             self.on_coco("--images-per-batch", "2", "--schedule-as-given", pairs=diverging)
         self.assertFalse((self.output / "predictions").exists())
 
-    def test_voc_from_exported_weights(self) -> None:
+    def test_trains_on_voc_from_exported_weights(self) -> None:
         _write_voc(self.folder / "voc")
         weights = self.folder / "weights.pth"
         weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
@@ -180,7 +180,7 @@ class CommandTest(parameterized.TestCase):
         self.assertIn("| SOLVER.IMS_PER_BATCH | 8 | 1 |", out)
         self.assertBetween(self.metrics()[-1]["bbox/AP50"], 0, 100)
 
-    def test_published_schedule_rescaled(self) -> None:
+    def test_images_per_batch_rescales_the_published_schedule(self) -> None:
         args = command.argument_parser().parse_args(
             ["--config-file", str(CONFIGS / "R50-JigClu.yaml"), "--images-per-batch", "4"]
         )
@@ -191,57 +191,60 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(solver.WARMUP_ITERS, 2000)
 
     @parameterized.parameters(
-        ("SOLVER.MAX_ITER 100", "SOLVER.MAX_ITER 100 .expected 180000. does not follow"),
+        ("SOLVER.MAX_ITER 100", "SOLVER.MAX_ITER 100 .expected 180000. does not match"),
         ("SOLVER.IMS_PER_BATCH 4", "SOLVER.BASE_LR 0.01 .expected 0.005."),
         ("FOO.BAR 1", "KEY VALUE pairs: Non-existent key: FOO.BAR"),
         ("OUTPUT_DIR", "KEY VALUE pairs: Override list has odd length"),
-        ("SOLVER.REFERENCE_WORLD_SIZE 4", "SOLVER.REFERENCE_WORLD_SIZE is 4, by which"),
+        ("SOLVER.REFERENCE_WORLD_SIZE 4", "SOLVER.REFERENCE_WORLD_SIZE is 4, which would"),
         ("SOLVER.AMP.ENABLED True", "SOLVER.AMP.ENABLED is True, which needs a GPU"),
-        ("DATASETS.TEST ()", "DATASETS.TRAIN or TEST is empty"),
-        ("DATASETS.TRAIN ()", "DATASETS.TRAIN or TEST is empty"),
-        ("OUTPUT_DIR /dev/null", "OUTPUT_DIR /dev/null cannot be written .File exists"),
-        ("MODEL.ROI_HEADS.NUM_CLASSES 7", "NUM_CLASSES is 7, the data have 2 classes"),
-        ("MODEL.WEIGHTS x.pkl", "x.pkl: this is or may be a pickle"),
+        ("DATASETS.TEST ()", "DATASETS.TRAIN or DATASETS.TEST is empty"),
+        ("DATASETS.TRAIN ()", "DATASETS.TRAIN or DATASETS.TEST is empty"),
+        ("OUTPUT_DIR /dev/null", "OUTPUT_DIR /dev/null is not writable .File exists"),
+        ("MODEL.ROI_HEADS.NUM_CLASSES 7", "NUM_CLASSES is 7, but the data have 2 classes"),
+        ("MODEL.WEIGHTS x.pkl", "x.pkl are or may be a pickle"),
         ("DATASETS.TEST ('other',)", "data set other is unknown"),
     )
-    def test_a_wrong_pair(self, pair: str, message: str) -> None:
-        self.refuse(message, pairs=tuple(pair.split()))
+    def test_rejects_invalid_pairs(self, pair: str, message: str) -> None:
+        self.assert_rejected(message, pairs=tuple(pair.split()))
 
     @parameterized.parameters(
-        (("--num-gpus", "99"), "--num-gpus is 99; this machine has"),
-        (("--num-gpus", "-1"), "--num-gpus is -1; this machine has"),
-        (("--num-machines", "2"), "several processes need a GPU each"),
-        (("--num-machines", "2", "--num-gpus", "0"), "several processes need a GPU each"),
-        (("--machine-rank", "1"), "--machine-rank is 1 and --num-machines 1"),
-        (("--images-per-batch", "8", "--schedule-as-given", "SOLVER.MAX_ITER", "0"), "is 0; give"),
+        (("--num-gpus", "99"), "--num-gpus is 99, but this machine has"),
+        (("--num-gpus", "-1"), "--num-gpus is -1, but this machine has"),
+        (("--num-machines", "2"), "several processes need one GPU each"),
+        (("--num-machines", "2", "--num-gpus", "0"), "several processes need one GPU each"),
+        (("--machine-rank", "1"), "--machine-rank is 1; .* --num-machines, which is 1"),
+        (
+            ("--images-per-batch", "8", "--schedule-as-given", "SOLVER.MAX_ITER", "0"),
+            "is 0; it must",
+        ),
         (("--resume",), "--resume: .* holds no checkpoint"),
         (("--eval-only",), "--eval-only needs MODEL.WEIGHTS"),
         (("--images-per-batch", "0"), "--images-per-batch is 0"),
-        (("--coco", "coco_2017_val", "a", "b"), "coco_2017_val is known already"),
-        (("--coco", "mine", "a", "b"), "data set mine is known already"),
+        (("--coco", "coco_2017_val", "a", "b"), "coco_2017_val is registered already"),
+        (("--coco", "mine", "a", "b"), "data set mine is registered already"),
         (("--voc", "v", "a", "b"), "give --class-names"),
     )
-    def test_a_wrong_flag(self, flags: tuple[str, ...], message: str) -> None:
-        self.refuse(message, *flags)
+    def test_rejects_invalid_flags(self, flags: tuple[str, ...], message: str) -> None:
+        self.assert_rejected(message, *flags)
 
-    def test_weights_of_another_depth(self) -> None:
+    def test_rejects_weights_of_another_depth(self) -> None:
         weights = self.folder / "weights.pth"
         weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet34", False), 64))
-        self.refuse(
-            "hold a ResNet-34 .*, expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
+        self.assert_rejected(
+            "hold a ResNet-34 .*; expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
         )
 
-    def test_an_absent_image(self) -> None:
+    def test_rejects_a_missing_image(self) -> None:
         (self.folder / "2.png").unlink()
-        self.refuse("data set mine: 2.png is not in")
+        self.assert_rejected("data set mine: 2.png is not in")
 
     @mock.patch.object(torch.cuda, "is_available", return_value=True)
     @mock.patch.object(torch.cuda, "device_count", return_value=4)
-    def test_several_machines(self, *mocks: mock.Mock) -> None:
+    def test_several_machines_need_an_address(self, *mocks: mock.Mock) -> None:
         del mocks
         gpu = ("MODEL.DEVICE", "cuda")
         several = ("--num-machines", "2", "--num-gpus", "4")
-        self.refuse("--num-machines: give each machine the same --dist-url", *several, pairs=gpu)
+        self.assert_rejected("--num-machines is 2, .*the same --dist-url", *several, pairs=gpu)
         with mock.patch.object(command, "launch") as launch:
             address = ("--dist-url", "tcp://10.0.0.1:2000", "--machine-rank", "1")
             status, _, errors = self.on_coco(*several, *address, pairs=gpu)
@@ -252,11 +255,15 @@ class CommandTest(parameterized.TestCase):
 
     @mock.patch.object(torch.cuda, "is_available", return_value=True)
     @mock.patch.object(torch.cuda, "device_count", return_value=4)
-    def test_images_are_dealt_out_to_gpus_evenly_in_training_alone(self, *mocks: mock.Mock) -> None:
+    def test_only_training_needs_a_batch_that_gpus_share_evenly(self, *mocks: mock.Mock) -> None:
         del mocks
         gpus = ("--num-gpus", "3")
-        self.refuse("8 is not a multiple of the 3 processes", *gpus, pairs=("MODEL.DEVICE", "cuda"))
-        self.refuse(
+        self.assert_rejected(
+            "is 8, which is not a multiple of the 3 processes",
+            *gpus,
+            pairs=("MODEL.DEVICE", "cuda"),
+        )
+        self.assert_rejected(
             "--eval-only needs MODEL.WEIGHTS", *gpus, "--eval-only", pairs=("MODEL.DEVICE", "cuda")
         )
 
@@ -270,7 +277,7 @@ class CommandTest(parameterized.TestCase):
         "FOO: 1",
         None,
     )
-    def test_a_wrong_configuration(self, text: str | None) -> None:
+    def test_rejects_invalid_configuration_files(self, text: str | None) -> None:
         path = self.folder / "bad.yaml"
         if text is not None:
             path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Tests of detection/configs: the published settings, as detectron2 reads them."""
+"""Tests that detection/configs have the published settings when detectron2 reads them."""
 
 from tests import detectron2_needed  # noqa: F401  # isort: skip
 from pathlib import Path
@@ -69,7 +69,7 @@ class ConfigsTest(parameterized.TestCase):
         ("R50-C4-JigClu", SHARED | C4 | COCO),
         ("voc-R50-C4-JigClu", SHARED | C4 | VOC),
     )
-    def test_settings(self, name: str, expected: dict[str, Any]) -> None:
+    def test_settings_are_the_published_ones(self, name: str, expected: dict[str, Any]) -> None:
         cfg = get_cfg()
         cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"), allow_unsafe=False)
         for key, value in expected.items():

@@ -38,23 +38,23 @@ class CocoTest(parameterized.TestCase):
         path.write_text(json.dumps(self.contents), encoding="utf-8")
         return datasets.check_coco("mine", self.folder, path, expected, is_evaluated=is_evaluated)
 
-    def test_classes_are_in_the_order_of_their_numbers(self) -> None:
+    def test_classes_are_ordered_by_number(self) -> None:
         self.assertEqual(self.check(), datasets.Summary(1, 2, ("cat", "dog")))
 
     @parameterized.parameters(
         [[-2, 0, 5, 5]], [[0, -2, 5, 5]], [[36, 0, 6, 5]], [[0, 26, 5, 6]], [[5, 5, -1, 3]]
     )
-    def test_a_box_outside_its_image(self, box: list[float]) -> None:
+    def test_rejects_a_box_that_exceeds_its_image(self, box: list[float]) -> None:
         self.contents["annotations"][1]["bbox"] = box
-        with self.assertRaisesRegex(UserError, r"mine: box \[.*\] of a.jpg, 40x30 pixels, is out"):
+        with self.assertRaisesRegex(UserError, r"mine: box \[.*\] of a.jpg, 40x30 pixels, exceeds"):
             self.check()
 
-    def test_a_box_that_is_no_number(self) -> None:
+    def test_rejects_a_box_with_nan(self) -> None:
         self.contents["annotations"][1]["bbox"] = [0, 0, float("nan"), 1]
-        with self.assertRaisesRegex(UserError, "outside"):
+        with self.assertRaisesRegex(UserError, "exceeds"):
             self.check()
 
-    def test_absent_images_are_named_and_counted(self) -> None:
+    def test_missing_images_are_named_and_counted(self) -> None:
         for number in (8, 9):
             self.contents["images"].append(
                 {"id": number, "file_name": f"{number}.jpg", "width": 4, "height": 3}
@@ -62,22 +62,22 @@ class CocoTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, r"mine: 8.jpg is not in .*\(and 1 more\)"):
             self.check()
 
-    def test_a_category_that_is_not_listed(self) -> None:
+    def test_rejects_an_unlisted_category(self) -> None:
         self.contents["annotations"][0]["category_id"] = 4
         with self.assertRaisesRegex(UserError, "category 4 in a.jpg is not listed in"):
             self.check()
 
-    def test_an_image_that_is_not_listed(self) -> None:
+    def test_rejects_an_unlisted_image(self) -> None:
         self.contents["annotations"][0]["image_id"] = 4
         with self.assertRaisesRegex(UserError, "annotation 1 of image 4 is not listed in"):
             self.check()
 
-    def test_no_images(self) -> None:
+    def test_rejects_a_data_set_without_images(self) -> None:
         self.contents |= {"images": [], "annotations": []}
         with self.assertRaisesRegex(UserError, "has 0 images, 2 classes and 0 boxes"):
             self.check()
 
-    def test_no_boxes(self) -> None:
+    def test_rejects_a_data_set_without_boxes(self) -> None:
         self.contents["annotations"] = []
         with self.assertRaisesRegex(UserError, "has 1 images, 2 classes and 0 boxes"):
             self.check()
@@ -92,10 +92,10 @@ class CocoTest(parameterized.TestCase):
         ("annotations", "category_id"),
         ("annotations", "bbox"),
     )
-    def test_a_record_that_lacks_a_field(self, key: str, field: str) -> None:
+    def test_rejects_records_without_a_field(self, key: str, field: str) -> None:
         record = self.contents[key][-1]
         wrong = (
-            rf"mine: {field} of {key}\[{len(self.contents[key]) - 1}\] is absent in .*boxes.json"
+            rf"mine: {field} of {key}\[{len(self.contents[key]) - 1}\] is missing in .*boxes.json"
         )
         record[field] = {}
         with self.assertRaisesRegex(UserError, wrong):
@@ -105,50 +105,50 @@ class CocoTest(parameterized.TestCase):
             self.check()
 
     @parameterized.parameters("images", "categories", "annotations")
-    def test_what_is_no_record(self, key: str) -> None:
+    def test_rejects_invalid_records(self, key: str) -> None:
         self.contents[key].append("a")
-        with self.assertRaisesRegex(UserError, rf"of {key}\[\d\] is absent in"):
+        with self.assertRaisesRegex(UserError, rf"of {key}\[\d\] is missing in"):
             self.check()
 
     @parameterized.parameters("area", "iscrowd")
-    def test_evaluation_needs_more_than_training(self, field: str) -> None:
+    def test_evaluation_needs_more_fields_than_training(self, field: str) -> None:
         for annotation in self.contents["annotations"]:
             annotation |= {"area": 5.5, "iscrowd": 0}
         self.check(is_evaluated=True)
         del self.contents["annotations"][1][field]
         self.check()
-        with self.assertRaisesRegex(UserError, rf"{field} of annotations\[1\] is absent"):
+        with self.assertRaisesRegex(UserError, rf"{field} of annotations\[1\] is missing"):
             self.check(is_evaluated=True)
 
     @parameterized.parameters(
         ({"bbox": [1, 2, 3]}, r"bbox of annotation 2 in .* is not \[left, top, width, height\]"),
         ({"bbox": [1, 2, 3, "4"]}, "bbox of annotation 2 in "),
-        ({"id": 1}, "annotation 1 is there twice in "),
-        ({"ignore": 1}, "annotation 2 in .* is to be ignored, which detectron2 cannot"),
+        ({"id": 1}, "annotation 1 occurs twice in "),
+        ({"ignore": 1}, "annotation 2 in .* is marked ignore, which detectron2 does not support"),
     )
-    def test_an_annotation_that_detectron2_does_not_read(
+    def test_rejects_annotations_that_detectron2_cannot_read(
         self, change: dict[str, Any], message: str
     ) -> None:
         self.contents["annotations"][1] |= change
         with self.assertRaisesRegex(UserError, message):
             self.check()
 
-    def test_an_image_of_another_size(self) -> None:
+    def test_rejects_an_image_of_another_size(self) -> None:
         self.contents["images"][0]["width"] = 50
         with self.assertRaisesRegex(
-            UserError, r"a.jpg .40x30, annotated as 50x30 pixels. is of another size"
+            UserError, r"a.jpg .40x30, annotated as 50x30 pixels. has another size"
         ):
             self.check()
 
-    def test_an_image_is_as_large_as_it_is_upright(self) -> None:
+    def test_image_size_is_that_of_the_upright_image(self) -> None:
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = 6
         Image.new("RGB", (30, 40)).save(self.folder / "a.jpg", exif=exif)
         self.check()
 
-    def test_what_is_no_image(self) -> None:
+    def test_rejects_files_that_are_not_images(self) -> None:
         (self.folder / "a.jpg").write_bytes(b"nothing")
-        with self.assertRaisesRegex(UserError, "mine: a.jpg in .* is no image"):
+        with self.assertRaisesRegex(UserError, "mine: a.jpg in .* is not an image"):
             self.check()
 
     @parameterized.parameters(
@@ -157,14 +157,14 @@ class CocoTest(parameterized.TestCase):
         [{9: "dog", 4: "cat"}],
         [{3: "cat", 9: "dog", 5: "cow"}],
     )
-    def test_categories_that_are_known_beforehand(self, expected: dict[int, str]) -> None:
+    def test_rejects_categories_other_than_the_known_ones(self, expected: dict[int, str]) -> None:
         self.check({3: "cat", 9: "dog"})
         with self.assertRaisesRegex(
-            UserError, rf"categories of .*boxes.json are not the {len(expected)} that this name"
+            UserError, rf"categories of .*boxes.json are not the {len(expected)} of the known"
         ):
             self.check(expected)
 
-    def test_another_layout(self) -> None:
+    def test_rejects_another_layout(self) -> None:
         del self.contents["categories"]
         with self.assertRaisesRegex(
             UserError, "lacks lists of categories; expected the layout of COCO"
@@ -172,18 +172,18 @@ class CocoTest(parameterized.TestCase):
             self.check()
 
     @parameterized.parameters(
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "lacks lists of images, categories, annotations"),
         ('{"images": [], "categories": {}, "annotations": []}', "lacks lists of categories"),
     )
-    def test_no_json_of_coco(self, text: str, message: str) -> None:
+    def test_rejects_other_json(self, text: str, message: str) -> None:
         path = self.folder / "bad.json"
         path.write_text(text, encoding="utf-8")
         with self.assertRaisesRegex(UserError, message):
             datasets.check_coco("mine", self.folder, path, is_evaluated=False)
 
-    def test_an_absent_file(self) -> None:
+    def test_rejects_a_missing_file(self) -> None:
         with self.assertRaisesRegex(UserError, "none.json cannot be read .No such file"):
             datasets.check_coco("mine", self.folder, self.folder / "none.json", is_evaluated=False)
 
@@ -207,49 +207,49 @@ class VocTest(parameterized.TestCase):
         classes = ("cat", "dog")
         return datasets.check_voc("mine", self.folder, "train", classes, is_evaluated=is_evaluated)
 
-    def test_summary(self) -> None:
+    def test_summary_counts_images_and_boxes(self) -> None:
         self.assertEqual(self.check(), datasets.Summary(2, 2, ("cat", "dog")))
 
-    def test_a_box_of_one_pixel_and_counting_from_0(self) -> None:
+    def test_accepts_a_box_of_one_pixel_and_counting_from_0(self) -> None:
         self.annotate("a", 5, 5, 5, 5)
         self.annotate("b", 0, 0, 40, 30)
         self.assertEqual(self.check().boxes, 2)
 
     @parameterized.parameters((1, 1, 42, 30), (1, 1, 40, 32), (-1, 1, 5, 5), (7, 1, 5, 5))
-    def test_a_box_outside_its_image(self, *edges: float) -> None:
+    def test_rejects_a_box_that_exceeds_its_image(self, *edges: float) -> None:
         self.annotate("b", *edges)
-        with self.assertRaisesRegex(UserError, r"of b.xml, 40x30 pixels, is outside its image"):
+        with self.assertRaisesRegex(UserError, r"of b.xml, 40x30 pixels, exceeds its image"):
             self.check()
 
     @parameterized.parameters("pose", "truncated", "difficult")
-    def test_evaluation_needs_more_than_training(self, flag: str) -> None:
+    def test_evaluation_needs_more_fields_than_training(self, flag: str) -> None:
         path = self.folder / "Annotations/b.xml"
         text = path.read_text(encoding="utf-8")
         path.write_text(re.sub(f"<{flag}>.*?</{flag}>", "", text), encoding="utf-8")
         self.assertEqual(self.check().boxes, 2)
-        with self.assertRaisesRegex(UserError, f"b.xml is no .*{flag} is absent"):
+        with self.assertRaisesRegex(UserError, f"b.xml is not .*{flag} is missing"):
             self.check(is_evaluated=True)
 
     def test_evaluation_needs_whole_pixels(self) -> None:
         self.annotate("b", 1.5, 1, 40, 30)
         self.assertEqual(self.check().boxes, 2)
-        with self.assertRaisesRegex(UserError, "b.xml is no annotation of VOC .*1.5"):
+        with self.assertRaisesRegex(UserError, "b.xml is not an annotation of VOC .*1.5"):
             self.check(is_evaluated=True)
 
     @parameterized.parameters("a\n", "a -1\nb 1\n")
-    def test_a_list_that_detectron2_does_not_read(self, text: str) -> None:
+    def test_rejects_lists_that_detectron2_cannot_read(self, text: str) -> None:
         (self.folder / "ImageSets/Main/train.txt").write_text(text, encoding="utf-8")
-        with self.assertRaisesRegex(UserError, "must name two images or more, one a line"):
+        with self.assertRaisesRegex(UserError, "must name two images or more, one per line"):
             self.check()
 
-    def test_an_image_of_another_size(self) -> None:
+    def test_rejects_an_image_of_another_size(self) -> None:
         Image.new("RGB", (40, 31)).save(self.folder / "JPEGImages/b.jpg")
         with self.assertRaisesRegex(
-            UserError, r"b.jpg .40x31, annotated as 40x30 pixels. is of another size"
+            UserError, r"b.jpg .40x31, annotated as 40x30 pixels. has another size"
         ):
             self.check()
 
-    def test_no_boxes(self) -> None:
+    def test_rejects_a_data_set_without_boxes(self) -> None:
         for name in ("a", "b"):
             path = self.folder / f"Annotations/{name}.xml"
             text = path.read_text(encoding="utf-8")
@@ -257,13 +257,13 @@ class VocTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "has 2 images, 2 classes and 0 boxes"):
             self.check()
 
-    def test_an_unknown_class(self) -> None:
+    def test_rejects_an_unknown_class(self) -> None:
         self.annotate("b", 1, 1, 2, 2, name="cow")
-        with self.assertRaisesRegex(UserError, "'cow' in b.xml is none of the classes cat, dog"):
+        with self.assertRaisesRegex(UserError, "'cow' in b.xml is not one of the classes cat, dog"):
             self.check()
 
     @parameterized.parameters("JPEGImages/b.jpg", "Annotations/b.xml")
-    def test_an_absent_file(self, name: str) -> None:
+    def test_rejects_a_missing_file(self, name: str) -> None:
         (self.folder / name).unlink()
         with self.assertRaisesRegex(UserError, f"mine: {Path(name).name} is not in "):
             self.check()
@@ -274,30 +274,32 @@ class VocTest(parameterized.TestCase):
         "<?xml version='1.0' encoding='none'?><annotation/>",
         _XML.format("x", 1, 2, 3, name="c"),
     )
-    def test_a_damaged_annotation(self, text: str) -> None:
+    def test_rejects_a_corrupt_annotation(self, text: str) -> None:
         (self.folder / "Annotations/b.xml").write_text(text, encoding="utf-8")
-        with self.assertRaisesRegex(UserError, r"b.xml is no|'c' in b.xml is none"):
+        with self.assertRaisesRegex(UserError, r"b.xml is not|'c' in b.xml is not one"):
             self.check()
 
-    def test_an_unknown_split(self) -> None:
+    def test_rejects_an_unknown_split(self) -> None:
         with self.assertRaisesRegex(UserError, "val.txt cannot be read"):
             datasets.check_voc("mine", self.folder, "val", ("cat",), is_evaluated=False)
 
-    def test_no_classes(self) -> None:
+    def test_rejects_an_empty_list_of_classes(self) -> None:
         with self.assertRaisesRegex(UserError, "has 2 images, 0 classes and 2 boxes"):
             datasets.check_voc("mine", self.folder, "train", (), is_evaluated=False)
 
 
 class SameClassesTest(parameterized.TestCase):
-    def test_equal(self) -> None:
+    def test_accepts_equal_classes(self) -> None:
         summary = datasets.Summary(1, 1, ("a", "b"))
         datasets.check_same_classes({"train": summary, "test": summary._replace(images=5)})
 
     @parameterized.parameters((("a", "c"), "b, c"), (("b", "a"), "in another order"))
-    def test_others_are_refused(self, classes: tuple[str, ...], told: str) -> None:
+    def test_rejects_different_classes(self, classes: tuple[str, ...], difference: str) -> None:
         summary = datasets.Summary(1, 1, ("a", "b"))
         other = summary._replace(classes=classes)
-        with self.assertRaisesRegex(UserError, f"train and test have different classes .{told}."):
+        with self.assertRaisesRegex(
+            UserError, f"train and test have different classes .{difference}."
+        ):
             datasets.check_same_classes({"train": summary, "test": other})
 
 

@@ -1,4 +1,4 @@
-"""Tests of jigclu.detection.extra_norm, by the models that the configurations build."""
+"""Tests of jigclu.detection.extra_norm with the models that the configurations build."""
 
 from tests import detectron2_needed  # noqa: F401  # isort: skip
 import re
@@ -31,7 +31,7 @@ def _encoder() -> Encoder:
     torch.manual_seed(0)
     encoder = create_encoder("resnet50", False).eval()
     for name, value in encoder.state_dict().items():
-        # Of each norm: they tell the layers apart, and features neither vanish nor explode.
+        # Norms differ between layers, and features neither vanish nor explode.
         if name.endswith(("running_mean", "bias")):
             value.normal_(std=0.1)
         elif value.dim() == 1:
@@ -55,19 +55,17 @@ class ModelsTest(parameterized.TestCase):
         ("R50-C4-JigClu", "detectron2_c4"),
         ("voc-R50-C4-JigClu", "detectron2_c4"),
     )
-    def test_exported_weights_give_the_feature_maps_of_the_encoder(
-        self, name: str, layout: str
-    ) -> None:
+    def test_exported_weights_give_the_encoders_feature_maps(self, name: str, layout: str) -> None:
         cfg = _configuration(name)
         if layout == "detectron2_c4":
-            # Its detector uses the last alone.
+            # The detector itself uses only the last one.
             cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4"]
         model = build_model(cfg).eval()
         encoder = _encoder()
         path = Path(self.create_tempdir()) / "weights.pth"
         path.write_bytes(FORMATS[layout].serialize(encoder, 64))
         DetectionCheckpointer(model).load(str(path))
-        # That norm alone is new, and counters are needed by nobody.
+        # Only that norm is new; batch counters are not used.
         new = re.compile(r".*\.res5\.norm\..*|.*\.num_batches_tracked")
         names = [key for key in model.state_dict() if ".res" in key or ".stem" in key]
         self.assertCountEqual(
@@ -81,7 +79,7 @@ class ModelsTest(parameterized.TestCase):
             backbone = getattr(model.backbone, "bottom_up", model.backbone)
             found = backbone(model.preprocess_image([{"image": pixels}]).tensor)
             if layout == "detectron2_c4":
-                # Without the norm that follows.
+                # Leaves out the norm after res5.
                 found["res5"] = nn.Sequential(*list(model.roi_heads.res5)[:3])(found["res4"])
         self.assertCountEqual(found, expected)
         for stage in expected:

@@ -26,72 +26,72 @@ class WeightsTest(parameterized.TestCase):
         initial_weights.check(str(self.path), depth, layout, classes=classes, unpickle=False)
 
     @parameterized.parameters("fpn", "c4")
-    def test_a_backbone(self, layout: str) -> None:
+    def test_accepts_a_backbone_for_training_only(self, layout: str) -> None:
         self.write(layout)
         self.check(layout=layout)
-        with self.assertRaisesRegex(UserError, "hold a backbone alone; to evaluate"):
+        with self.assertRaisesRegex(UserError, "hold only a backbone: for evaluation"):
             self.check(layout=layout, classes=3)
 
-    def test_a_detector(self) -> None:
+    def test_accepts_a_detector_with_the_same_classes(self) -> None:
         self.write("fpn", ("roi_heads.box_predictor.cls_score.bias",))
         self.check()
         self.check(classes=3)
-        with self.assertRaisesRegex(UserError, "tell 3 classes apart, the data have 4"):
+        with self.assertRaisesRegex(UserError, "have 3 classes, but the data have 4"):
             self.check(classes=4)
 
-    def test_another_depth(self) -> None:
+    def test_rejects_another_depth(self) -> None:
         self.write("fpn")
         with self.assertRaisesRegex(
-            UserError, "hold a ResNet-18 of the layout fpn, expected a ResNet-50 of the layout"
+            UserError, "hold a ResNet-18 in layout fpn; expected a ResNet-50 in layout"
         ):
             self.check(depth=50)
 
-    def test_a_deeper_network_holds_all_of_a_shallower_one_and_is_another(self) -> None:
+    def test_rejects_a_deeper_network_that_contains_the_expected_one(self) -> None:
         self.write("fpn", ("backbone.bottom_up.res2.2.conv1.weight",))
         with self.assertRaisesRegex(UserError, "1 unexpected: backbone.bottom_up.res2.2.conv1"):
             self.check()
 
-    def test_what_detectron2_adds_to_its_own_files(self) -> None:
+    def test_accepts_batch_counters_in_detectron2s_files(self) -> None:
         self.write("fpn", ("backbone.bottom_up.res2.0.conv1.norm.num_batches_tracked",))
         self.check()
 
-    def test_another_layout(self) -> None:
+    def test_rejects_another_layout(self) -> None:
         self.write("fpn")
         with self.assertRaisesRegex(
-            UserError, "of the layout fpn, expected a ResNet-18 of the layout c4 .*'detectron2_c4'"
+            UserError, "in layout fpn; expected a ResNet-18 in layout c4 .*'detectron2_c4'"
         ):
             self.check(layout="c4")
 
-    def test_another_width(self) -> None:
+    def test_rejects_another_width(self) -> None:
         self.write("fpn")
         contents = torch.load(self.path, weights_only=True)
         contents["model"]["backbone.bottom_up.stem.conv1.weight"] = torch.zeros(32, 3, 7, 7)
         torch.save(contents, self.path)
         with self.assertRaisesRegex(
-            UserError, r"another network, .*1 of another shape: .*stem.conv1.weight \[32"
+            UserError, r"another network; .*1 of another shape: .*stem.conv1.weight \[32"
         ):
             self.check()
 
     @parameterized.parameters(({"state_dict": {}},), ({"model": {"conv1.weight": 1}},), ({},))
-    def test_other_names(self, contents: dict[str, object]) -> None:
+    def test_rejects_names_other_than_detectron2s(self, contents: dict[str, object]) -> None:
         torch.save(contents, self.path)
-        with self.assertRaisesRegex(UserError, "do not have detectron2's names; .*detection_exp"):
+        with self.assertRaisesRegex(UserError, "do not have detectron2's names: .*detection_exp"):
             self.check()
 
-    def test_a_damaged_file(self) -> None:
+    def test_rejects_a_corrupt_file(self) -> None:
         self.path.write_bytes(b"nothing")
-        with self.assertRaisesRegex(UserError, "damaged"):
+        with self.assertRaisesRegex(UserError, "corrupt"):
             self.check()
 
-    def test_an_absent_file(self) -> None:
+    def test_rejects_a_missing_file(self) -> None:
         with self.assertRaisesRegex(UserError, "does not exist"):
             self.check()
 
-    def test_a_pickle(self) -> None:
+    def test_pickle_file_needs_consent(self) -> None:
         path = self.path.with_suffix(".pkl")
         with self.assertRaisesRegex(UserError, "weights .*weights.pkl do not exist"):
             initial_weights.check(str(path), 50, "fpn", classes=None, unpickle=True)
-        # Nothing looks into it here.
+        # The content of a pickle is not checked.
         path.write_bytes(b"pickle")
         initial_weights.check(str(path), 50, "fpn", classes=None, unpickle=True)
         with self.assertRaisesRegex(UserError, "may be a pickle, .*--unpickle-weights"):
@@ -104,14 +104,14 @@ class WeightsTest(parameterized.TestCase):
         "https://example.org/x.pkl?y",
         "catalog://ImageNetPretrained/MSRA/R-50",
     )
-    def test_a_pickle_needs_consent(self, path: str) -> None:
+    def test_url_of_a_pickle_needs_consent(self, path: str) -> None:
         with self.assertRaisesRegex(UserError, "may be a pickle, .*--unpickle-weights"):
             initial_weights.check(path, 50, "fpn", classes=None, unpickle=False)
         initial_weights.check(path, 50, "fpn", classes=None, unpickle=True)
 
-    def test_an_address_of_what_is_no_pickle(self) -> None:
-        address = "https://example.org/x.pth"
-        initial_weights.check(address, 50, "fpn", classes=None, unpickle=False)
+    def test_accepts_the_url_of_a_pth_file(self) -> None:
+        url = "https://example.org/x.pth"
+        initial_weights.check(url, 50, "fpn", classes=None, unpickle=False)
 
 
 if __name__ == "__main__":

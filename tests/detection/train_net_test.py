@@ -1,4 +1,4 @@
-"""Tests of detection/train_net.py where detectron2 is not installed."""
+"""Tests of detection/train_net.py without detectron2."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ DETECTION = Path(__file__).parents[2] / "detection"
 
 class TrainNetTest(parameterized.TestCase):
     @parameterized.parameters("R50-JigClu", "voc-R50-JigClu")
-    def test_one_line_says_how_to_install_detectron2(self, config: str) -> None:
+    def test_error_says_how_to_install_detectron2(self, config: str) -> None:
         program = (
             "import runpy, sys; sys.modules['detectron2'] = None; sys.argv = sys.argv[1:]; "
             "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -25,7 +25,7 @@ class TrainNetTest(parameterized.TestCase):
         )
         self.assertEqual(run.returncode, 2)
         self.assertRegex(
-            run.stderr, "^error: detectron2 is not installed, .* pip install --no-build-isolation "
+            run.stderr, "^error: detectron2 is not installed: .* pip install --no-build-isolation "
         )
         self.assertLen(run.stderr.splitlines(), 1)
 

@@ -18,14 +18,14 @@ PUBLISHED = functools.partial(batch_norm, momentum=0.1, epsilon=1e-5)
 
 
 class Batch(NamedTuple):
-    """One step's images, of all ranks, and the gradient that comes back for them."""
+    """Images of one step on all ranks, and the gradient with respect to the outputs."""
 
     images: Tensor
     gradient: Tensor
 
 
 class Result(NamedTuple):
-    """After STEPS steps; images, outputs and their gradients are of the last."""
+    """Results after STEPS steps; outputs and gradients are of the last step."""
 
     outputs: Tensor
     images_gradient: Tensor
@@ -37,7 +37,7 @@ class Result(NamedTuple):
 
 
 def batches() -> list[Batch]:
-    """Means are far from 0, and so far apart that the ranks' own statistics would be wrong."""
+    """Means are far from 0, and so different that statistics of one rank would be wrong."""
     generator = torch.Generator().manual_seed(0)
     shape = (2 * WORLD_SIZE, CHANNELS, 5, 4)
     made = []
@@ -66,14 +66,14 @@ def train(norm: BatchNorm | nn.BatchNorm2d, made: list[Batch]) -> Result:
 
 
 def expected_result() -> Result:
-    """torch's own, on the whole batch and in float64."""
+    """The result of torch's BatchNorm2d on the whole batch, in float64."""
     double = [Batch(*(value.double() for value in batch)) for batch in batches()]
     result = train(nn.BatchNorm2d(CHANNELS).double(), double)
     return Result._make(value.float() for value in result)
 
 
 def train_on_rank() -> tuple[tuple[Tensor, ...], list[bool], Tensor]:
-    """Returns the `Result` of a rank, which arguments are as before, and the compiled output."""
+    """Returns a rank's `Result`, which arguments are unchanged, and the compilation error."""
     rank = collectives.rank()
     made = [Batch(*(value[2 * rank : 2 * rank + 2] for value in batch)) for batch in batches()]
     arguments = [made[0].images, *(torch.full((CHANNELS,), 0.5) for _ in range(4))]
@@ -89,14 +89,14 @@ class BatchNormTest(absltest.TestCase):
     def assert_results_close(self, actual: Result, expected: Result) -> None:
         for name, value, wanted in zip(Result._fields, actual, expected, strict=True):
             with self.subTest(name):
-                # Relative to the largest: elements near 0 are differences of large ones.
+                # Relative to the largest element: those near 0 are differences of large ones.
                 tolerance = 1e-5 * wanted.abs().max().item()
                 torch.testing.assert_close(value, wanted, rtol=0, atol=tolerance)
 
-    def test_one_rank_is_torchs(self) -> None:
+    def test_one_rank_equals_torch(self) -> None:
         self.assert_results_close(train(BatchNorm(CHANNELS), batches()), expected_result())
 
-    def test_two_ranks_are_one_process_on_the_whole_batch(self) -> None:
+    def test_two_ranks_equal_one_process_on_the_whole_batch(self) -> None:
         ranks = run_on_ranks(train_on_rank, WORLD_SIZE)
         results = [Result(*result) for result, _, _ in ranks]
         for _, unchanged, difference in ranks:
@@ -108,13 +108,13 @@ class BatchNormTest(absltest.TestCase):
                 name: torch.cat([getattr(result, name) for result in results])
                 for name in ("outputs", "images_gradient", "evaluated")
             },
-            # Each rank has the share of its own images: DistributedDataParallel adds them up.
+            # Each rank has the gradient of its own images; DistributedDataParallel adds them up.
             weight_gradient=results[0].weight_gradient + results[1].weight_gradient,
             bias_gradient=results[0].bias_gradient + results[1].bias_gradient,
         )
         self.assert_results_close(together, expected_result())
 
-    def test_one_rank_changes_no_argument(self) -> None:
+    def test_arguments_are_unchanged_on_one_rank(self) -> None:
         arguments = [batches()[0].images, *(torch.full((CHANNELS,), 0.5) for _ in range(4))]
         copies = [value.clone() for value in arguments]
         _, mean, var = PUBLISHED(*arguments)
@@ -122,7 +122,7 @@ class BatchNormTest(absltest.TestCase):
         self.assertFalse(torch.equal(mean, copies[3]))
         self.assertFalse(torch.equal(var, copies[4]))
 
-    def test_evaluation_leaves_the_statistics(self) -> None:
+    def test_evaluation_does_not_update_statistics(self) -> None:
         norm = BatchNorm(CHANNELS).eval()
         images = batches()[0].images
         torch.testing.assert_close(norm(images), images / (1 + 1e-5) ** 0.5)

@@ -45,7 +45,7 @@ class Detectron2NamesTest(parameterized.TestCase):
         ("layer3.5.conv3.weight", "res4.5.conv3.weight"),
         ("layer3.22.bn2.bias", "res4.22.conv2.norm.bias"),
     )
-    def test_by_hand(self, torchvision: str, detectron2: str) -> None:
+    def test_names_in_both_layouts(self, torchvision: str, detectron2: str) -> None:
         in_fpn = f"backbone.bottom_up.{detectron2}"
         self.assertEqual(to_detectron2(torchvision, "fpn"), in_fpn)
         self.assertEqual(to_torchvision(in_fpn, "fpn"), torchvision)
@@ -53,7 +53,7 @@ class Detectron2NamesTest(parameterized.TestCase):
         self.assertEqual(to_detectron2(torchvision, "c4"), in_c4)
         self.assertEqual(to_torchvision(in_c4, "c4"), torchvision)
 
-    def test_there_and_back_for_every_encoder(self) -> None:
+    def test_round_trip_for_every_encoder(self) -> None:
         for encoder in encoder_names():
             with torch.device("meta"):
                 names = create_encoder(encoder, False).state_dict()
@@ -61,8 +61,8 @@ class Detectron2NamesTest(parameterized.TestCase):
                 self.assertEqual(to_torchvision(to_detectron2(name, layout), layout), name)
 
     @parameterized.parameters("fc.weight", "layer5.0.conv1.weight", "encoder.conv1.weight", "")
-    def test_other_names_are_refused(self, name: str) -> None:
-        with self.assertRaisesRegex(ValueError, "is no name of torchvision's ResNet"):
+    def test_rejects_other_torchvision_names(self, name: str) -> None:
+        with self.assertRaisesRegex(ValueError, "is not a name in torchvision's ResNet"):
             to_detectron2(name, "fpn")
 
     @parameterized.parameters(
@@ -73,8 +73,8 @@ class Detectron2NamesTest(parameterized.TestCase):
         ("roi_heads.res4.0.conv1.weight", "c4"),
         ("backbone.bottom_up.stem.conv1.weight", "c4"),
     )
-    def test_other_names_of_detectron2_are_refused(self, name: str, layout: str) -> None:
-        with self.assertRaisesRegex(ValueError, "is no name of detectron2's ResNet"):
+    def test_rejects_other_detectron2_names(self, name: str, layout: str) -> None:
+        with self.assertRaisesRegex(ValueError, "is not a name in detectron2's ResNet"):
             to_torchvision(name, layout)
 
 

@@ -11,7 +11,7 @@ from jigclu.system.errors import UserError
 
 
 class EncoderTest(parameterized.TestCase):
-    def test_names_are_the_whole_family(self) -> None:
+    def test_names_cover_the_resnet_family(self) -> None:
         names = encoder_names()
         depths = {f"resnet{depth}" for depth in (18, 34, 50, 101, 152)}
         self.assertContainsSubset(
@@ -27,7 +27,7 @@ class EncoderTest(parameterized.TestCase):
         ("resnet50", False, 64, 64, (2048, 2, 2)),
         ("resnet50", True, 32, 48, (2048, 4, 6)),
     )
-    def test_shape_of_the_feature_map(
+    def test_feature_map_has_the_expected_shape(
         self, name: str, small_stem: bool, height: int, width: int, expected: tuple[int, int, int]
     ) -> None:
         encoder = create_encoder(name, small_stem)
@@ -36,7 +36,7 @@ class EncoderTest(parameterized.TestCase):
             self.assertEqual(encoder(torch.randn(2, 3, height, width)).shape, (2, *expected))
 
     @parameterized.parameters("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2")
-    def test_parameters_are_torchvisions_without_fc(self, name: str) -> None:
+    def test_state_has_torchvisions_names_without_fc(self, name: str) -> None:
         theirs = torchvision.models.get_model(name, weights=None)
         expected = {
             key: value.shape
@@ -48,7 +48,7 @@ class EncoderTest(parameterized.TestCase):
         }
         self.assertEqual(actual, expected)
 
-    def test_computes_what_torchvision_computes(self) -> None:
+    def test_features_equal_torchvisions(self) -> None:
         theirs = torchvision.models.resnet18(weights=None)
         encoder = create_encoder("resnet18", False)
         encoder.load_state_dict(theirs.state_dict(), strict=False)
@@ -57,12 +57,12 @@ class EncoderTest(parameterized.TestCase):
         with torch.no_grad():
             torch.testing.assert_close(encoder(images).flatten(1), theirs(images))
 
-    def test_normalizes_over_all_ranks(self) -> None:
+    def test_uses_batch_norm_over_all_ranks(self) -> None:
         kinds = {type(module) for module in create_encoder("resnet18", False).modules()}
         self.assertIn(BatchNorm, kinds)
         self.assertNotIn(nn.BatchNorm2d, kinds)
 
-    def test_an_unknown_name_names_the_nearest(self) -> None:
+    def test_unknown_name_suggests_the_nearest(self) -> None:
         for name, nearest in (("resnet_50", "resnet50"), ("ResNet18", "resnet18"), ("", "")):
             with self.assertRaisesRegex(
                 UserError, f"encoder '{name}' is unknown; did you mean '{nearest}"

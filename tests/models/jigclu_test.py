@@ -17,7 +17,7 @@ def small_model(grid: int) -> JigClu:
 
 
 def with_identity_encoder(grid: int) -> JigClu:
-    """The montage itself is the feature map, as of an encoder that sees one pixel at a time."""
+    """Uses the montage itself as feature map, as an encoder with one-pixel views would."""
     model = small_model(grid)
     model.fc_clu = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 16))
     model.fc_loc = nn.Linear(3, grid**2)
@@ -32,14 +32,14 @@ class IdentityEncoder(Encoder):
 
 class JigCluTest(parameterized.TestCase):
     @parameterized.parameters((2, 32), (3, 48), (4, 32))
-    def test_one_output_a_slot(self, grid: int, size: int) -> None:
+    def test_gives_one_output_per_slot(self, grid: int, size: int) -> None:
         with torch.no_grad():
             outputs = small_model(grid)(torch.randn(2, 3, size, size))
         self.assertEqual(outputs.embeddings.shape, (2 * grid**2, 16))
         self.assertEqual(outputs.location_logits.shape, (2 * grid**2, grid**2))
         torch.testing.assert_close(outputs.embeddings.norm(dim=1), torch.ones(2 * grid**2))
 
-    def test_heads_bear_the_published_names_and_widths(self) -> None:
+    def test_heads_have_the_published_names_and_widths(self) -> None:
         torch.manual_seed(0)
         model = JigClu(create_encoder("resnet50", small_stem=False), 2, 8, embedding_channels=128)
         heads = {
@@ -59,7 +59,7 @@ class JigCluTest(parameterized.TestCase):
         self.assertIn("encoder.layer4.2.bn3.weight", dict(model.named_parameters()))
 
     @parameterized.parameters(2, 3)
-    def test_a_slot_depends_on_its_own_features_only(self, grid: int) -> None:
+    def test_slot_depends_only_on_its_own_features(self, grid: int) -> None:
         model = with_identity_encoder(grid)
         slots = torch.randn(2 * grid**2, 3, 4, 4)
         with torch.no_grad():
@@ -72,7 +72,7 @@ class JigCluTest(parameterized.TestCase):
                     differs = (old != new).any(1).nonzero().flatten()
                     self.assertEqual(differs.tolist(), [changed])
 
-    def test_outputs_are_the_heads_on_pooled_slots(self) -> None:
+    def test_outputs_are_heads_applied_to_pooled_slots(self) -> None:
         model = with_identity_encoder(2)
         slots = torch.randn(8, 3, 4, 4)
         pooled = slots.mean((2, 3)).numpy()
@@ -92,7 +92,7 @@ class JigCluTest(parameterized.TestCase):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             outputs = small_model(2)(torch.randn(1, 3, 32, 32))
         self.assertEqual(outputs.embeddings.dtype, torch.float32)
-        # Normalized in bfloat16 their length would be off by some thousandths.
+        # Normalization in bfloat16 would give lengths that are off by some thousandths.
         torch.testing.assert_close(outputs.embeddings.norm(dim=1), torch.ones(4))
 
 

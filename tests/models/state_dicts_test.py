@@ -15,10 +15,10 @@ def _zeros(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 class MismatchTest(absltest.TestCase):
-    def test_equal_is_none(self) -> None:
+    def test_equal_dicts_have_no_mismatch(self) -> None:
         self.assertIsNone(state_dicts.describe_mismatch(_zeros(a=(2,)), _zeros(a=(2,))))
 
-    def test_names_all_three_kinds(self) -> None:
+    def test_mismatch_names_all_three_kinds(self) -> None:
         expected = _zeros(a=(1,), b=(2,), c=(3,), d=(4,), e=(5, 6))
         found = _zeros(e=(6, 5), z=())
         self.assertEqual(
@@ -27,7 +27,7 @@ class MismatchTest(absltest.TestCase):
             "1 of another shape: e [6, 5] instead of [5, 6]",
         )
 
-    def test_load_strict(self) -> None:
+    def test_load_strict_reorders_and_rejects_other_keys(self) -> None:
         found = {"b": torch.ones(2), "a": torch.ones(1)}
         loaded = state_dicts.load_strict(found, _zeros(a=(1,), b=(2,)), Path("x.pt"))
         self.assertEqual(list(loaded), ["a", "b"])

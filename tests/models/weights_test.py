@@ -1,4 +1,4 @@
-"""Weights of every origin meet a model of ours."""
+"""Tests of jigclu.models.weights, with files of every origin."""
 
 import os
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ class WeightsTest(parameterized.TestCase):
         ("without_ddp", _with_prefix("encoder.")),
         ("backbone", {"state_dict": _with_prefix("backbone.")}),
     )
-    def test_encoders_of_other_origins(self, contents: Mapping[str, Any]) -> None:
+    def test_reads_encoders_of_other_origins(self, contents: Mapping[str, Any]) -> None:
         values, report = self._load(contents)
         self.assertEqual(report.missing, ["fc_clu.0.weight", "fc_loc.weight"])
         self.assertEqual(report.unexpected, ["encoder.fc.weight", "encoder.fc.bias"])
@@ -69,7 +69,7 @@ class WeightsTest(parameterized.TestCase):
             expected = _RESNET[key.removeprefix("encoder.")]
             torch.testing.assert_close(values[key], expected, rtol=0, atol=0)
 
-    def test_safetensors(self) -> None:
+    def test_reads_safetensors(self) -> None:
         self.path = self.path.with_suffix(".safetensors")
         safetensors.torch.save_file(_RESNET, self.path)
         values, report = self._load_file(_our_model())
@@ -77,17 +77,17 @@ class WeightsTest(parameterized.TestCase):
         key = "encoder.layer4.1.bn2.weight"
         torch.testing.assert_close(values[key], _RESNET["layer4.1.bn2.weight"], rtol=0, atol=0)
         self.path.write_bytes(self.path.read_bytes()[:-1])
-        with self.assertRaisesRegex(UserError, "damaged, truncated"):
+        with self.assertRaisesRegex(UserError, "corrupt, truncated"):
             self._load_file(_our_model())
 
-    def test_moco_takes_the_query_encoder(self) -> None:
+    def test_moco_file_gives_the_query_encoder(self) -> None:
         keys = {key: value + 1 for key, value in _with_prefix("module.encoder_k.").items()}
         values, report = self._load({"state_dict": keys | _with_prefix("module.encoder_q.")})
         torch.testing.assert_close(values["encoder.conv1.weight"], _RESNET["conv1.weight"])
         self.assertIn("module.encoder_k.conv1.weight", report.unexpected)
 
     @parameterized.parameters(True, False)
-    def test_published_checkpoint_and_its_heads(self, new_format: bool) -> None:
+    def test_reads_the_published_checkpoint_with_heads(self, new_format: bool) -> None:
         model = JigClu(create_encoder("resnet50", False), 2, 8, 128).state_dict()
         contents = samples.published_checkpoint("resnet50", 2048)
         torch.save(contents, self.path, _use_new_zipfile_serialization=new_format)
@@ -98,7 +98,7 @@ class WeightsTest(parameterized.TestCase):
             published = f"module.encoder.{key.removeprefix('encoder.')}"
             torch.testing.assert_close(value, contents["state_dict"][published], rtol=0, atol=0)
 
-    def test_our_checkpoint(self) -> None:
+    def test_reads_a_checkpoint_of_this_project(self) -> None:
         contents = {
             "parameters": {"encoder.conv1.weight": torch.zeros(2)},
             "buffers": {"encoder.bn1.running_mean": torch.zeros(2)},
@@ -108,7 +108,7 @@ class WeightsTest(parameterized.TestCase):
         found = weights.read_weights(self.path)
         self.assertEqual(list(found), ["encoder.conv1.weight", "encoder.bn1.running_mean"])
 
-    def test_report_tells_what_did_not_fit(self) -> None:
+    def test_report_names_what_did_not_fit(self) -> None:
         model = _our_model() | {"fc_loc.weight": torch.zeros(9, 512)}
         values, report = self._load(
             {**_with_prefix("encoder."), "fc_loc.weight": torch.ones(4, 512)}, model
@@ -121,7 +121,7 @@ class WeightsTest(parameterized.TestCase):
         for name in ("fc_clu.0.weight", "encoder.fc.bias", shapes):
             self.assertIn(f"  {name}", lines)
 
-    def test_takes_the_dtype_of_the_model(self) -> None:
+    def test_values_have_the_dtype_of_the_model(self) -> None:
         found = {"encoder.conv1.weight": torch.ones(2, dtype=torch.float16)}
         model = {"encoder.conv1.weight": torch.zeros(2)}
         values, _ = weights.match_weights(found, model, self.path)
@@ -133,8 +133,10 @@ class WeightsTest(parameterized.TestCase):
         ("resnet18", True, "1 of another shape: encoder.conv1.weight"),
         ("wide_resnet50_2", False, "of another shape"),
     )
-    def test_another_encoder_is_named(self, name: str, small_stem: bool, message: str) -> None:
-        # The file holds the smaller of the two where one contains the other.
+    def test_error_names_the_encoder_in_the_file(
+        self, name: str, small_stem: bool, message: str
+    ) -> None:
+        # If one encoder contains the other, the file holds the smaller one.
         held, model = create_encoder(name, small_stem).state_dict(), _our_model()
         if name == "resnet34":
             model, held = encoder_tensors(create_encoder(name, False)), dict(_RESNET)
@@ -144,17 +146,17 @@ class WeightsTest(parameterized.TestCase):
         text = str(raised.exception)
         self.assertIn(f"{self.path} does not hold this encoder", text)
         self.assertEndsWith(
-            text, f"it holds that of encoder = {name!r} and small_stem = {small_stem}: bind these"
+            text, f"it holds encoder = {name!r} and small_stem = {small_stem}: bind these"
         )
         self.assertNotIn("\n", text)
 
-    def test_every_tensor_of_the_encoder_is_needed(self) -> None:
+    def test_requires_every_tensor_of_the_encoder(self) -> None:
         for absent in ("conv1.weight", "layer3.1.bn2.running_var"):
             kept = {key: value for key, value in _RESNET.items() if key != absent}
-            with self.assertRaisesRegex(UserError, f"missing: .*{absent}.*the whole of it"):
+            with self.assertRaisesRegex(UserError, f"missing: .*{absent}.*the whole encoder"):
                 self._load({"state_dict": {f"encoder.{key}": v for key, v in kept.items()}})
 
-    def test_an_encoder_is_looked_for_before_anything_runs(self) -> None:
+    def test_check_encoder_rejects_unknown_names_and_other_encoders(self) -> None:
         torch.save(_RESNET, self.path)
         weights.check_encoder(str(self.path), "resnet18", False)
         weights.check_encoder(None, "resnet50", True)
@@ -164,12 +166,12 @@ class WeightsTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "encoder = 'resnet18' and small_stem = False"):
             weights.check_encoder(str(self.path), "resnet50", False)
 
-    def test_take_fills_the_tensors_themselves(self) -> None:
+    def test_load_into_copies_into_the_given_tensors(self) -> None:
         torch.save(_RESNET, self.path)
         model = _our_model()
-        told = weights.load_into(self.path, model)
+        message = weights.load_into(self.path, model)
         torch.testing.assert_close(model["encoder.conv1.weight"], _RESNET["conv1.weight"])
-        self.assertStartsWith(told, f"initial weights of {self.path}: loaded 100 tensors")
+        self.assertStartsWith(message, f"initial weights of {self.path}: loaded 100 tensors")
 
     @parameterized.parameters(
         ({"epoch": 3},),
@@ -178,20 +180,20 @@ class WeightsTest(parameterized.TestCase):
         ({1: torch.zeros(1)},),
         ({"parameters": [], "buffers": {}},),
     )
-    def test_no_weights_at_all(self, contents: Mapping[Any, Any]) -> None:
+    def test_rejects_files_without_weights(self, contents: Mapping[Any, Any]) -> None:
         with self.assertRaisesRegex(
             UserError, f"holds no weights.*keys are {next(iter(contents))}"
         ):
             self._load(contents)
 
     @parameterized.parameters(0, 10, 5000, -100)
-    def test_truncated(self, size: int) -> None:
+    def test_rejects_truncated_files(self, size: int) -> None:
         torch.save({"state_dict": _RESNET}, self.path)
         self.path.write_bytes(self.path.read_bytes()[:size])
         with self.assertRaisesRegex(UserError, r"weights\.pth cannot be read"):
             weights.read_weights(self.path)
 
-    def test_code_is_not_run(self) -> None:
+    def test_never_runs_code_in_a_file(self) -> None:
         marker = self.path.with_name("ran")
         torch.save({"state_dict": _RESNET, "arch": _RunsCode(marker)}, self.path)
         with self.assertRaisesRegex(UserError, "more than plain values"):

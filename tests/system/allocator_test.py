@@ -1,4 +1,4 @@
-"""Tests of jigclu.system.allocator, in processes of their own: the setting is for good."""
+"""Tests of jigclu.system.allocator, in separate processes: the setting cannot be undone."""
 
 import platform
 import subprocess
@@ -8,7 +8,7 @@ from absl.testing import absltest
 
 from jigclu import config
 
-# Page faults of filling 64 MB twenty times, after the heap has had time to grow to its size.
+# Counts the page faults of filling 64 MB twenty times, after the heap has grown to its size.
 _PROGRAM = """
 import resource, sys, torch
 from jigclu.system import allocator
@@ -35,7 +35,7 @@ def _page_faults(mode: str) -> int:
 
 class AllocatorTest(absltest.TestCase):
     @absltest.skipUnless(platform.libc_ver()[0] == "glibc", "needs glibc")
-    def test_freed_memory_is_reused_without_page_faults(self) -> None:
+    def test_reuses_freed_memory_without_page_faults(self) -> None:
         self.assertLess(10 * _page_faults("keep"), _page_faults("default"))
 
 

@@ -17,7 +17,7 @@ STEPS = 4
 
 
 class Probe(NamedTuple):
-    """What one rank saw of every function."""
+    """Results of every function on one rank."""
 
     rank: int
     world_size: int
@@ -31,25 +31,25 @@ class Probe(NamedTuple):
     slots_of_transposed: list[Tensor]
 
 
-def values_of(world_size: int) -> Tensor:
+def all_values(world_size: int) -> Tensor:
     """All ranks' values: [world_size * 2, 3]."""
     return torch.randn(world_size * 2, 3, generator=torch.Generator().manual_seed(world_size))
 
 
-def loss_of(values: Tensor, rank: int) -> Tensor:
+def rank_loss(values: Tensor, rank: int) -> Tensor:
     """A loss of all values that differs from rank to rank."""
     return ((rank + 1.5) * values).sin().sum() + values.prod()
 
 
-def patches_of(world_size: int) -> Tensor:
-    """All ranks' patches, each unlike the others: uint8 [world_size * BATCH, GRID**2, 3, 5, 5]."""
+def all_patches(world_size: int) -> Tensor:
+    """All ranks' patches, all different: uint8 [world_size * BATCH, GRID**2, 3, 5, 5]."""
     generator = torch.Generator().manual_seed(world_size)
     shape = (world_size * BATCH, GRID**2, 3, 5, 5)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
-def permutations_of(world_size: int) -> list[Tensor]:
-    """Drawn ones, then extremes: nothing moves but by order, and all that can changes rank."""
+def all_permutations(world_size: int) -> list[Tensor]:
+    """Random permutations, then two extremes: the identity and the reversed order."""
     count = world_size * BATCH * GRID**2
     drawn = [jigsaw.global_permutation(0, step, count) for step in range(STEPS)]
     return [*drawn, torch.arange(count), torch.arange(count).flip(0)]
@@ -58,13 +58,13 @@ def permutations_of(world_size: int) -> list[Tensor]:
 def probe() -> tuple[Any, ...]:
     """Runs on every rank."""
     rank, world_size = collectives.rank(), collectives.world_size()
-    own = values_of(world_size).chunk(world_size)[rank].requires_grad_()
+    own = all_values(world_size).chunk(world_size)[rank].requires_grad_()
     gathered = collectives.gather_with_gradient(own)
-    loss_of(gathered, rank).backward()
+    rank_loss(gathered, rank).backward()
     assert own.grad is not None
     values = own.detach()
     collectives.barrier()
-    patches = patches_of(world_size)[rank * BATCH : (rank + 1) * BATCH]
+    patches = all_patches(world_size)[rank * BATCH : (rank + 1) * BATCH]
     transposed = patches.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     return tuple(
         Probe(
@@ -77,7 +77,10 @@ def probe() -> tuple[Any, ...]:
             gathered.detach().clone(),
             own.grad,
             *(
-                [collectives.exchange_patches(layout, each) for each in permutations_of(world_size)]
+                [
+                    collectives.exchange_patches(layout, each)
+                    for each in all_permutations(world_size)
+                ]
                 for layout in (patches, transposed)
             ),
         )
@@ -86,17 +89,17 @@ def probe() -> tuple[Any, ...]:
 
 def fail_on_rank_one() -> None:
     if collectives.rank() == 1:
-        raise ValueError("rank one is unwell")
+        raise ValueError("failure on rank 1")
 
 
 class OneProcessTest(absltest.TestCase):
-    def test_is_the_only_rank(self) -> None:
+    def test_single_process_is_rank_0_of_1(self) -> None:
         self.assertEqual((collectives.rank(), collectives.world_size()), (0, 1))
 
-    def test_agrees_with_itself(self) -> None:
+    def test_broadcast_returns_its_argument(self) -> None:
         self.assertEqual(collectives.broadcast("mine"), "mine")
 
-    def test_sum_mean_and_gather_are_its_own_values(self) -> None:
+    def test_sum_mean_and_gather_return_their_argument(self) -> None:
         values = torch.randn(3, 2)
         self.assertTrue(torch.equal(collectives.sum_over_ranks(values), values))
         self.assertTrue(torch.equal(collectives.mean_over_ranks(values), values))
@@ -104,17 +107,17 @@ class OneProcessTest(absltest.TestCase):
         self.assertIs(collectives.gather_with_gradient(values), values)
         collectives.barrier()
 
-    def test_exchange_is_an_index_in_global_patch_order(self) -> None:
-        patches = patches_of(1)
+    def test_exchange_indexes_patches_in_global_order(self) -> None:
+        patches = all_patches(1)
         flat = patches.transpose(0, 1).flatten(0, 1)
-        for permutation in permutations_of(1):
+        for permutation in all_permutations(1):
             actual = collectives.exchange_patches(patches, permutation)
             self.assertTrue(torch.equal(actual, flat[permutation]))
 
 
 class ManyRanksTest(parameterized.TestCase):
     @parameterized.parameters(2, 3)
-    def test_ranks_together_see_what_one_process_sees(self, world_size: int) -> None:
+    def test_ranks_agree_with_one_process(self, world_size: int) -> None:
         probes = [Probe(*result) for result in run_on_ranks(probe, world_size)]
         self.assertEqual([each.rank for each in probes], list(range(world_size)))
         self.assertEqual([each.world_size for each in probes], [world_size] * world_size)
@@ -124,23 +127,23 @@ class ManyRanksTest(parameterized.TestCase):
         self._check_exchange(probes)
 
     def _check_reductions(self, probes: list[Probe]) -> None:
-        values = values_of(len(probes)).chunk(len(probes))
+        values = all_values(len(probes)).chunk(len(probes))
         for each in probes:
             torch.testing.assert_close(each.total, torch.stack(values).sum(0))
             torch.testing.assert_close(each.mean, torch.stack(values).mean(0))
             self.assertTrue(torch.equal(each.side_by_side, torch.cat(values, 1)))
 
     def _check_gather(self, probes: list[Probe]) -> None:
-        values = values_of(len(probes)).requires_grad_()
+        values = all_values(len(probes)).requires_grad_()
         for each in probes:
             self.assertTrue(torch.equal(each.gathered, values))
-        total = torch.stack([loss_of(values, each.rank) for each in probes]).sum()
+        total = torch.stack([rank_loss(values, each.rank) for each in probes]).sum()
         (expected,) = torch.autograd.grad(total, values)
         torch.testing.assert_close(torch.cat([each.gradient for each in probes]), expected)
 
     def _check_exchange(self, probes: list[Probe]) -> None:
-        patches = patches_of(len(probes))
-        for index, permutation in enumerate(permutations_of(len(probes))):
+        patches = all_patches(len(probes))
+        for index, permutation in enumerate(all_permutations(len(probes))):
             # Without a process group this is the result of one rank that holds all images.
             expected = collectives.exchange_patches(patches, permutation)
             for slots in ("slots", "slots_of_transposed"):
@@ -148,8 +151,8 @@ class ManyRanksTest(parameterized.TestCase):
                 self.assertEqual(actual.dtype, torch.uint8)
                 self.assertTrue(torch.equal(actual, expected))
 
-    def test_the_error_of_a_rank_is_shown(self) -> None:
-        with self.assertRaisesRegex(ProcessRaisedException, "rank one is unwell"):
+    def test_error_of_a_rank_is_raised(self) -> None:
+        with self.assertRaisesRegex(ProcessRaisedException, "failure on rank 1"):
             run_on_ranks(fail_on_rank_one, 2)
 
 

@@ -1,4 +1,4 @@
-"""Tests of jigclu.system.compile_cache, in processes of their own: torch reads it once."""
+"""Tests of jigclu.system.compile_cache, in separate processes: torch reads the setting once."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from jigclu import config
 from jigclu.system import compile_cache
 
-# What torch itself says, after the command's modules are imported.
+# Prints torch's own setting after the command's modules are imported.
 _PROGRAM = (
     "import jigclu.launch; from torch._inductor.runtime.cache_dir_utils import cache_dir; "
     "print(cache_dir())"
@@ -24,7 +24,7 @@ class CompileCacheTest(parameterized.TestCase):
         ({"HOME": "{}"}, "{}/.cache/jigclu/compiled-DIGEST"),
         ({"XDG_CACHE_HOME": "{}", "TORCHINDUCTOR_CACHE_DIR": "{}/own"}, "{}/own"),
     )
-    def test_folder(self, given: dict[str, str], expected: str) -> None:
+    def test_folder_follows_the_environment(self, given: dict[str, str], expected: str) -> None:
         folder = self.create_tempdir().full_path
         names = ("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
         environment = {name: value for name, value in os.environ.items() if name not in names}
@@ -40,11 +40,11 @@ class CompileCacheTest(parameterized.TestCase):
         expected = expected.format(folder).replace("DIGEST", compile_cache.processor_digest())
         self.assertEqual(run.stdout.strip(), expected)
 
-    def test_processors_of_other_instruction_sets_share_nothing(self) -> None:
+    def test_processors_with_different_instruction_sets_share_nothing(self) -> None:
         file = Path(self.create_tempfile().full_path)
         digests: list[str] = []
         for flags in ("avx2", "avx2 avx512_bf16"):
-            # Clock rates differ from core to core and from hour to hour.
+            # Clock rates vary over cores and time and must not matter.
             file.write_text(f"cpu MHz : {len(digests)}\nflags : {flags}\nflags : {flags}\n")
             digests.append(compile_cache.processor_digest(file))
         with mock.patch.dict(os.environ, ATEN_CPU_CAPABILITY="default"):

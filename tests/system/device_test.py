@@ -1,4 +1,4 @@
-"""Which device a process takes, and what torchrun says of it."""
+"""Tests of jigclu.system.device."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ from jigclu import config
 from jigclu.system import device
 from jigclu.system.errors import UserError
 
-# What every stage of a longer command does, three times.
+# Joins and leaves a process group three times, as the stages of a longer command do.
 STAGES = """
 import sys, time
 from pathlib import Path
@@ -37,37 +37,39 @@ for stage in range(3):
 
 
 def gpus(count: int) -> mock._patch_dict | mock._patch:
-    """Pretends that torch sees so many GPUs."""
+    """Makes torch report so many GPUs."""
     return mock.patch.multiple(
         torch.cuda, is_available=lambda: count > 0, device_count=lambda: count
     )
 
 
 class DeviceTest(absltest.TestCase):
-    def test_auto_takes_a_gpu_where_there_is_one(self) -> None:
+    def test_auto_chooses_a_gpu_if_there_is_one(self) -> None:
         with gpus(0):
             self.assertEqual(device.local_device("auto"), torch.device("cpu"))
         with gpus(2):
             self.assertEqual(device.local_device("auto"), torch.device("cuda", 0))
             self.assertEqual(device.local_device("cpu"), torch.device("cpu"))
 
-    def test_each_process_takes_the_gpu_of_its_local_rank(self) -> None:
+    def test_local_rank_selects_the_gpu(self) -> None:
         with gpus(2), mock.patch.dict(os.environ, LOCAL_RANK="1"):
             self.assertEqual(device.local_device("cuda"), torch.device("cuda", 1))
 
-    def test_refuses(self) -> None:
-        with self.assertRaisesRegex(UserError, "device is 'tpu'.*auto, cpu, cuda"):
+    def test_rejects_unknown_and_missing_devices(self) -> None:
+        with self.assertRaisesRegex(UserError, "compute.device is 'tpu'; .* 'auto', 'cpu', 'cuda'"):
             device.local_device("tpu")
         with gpus(0), self.assertRaisesRegex(UserError, "'cuda', but torch sees no GPU"):
             device.local_device("cuda")
         with (
             gpus(2),
             mock.patch.dict(os.environ, LOCAL_RANK="2"),
-            self.assertRaisesRegex(UserError, "no GPU, torch sees 2.*--nproc-per-node=2"),
+            self.assertRaisesRegex(
+                UserError, "local rank 2 has no GPU.* only 2: .*--nproc-per-node=2"
+            ),
         ):
             device.local_device("auto")
 
-    def test_launched_processes(self) -> None:
+    def test_several_processes_need_all_variables_of_torchrun(self) -> None:
         with mock.patch.dict(os.environ):
             os.environ.pop("WORLD_SIZE", None)
             self.assertEqual(device.launched_processes(), 1)
@@ -75,16 +77,16 @@ class DeviceTest(absltest.TestCase):
             for name in ("RANK", "MASTER_ADDR"):
                 os.environ[name] = "0"
             os.environ.pop("MASTER_PORT", None)
-            with self.assertRaisesRegex(UserError, "WORLD_SIZE is 16, but MASTER_PORT are not"):
+            with self.assertRaisesRegex(UserError, "WORLD_SIZE is 16, but .* lacks MASTER_PORT: "):
                 device.launched_processes()
             os.environ["MASTER_PORT"] = "29500"
             self.assertEqual(device.launched_processes(), 16)
 
-    def test_alone_there_is_no_process_group(self) -> None:
+    def test_single_process_has_no_process_group(self) -> None:
         with device.process_group(torch.device("cpu")):
             self.assertFalse(dist.is_initialized())
 
-    def test_the_same_processes_join_again_and_leave_together(self) -> None:
+    def test_processes_join_repeatedly_and_leave_together(self) -> None:
         folder = Path(self.create_tempdir().full_path)
         (folder / "stages.py").write_text(STAGES)
         done = subprocess.run(
@@ -104,10 +106,12 @@ class DeviceTest(absltest.TestCase):
         )
         self.assertEqual(done.returncode, 0, done.stderr)
 
-    def test_compiler(self) -> None:
+    def test_compilation_needs_a_compiler(self) -> None:
         with (
             mock.patch("shutil.which", lambda name: None),
-            self.assertRaisesRegex(UserError, r"no C\+\+ compiler.*bind compile = 'auto' or False"),
+            self.assertRaisesRegex(
+                UserError, r"no C\+\+ compiler.*bind compute.compile = 'auto' or False"
+            ),
         ):
             device.check_compiler()
         with (
@@ -116,11 +120,11 @@ class DeviceTest(absltest.TestCase):
         ):
             device.check_compiler()
 
-    def test_compile_cache_that_cannot_be_written(self) -> None:
+    def test_compilation_needs_a_writable_cache(self) -> None:
         file = self.create_tempfile().full_path
         with (
             mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=f"{file}/compiled"),
-            self.assertRaisesRegex(UserError, "cannot be written .Not a directory.: set"),
+            self.assertRaisesRegex(UserError, "is not writable .Not a directory.: set"),
         ):
             device.check_compiler()
 

@@ -20,7 +20,7 @@ class FilesTest(parameterized.TestCase):
     def _write(self, data: bytes) -> None:
         files.write_atomically(self.path, lambda file: file.write(data))
 
-    def test_writes_and_replaces(self) -> None:
+    def test_write_replaces_an_older_file(self) -> None:
         self._write(b"old")
         self._write(b"new")
         self.assertEqual(self.path.read_bytes(), b"new")

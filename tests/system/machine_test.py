@@ -1,4 +1,4 @@
-"""What 'auto' stands for on machines of all kinds, most of them pretended."""
+"""Tests of jigclu.system.machine, mostly on simulated machines."""
 
 import os
 from typing import Any
@@ -15,7 +15,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def cpu(bfloat16: bool, slowdown: float = 1.0) -> mock._patch:
-    """Pretends a CPU that supports bfloat16 or not, and what the probe measures."""
+    """Simulates a CPU with or without bfloat16, and the measured slowdown."""
     return mock.patch.multiple(
         machine,
         _cpu_supports_bfloat16=lambda: bfloat16,
@@ -45,7 +45,7 @@ class PrecisionTest(parameterized.TestCase):
         (True, 0.4, "bfloat16", "2.5 times as fast"),
         (True, 12.0, "float32", "bfloat16 takes 12.0 times as long"),
     )
-    def test_bfloat16_on_a_cpu_must_be_supported_and_fast(
+    def test_cpu_uses_bfloat16_if_supported_and_fast(
         self, supported: bool, slowdown: float, expected: str, reason: str
     ) -> None:
         with cpu(supported, slowdown):
@@ -54,7 +54,7 @@ class PrecisionTest(parameterized.TestCase):
         self.assertIn(reason, chosen.reason)
 
     @parameterized.parameters((True, "bfloat16"), (False, "float16"))
-    def test_older_gpus_use_float16(self, native: bool, expected: str) -> None:
+    def test_gpus_without_bfloat16_use_float16(self, native: bool, expected: str) -> None:
         with gpu(native):
             chosen = machine.choose_precision("auto", GPU, None)
         self.assertEqual(chosen.value, expected)
@@ -63,38 +63,40 @@ class PrecisionTest(parameterized.TestCase):
     def test_resumed_run_keeps_its_precision(self) -> None:
         with cpu(False):
             chosen = machine.choose_precision("auto", CPU, "bfloat16")
-        self.assertEqual(chosen, Choice("bfloat16", "as this run started"))
+        self.assertEqual(chosen, Choice("bfloat16", "precision of the resumed run"))
 
     @parameterized.parameters((None, "bound"), ("float16", "bound"))
-    def test_bound_precision_wins(self, started: str | None, reason: str) -> None:
+    def test_bound_precision_is_used(self, started: str | None, reason: str) -> None:
         self.assertEqual(
             machine.choose_precision("float16", CPU, started), Choice("float16", reason)
         )
 
-    def test_bound_precision_of_a_resumed_run_says_what_it_was(self) -> None:
+    def test_reason_names_the_earlier_precision_of_a_resumed_run(self) -> None:
         chosen = machine.choose_precision("float32", CPU, "bfloat16")
         self.assertEqual(chosen, Choice("float32", "bound; this run started in bfloat16"))
 
     @parameterized.parameters("auto", "float32", "bfloat16", "float16")
-    def test_knows(self, precision: str) -> None:
+    def test_accepts_known_precisions(self, precision: str) -> None:
         machine.check_precision(precision)
 
     def test_rejects_an_unknown_precision(self) -> None:
         with self.assertRaisesRegex(UserError, "precision is 'fp16'; .*'auto', 'float32'"):
             machine.check_precision("fp16")
 
-    def test_slow_precision_is_warned_of(self) -> None:
+    def test_slow_precision_causes_a_warning(self) -> None:
         with cpu(True, 12.3):
             warning = machine.precision_warning(Choice("bfloat16", "bound"), CPU)
             self.assertIsNone(machine.precision_warning(Choice("float32", "bound"), CPU))
         assert warning is not None
-        self.assertRegex(warning, "'bfloat16', .* 12.3 times as long .*bind precision = 'float32'")
+        self.assertRegex(
+            warning, "'bfloat16', .* 12.3 times as long .*bind compute.precision = 'float32'"
+        )
 
-    def test_fast_precision_is_not_warned_of(self) -> None:
+    def test_fast_precision_causes_no_warning(self) -> None:
         with cpu(True, 0.5):
             self.assertIsNone(machine.precision_warning(Choice("bfloat16", "bound"), CPU))
 
-    def test_probe_divides_the_seconds_of_the_two_precisions(self) -> None:
+    def test_slowdown_is_the_ratio_of_convolution_times(self) -> None:
         seconds = {torch.bfloat16: 6.0, torch.float32: 1.5}
         machine.precision_slowdown.cache_clear()
         self.addCleanup(machine.precision_slowdown.cache_clear)
@@ -103,20 +105,20 @@ class PrecisionTest(parameterized.TestCase):
         ):
             self.assertEqual(machine.precision_slowdown("bfloat16", CPU), 4.0)
 
-    def test_probe_runs_on_this_machine(self) -> None:
+    def test_slowdown_is_measured_on_this_machine(self) -> None:
         self.assertGreater(machine.precision_slowdown("bfloat16", CPU), 0)
 
 
 class CompileTest(parameterized.TestCase):
     @parameterized.parameters(
-        ("auto", CPU, 10**6, None, False, "on a CPU eager steps are as fast"),
+        ("auto", CPU, 10**6, None, False, "eager steps are as fast on a CPU"),
         ("auto", GPU, 10**6, None, True, "1,000,000 steps earn back"),
         ("auto", GPU, 20, None, False, "20 steps are too few"),
         ("auto", GPU, 10**6, "no g++", False, "no g[+][+]"),
         (True, CPU, 20, None, True, "bound"),
         (False, GPU, 10**6, None, False, "bound"),
     )
-    def test_compiles_only_if_it_pays(
+    def test_compiles_only_if_worthwhile(
         self,
         bound: Any,
         device: torch.device,
@@ -130,27 +132,27 @@ class CompileTest(parameterized.TestCase):
         self.assertEqual(chosen.value, expected)
         self.assertRegex(chosen.reason, reason)
 
-    def test_nothing_to_compile(self) -> None:
+    def test_does_not_compile_without_anything_to_compile(self) -> None:
         chosen = machine.choose_compile(True, GPU, 10**6, compilable=False)
         self.assertEqual(chosen, Choice(False, "nothing to compile"))
 
 
 class ProcessesTest(parameterized.TestCase):
     @parameterized.parameters((CPU, 2, 1, 1), (CPU, 32, 1, 4), (CPU, 32, 4, 1), (CPU, 1, 2, 1))
-    def test_workers_leave_a_cpu_to_training(
+    def test_workers_leave_most_of_a_cpu_to_training(
         self, device: torch.device, count: int, ranks: int, expected: int
     ) -> None:
         with cores(count, ranks):
             self.assertEqual(machine.choose_workers("auto", device).value, expected)
 
     @parameterized.parameters((1, 1, 1), (8, 1, 7), (128, 8, 15), (96, 1, 16))
-    def test_workers_use_the_cores_beside_a_gpu(
+    def test_workers_use_the_remaining_cores_beside_a_gpu(
         self, count: int, ranks: int, expected: int
     ) -> None:
         with cores(count, ranks):
             self.assertEqual(machine.choose_workers("auto", GPU).value, expected)
 
-    def test_bound_workers_win(self) -> None:
+    def test_bound_workers_are_used(self) -> None:
         self.assertEqual(machine.choose_workers(0, GPU), Choice(0, "bound"))
         self.assertEqual(machine.choose_pack_workers(3), Choice(3, "bound"))
 
@@ -170,10 +172,10 @@ class ProcessesTest(parameterized.TestCase):
         (8, 1, None, 8),
         (8, 4, None, 2),
         (2, 4, None, 1),
-        # torchrun's own default, which leaves cores idle.
+        # torchrun's default, which would leave cores idle.
         (8, 4, "1", 2),
     )
-    def test_processes_share_the_cores(
+    def test_processes_share_cores(
         self, count: int, ranks: int, bound: str | None, expected: int
     ) -> None:
         with cores(count, ranks), mock.patch.dict(os.environ):
@@ -183,7 +185,7 @@ class ProcessesTest(parameterized.TestCase):
             self.assertEqual(machine.choose_threads().value, expected)
 
     @parameterized.parameters((1, "1"), (4, "3"))
-    def test_threads_that_the_user_set_stay(self, ranks: int, bound: str) -> None:
+    def test_threads_set_by_the_user_are_kept(self, ranks: int, bound: str) -> None:
         with cores(8, ranks), mock.patch.dict(os.environ, OMP_NUM_THREADS=bound):
             chosen = machine.choose_threads()
         self.assertEqual(chosen, Choice(torch.get_num_threads(), "OMP_NUM_THREADS is set"))
@@ -195,24 +197,24 @@ class MachineTest(parameterized.TestCase):
             return machine.choose_machine(
                 device,
                 precision=Choice(precision, "chosen"),
-                compile="auto",
+                use_compile="auto",
                 channels_last="auto",
                 workers="auto",
                 steps=10**6,
             )
 
-    def test_what_a_gpu_gets(self) -> None:
+    def test_settings_on_a_gpu(self) -> None:
         chosen = self.choose(GPU, "float32")
         for choice in (chosen.pin_memory, chosen.cudnn_benchmark, chosen.tf32, chosen.compile):
             self.assertTrue(choice.value)
 
-    def test_what_a_cpu_gets(self) -> None:
+    def test_settings_on_a_cpu(self) -> None:
         chosen = self.choose(CPU, "float32")
         for choice in (chosen.pin_memory, chosen.cudnn_benchmark, chosen.tf32, chosen.compile):
             self.assertFalse(choice.value)
         self.assertTrue(chosen.channels_last.value)
 
-    def test_summary_has_a_line_and_a_reason_for_each_setting(self) -> None:
+    def test_summary_has_a_line_with_a_reason_for_each_setting(self) -> None:
         chosen = self.choose(CPU, "float32")
         title, *lines = chosen.summary().splitlines()
         self.assertEqual(title, "machine:")
@@ -221,7 +223,7 @@ class MachineTest(parameterized.TestCase):
         for line in lines:
             self.assertRegex(line, r"^  \w+: \w+ \(.+\)$")
 
-    def test_checkpoint_holds_values_and_reasons(self) -> None:
+    def test_checkpoint_stores_values_and_reasons(self) -> None:
         kept = self.choose(CPU, "float32").to_checkpoint()
         self.assertEqual(kept["precision"], ["float32", "chosen"])
         self.assertEqual(kept["workers"][0], 1)
@@ -237,7 +239,7 @@ class MachineTest(parameterized.TestCase):
         self.assertIs(cudnn.benchmark, True)
         self.assertIs(cudnn.allow_tf32, True)
 
-    def test_only_a_process_that_trains_on_the_cpu_keeps_freed_memory(self) -> None:
+    def test_only_processes_training_on_a_cpu_keep_freed_memory(self) -> None:
         for device in (CPU, GPU):
             chosen = self.choose(device, "float32")
             with (

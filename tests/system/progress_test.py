@@ -16,7 +16,7 @@ class ProgressTest(absltest.TestCase):
         super().setUp()
         self.clock = Clock()
         self.enter_context(mock.patch.dict("os.environ", {"COLUMNS": "80"}))
-        # The tests tick by hand.
+        # The tests call `tick` themselves.
         self.enter_context(mock.patch.object(progress, "_TICK_SECONDS", 3600.0))
 
     def console(self, stream: io.StringIO) -> progress.Console:
@@ -33,7 +33,7 @@ class ProgressTest(absltest.TestCase):
                 self.pass_seconds(console, 2.9)
             self.assertEqual(stream.getvalue(), "")
 
-    def test_live_line_moves_and_goes_with_its_work(self) -> None:
+    def test_live_line_is_updated_and_removed_with_its_work(self) -> None:
         stream = Terminal()
         console = self.console(stream)
         with console.status("building the network"):
@@ -43,7 +43,7 @@ class ProgressTest(absltest.TestCase):
             self.assertEqual(screen(stream.getvalue()), ["building the network, 0:01:04"])
         self.assertEqual(screen(stream.getvalue()), [""])
 
-    def test_log_gets_a_line_at_first_and_then_every_thirty_seconds(self) -> None:
+    def test_log_gets_a_line_every_thirty_seconds(self) -> None:
         stream = io.StringIO()
         console = self.console(stream)
         with console.status("building the network"):
@@ -54,7 +54,7 @@ class ProgressTest(absltest.TestCase):
             [f"building the network, 0:{time}" for time in ("00:03", "00:33", "01:03")],
         )
 
-    def test_work_without_patience_shows_at_once(self) -> None:
+    def test_work_without_patience_is_shown_at_once(self) -> None:
         stream = io.StringIO()
         console = self.console(stream)
         for name in ("first", "second"):
@@ -78,7 +78,7 @@ class ProgressTest(absltest.TestCase):
             ["opening shards, 2 of 3, 0:00:04", "opening shards, 2 so far, 0:00:04"],
         )
 
-    def test_nested_work_is_named_after_the_work_around_it(self) -> None:
+    def test_nested_work_is_shown_after_the_enclosing_work(self) -> None:
         stream = Terminal()
         console = self.console(stream)
         with console.status("scoring"):
@@ -100,7 +100,7 @@ class ProgressTest(absltest.TestCase):
         self.assertLen(line, 79)
         self.assertEndsWith(line, "…, 0 of 1,281,167, 0:00:07")
 
-    def test_messages_and_the_line_of_the_monitor_stay_whole(self) -> None:
+    def test_messages_keep_the_live_line_intact(self) -> None:
         stream = Terminal()
         console = self.console(stream)
         console.set_line("step 10/20  loss 23.46")
@@ -119,7 +119,7 @@ class ProgressTest(absltest.TestCase):
             screen(stream.getvalue()), ["a message", "step 11/20  loss 23.40", "done", ""]
         )
 
-    def test_other_processes_print_nothing(self) -> None:
+    def test_only_the_main_process_prints(self) -> None:
         stream = Terminal()
         console = self.console(stream)
         with mock.patch.dict("os.environ", RANK="1"):
@@ -127,7 +127,7 @@ class ProgressTest(absltest.TestCase):
                 self.pass_seconds(console, 10.0)
         self.assertEqual(stream.getvalue(), "")
 
-    def test_error_ends_the_live_line_and_the_thread(self) -> None:
+    def test_error_removes_the_live_line_and_ends_the_thread(self) -> None:
         stream = Terminal()
         console = self.console(stream)
         threads = threading.active_count()

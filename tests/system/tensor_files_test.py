@@ -30,37 +30,37 @@ class TensorFilesTest(parameterized.TestCase):
         self.assertEqual(list(contents), ["a"])
         self.assertTrue(torch.equal(contents["a"], torch.arange(6.0)))
 
-    def test_missing_file_names_it_and_what_there_is(self) -> None:
+    def test_missing_file_is_named_with_its_neighbors(self) -> None:
         with self.assertRaisesRegex(UserError, r"other\.pt does not exist; .*weights\.pt"):
             tensor_files.read(self.folder / "other.pt", "cpu")
-        with self.assertRaisesRegex(UserError, "nor does the folder"):
+        with self.assertRaisesRegex(UserError, r"its folder .*no does not exist either"):
             tensor_files.read(self.folder / "no" / "weights.pt", "cpu")
 
-    def test_folder_is_not_a_file(self) -> None:
+    def test_rejects_a_folder(self) -> None:
         with self.assertRaisesRegex(UserError, r"is a folder: expected a file; .*weights\.pt"):
             tensor_files.check_exists(self.folder)
 
     @parameterized.parameters(0, 1, 100, 1000, -1)
-    def test_truncated_file(self, size: int) -> None:
+    def test_rejects_a_truncated_file(self, size: int) -> None:
         self.path.write_bytes(self.path.read_bytes()[:size])
         with self.assertRaisesRegex(UserError, r"weights\.pt cannot be read"):
             tensor_files.read(self.path, "cpu")
 
-    def test_a_byte_that_changed_on_the_disk(self) -> None:
+    def test_detects_a_changed_byte(self) -> None:
         data = bytearray(self.path.read_bytes())
         data[data.index(torch.arange(3.0).numpy().tobytes())] ^= 1
         self.path.write_bytes(data)
-        with self.assertRaisesRegex(UserError, r"weights\.pt cannot be read: it is damaged"):
+        with self.assertRaisesRegex(UserError, r"weights\.pt cannot be read: it is corrupt"):
             tensor_files.read(self.path, "cpu")
 
-    def test_file_that_would_run_code(self) -> None:
+    def test_rejects_a_file_that_would_run_code(self) -> None:
         torch.save({"step": re.compile("x")}, self.path)
         with self.assertRaisesRegex(UserError, "more than plain values"):
             tensor_files.read(self.path, "cpu")
 
-    def test_contents_that_are_not_a_dict(self) -> None:
+    def test_rejects_contents_that_are_not_a_dict(self) -> None:
         torch.save([1, 2], self.path)
-        with self.assertRaisesRegex(UserError, "holds a list, expected a dict"):
+        with self.assertRaisesRegex(UserError, "holds a list; expected a dict"):
             tensor_files.read(self.path, "cpu")
 
 

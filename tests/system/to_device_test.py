@@ -9,8 +9,8 @@ from torch import Tensor
 from jigclu.system import to_device
 
 
-class PlacementTest(absltest.TestCase):
-    def test_to_a_gpu_from_page_locked_memory_without_waiting(self) -> None:
+class ToDeviceTest(absltest.TestCase):
+    def test_copies_to_a_gpu_from_page_locked_memory_without_waiting(self) -> None:
         moved = []
 
         def to(values: Tensor, device: str, non_blocking: bool) -> Tensor:
@@ -28,7 +28,7 @@ class PlacementTest(absltest.TestCase):
         self.assertIs(moved[1][0], values)
         self.assertEqual(moved[0][1:], ("cuda", True))
 
-    def test_per_channel(self) -> None:
+    def test_per_channel_values_have_the_shape_of_channels(self) -> None:
         values = to_device.per_channel((0.5, -1.0, 3.0), torch.device("cpu"))
         expected = torch.tensor([0.5, -1.0, 3.0]).view(3, 1, 1)
         torch.testing.assert_close(values, expected, rtol=0, atol=0)

@@ -223,7 +223,7 @@ class PretrainTest(TaskTestCase):
         ):
             self.assertEqual(auto.choose_machine(None).precision.value, "bfloat16")
             kept = auto.choose_machine(self.folder).precision
-        self.assertEqual(kept, machine.Choice("float32", "as this run started"))
+        self.assertEqual(kept, machine.Choice("float32", "precision of the resumed run"))
 
     def test_resumes_in_another_precision_that_is_bound(self) -> None:
         with mock.patch.object(PretrainTask, "network", lambda _: tiny_model()):
