@@ -151,7 +151,7 @@ class TrainingTask:
         return machine.choose_machine(
             device,
             precision=collectives.broadcast(precision),
-            compile=self.compute.compile,
+            use_compile=self.compute.compile,
             channels_last=self.compute.channels_last,
             workers=self.loading.workers,
             steps=self.total_steps,
