@@ -12,7 +12,6 @@ from jigclu.system.errors import check
 
 def check_batch_size(batch_size: int, images: int, world_size: int) -> None:
     """Raises UserError unless a global batch fits the images and divides evenly over ranks."""
-    check(batch_size >= 2, "batch_size", batch_size, "2 or more images")
     check(batch_size <= images, "batch_size", batch_size, f"at most {images}, the training images")
     nearest = max(1, round(batch_size / world_size)) * world_size
     expected = f"a multiple of {world_size}, the number of processes, such as {nearest}"

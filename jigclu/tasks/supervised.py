@@ -56,9 +56,8 @@ class SupervisedTask(TrainingTask):
     evaluate_every: int
 
     def __post_init__(self) -> None:
-        # First, since too few classes or images of a split explain most of what else is wrong.
-        check_labeled(self.source, self.val, "source", "val")
         super().__post_init__()
+        check_labeled(self.source, self.val, "source", "val")
         self.training_images()
         check(self.val_batch_size >= 1, "val_batch_size", self.val_batch_size, "1 or more")
         check(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 or more epochs")

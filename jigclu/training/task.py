@@ -59,7 +59,7 @@ class TrainingTask:
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < _SEED_LIMIT, "seed", self.seed, "in [0, 2**63)")
-        check_batch_size(self.batch_size, len(self.training_source), launched_processes())
+        check(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more images")
         if self.init_from is not None and self.resume_from is not None:
             raise UserError(
                 f"init_from is {self.init_from!r}, but resume_from is {self.resume_from!r}: "
@@ -116,6 +116,7 @@ class TrainingTask:
           UserError: settings that do not fit together, a missing file or device, or a workdir
             with a run of other settings.
         """
+        check_batch_size(self.batch_size, len(self.training_source), launched_processes())
         local_device(self.compute.device)
         if self.can_compile and self.compute.compile is True:
             check_compiler()

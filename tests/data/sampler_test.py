@@ -80,8 +80,6 @@ class CheckBatchSizeTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (256, 255, 1, "batch_size is 256; it must be at most 255, the training images"),
-        (0, 255, 1, "batch_size is 0; it must be 2 or more images"),
-        (1, 255, 1, "batch_size is 1; it must be 2 or more images"),
         (2, 255, 4, "batch_size is 2; it must be a multiple of 4, .*, such as 4"),
         (11, 255, 4, "batch_size is 11; it must be a multiple of 4, .*, such as 12"),
     )
