@@ -36,13 +36,18 @@ class LabeledFeatures(NamedTuple):
     labels: Tensor
     image_index: Tensor
 
+    def standardize(self, mean: Tensor, deviation: Tensor) -> "LabeledFeatures":
+        """Returns features minus a mean, divided by a deviation, each [channels]."""
+        return self._replace(features=(self.features - mean) / deviation)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeEvaluator:
     """Accuracy of a linear probe; gin/base/probe.gin describes each setting.
 
     The encoder runs once per image, without augmentation, and one classifier is trained on its
-    features, which stay in memory. The result is the same on any number of ranks.
+    features, which stay in memory, standardized by their mean and deviation in the training
+    images. The result is the same on any number of ranks.
 
     Attributes:
       every: epochs of pre-training between evaluations; 0 for none in between.
@@ -88,8 +93,10 @@ class ProbeEvaluator:
           precision: of autocast in the encoder; float32 for none.
         """
         settings = self._settings(next(encoder.parameters()).device, precision)
-        probe = self._train(self._encode(encoder, self.source, settings), encoder.channels)
-        val = self._encode(encoder, self.val, settings)
+        train = self._encode(encoder, self.source, settings)
+        mean, deviation = _moments(train.features, len(self.source))
+        probe = self._train(train.standardize(mean, deviation))
+        val = self._encode(encoder, self.val, settings).standardize(mean, deviation)
         with torch.no_grad():
             predicted = probes.probe_logits(probe, val.features)[0].argmax(1)
             correct = collectives.sum_over_ranks((predicted == val.labels).sum())
@@ -119,8 +126,8 @@ class ProbeEvaluator:
             indices.append(batch.image_index)
         return LabeledFeatures(torch.cat(features), torch.cat(labels), torch.cat(indices))
 
-    def _train(self, data: LabeledFeatures, channels: int) -> Probes:
-        device = data.features.device
+    def _train(self, data: LabeledFeatures) -> Probes:
+        device, channels = data.features.device, data.features.shape[1]
         with seeds.initial_weights(self.seed):
             initial = probes.initial_probes(1, len(self.source.classes), channels)
         state = initial_state(Probes(*(value.to(device) for value in initial)), {})
@@ -140,3 +147,15 @@ class ProbeEvaluator:
             for batch in epoch_order(self.seed, epoch, images).split(self.batch_size):
                 rows = row_of[batch]
                 yield rows[rows >= 0].to(data.features.device), len(batch)
+
+
+def _moments(features: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """Returns mean and deviation of all ranks' features, float32 [channels]; no deviation is 0.
+
+    Args:
+      features: float32 [own_images, channels], of this rank's share.
+      images: of all ranks.
+    """
+    mean = collectives.sum_over_ranks(features.sum(0)) / images
+    variance = collectives.sum_over_ranks((features - mean).square().sum(0)) / images
+    return mean, variance.sqrt().clamp_min(1e-6)

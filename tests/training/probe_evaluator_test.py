@@ -11,6 +11,7 @@ from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sampler import epoch_order
 from jigclu.system import seeds
 from jigclu.system.errors import UserError
+from jigclu.training import probe_evaluator
 from jigclu.training.probe_evaluator import ProbeEvaluator
 from jigclu.training.settings import with_settings
 from tests.ranks import run_on_ranks
@@ -25,7 +26,7 @@ PROBE = ProbeEvaluator(
     eval_transform=EVAL_TRANSFORM,
     epochs=3,
     batch_size=8,
-    learning_rate=0.5,
+    learning_rate=0.05,
     momentum=0.9,
     seed=1,
     loading=LOADING,
@@ -49,27 +50,31 @@ def weights() -> torch.Tensor:
     encoder = small_encoder()
     settings = PROBE._settings(torch.device("cpu"), torch.float32)
     data = PROBE._encode(encoder, PROBE.source, settings)
-    return PROBE._train(data, encoder.channels).weight[0]
+    moments = probe_evaluator._moments(data.features, len(PROBE.source))
+    return PROBE._train(data.standardize(*moments)).weight[0]
 
 
 class ProbeEvaluatorTest(TaskTestCase):
     def test_equals_a_plain_loop(self) -> None:
-        features, labels = features_and_labels(PROBE.source)  # type: ignore[arg-type]
+        raw, labels = features_and_labels(PROBE.source)  # type: ignore[arg-type]
+        mean, deviation = raw.mean(0), raw.std(0, correction=0)
+        features = (raw - mean) / deviation.clamp_min(1e-6)
         layer = nn.Linear(512, 10)
         with torch.no_grad(), seeds.initial_weights(PROBE.seed):
             layer.weight.copy_(torch.empty(10, 512).normal_(0, 0.01))
             layer.bias.zero_()
-        optimizer = torch.optim.SGD(layer.parameters(), 0.5, 0.9)
+        optimizer = torch.optim.SGD(layer.parameters(), 0.05, 0.9)
         step = 0
         for epoch in range(3):
             for rows in epoch_order(PROBE.seed, epoch, 23).split(8):
-                optimizer.param_groups[0]["lr"] = 0.5 * (1 - step / 9)
+                optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 9)
                 optimizer.zero_grad()
                 functional.cross_entropy(layer(features[rows]), labels[rows]).backward()
                 optimizer.step()
                 step += 1
         torch.testing.assert_close(weights(), layer.weight.detach(), rtol=1e-3, atol=1e-5)
-        val_features, val_labels = features_and_labels(PROBE.val)  # type: ignore[arg-type]
+        val_raw, val_labels = features_and_labels(PROBE.val)  # type: ignore[arg-type]
+        val_features = (val_raw - mean) / deviation.clamp_min(1e-6)
         accuracy = (layer(val_features).argmax(1) == val_labels).float().mean().item()
         found = scores()
         self.assertAlmostEqual(found["probe_accuracy"], accuracy, places=6)
