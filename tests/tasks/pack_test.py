@@ -19,6 +19,7 @@ from jigclu.ops.crops import jigsaw_crops
 from jigclu.system.errors import UserError
 from jigclu.tasks import pack
 from jigclu.tasks.pack import PackTask
+from jigclu.training.loop import RunResult
 from tests.samples import write_image_tree
 
 
@@ -51,8 +52,8 @@ class PackTest(parameterized.TestCase):
 
     def pack(self, **settings: Any) -> PackedImages:
         task = self.task(**settings)
-        task.check(self.workdir, "")
-        task.run(self.workdir, "")
+        task.check(self.workdir)
+        self.assertEqual(task.run(self.workdir, ""), RunResult({}, None))
         return PackedImages(str(self.workdir), verify=True)
 
     def test_raw_images_labels_and_order_are_the_sources(self) -> None:
@@ -159,7 +160,7 @@ class PackTest(parameterized.TestCase):
     def test_another_pack_in_the_workdir(self, **settings: Any) -> None:
         self.pack()
         with self.assertRaisesRegex(UserError, "holds a pack of other images or settings"):
-            self.task(**settings).check(self.workdir, "")
+            self.task(**settings).check(self.workdir)
 
     @parameterized.parameters(
         ({"format": "png"}, "format is 'png'; it must be one of jpeg, raw"),
@@ -170,8 +171,8 @@ class PackTest(parameterized.TestCase):
         ({"workers": 0}, "workers is 0"),
     )
     def test_values_out_of_range(self, settings: dict[str, Any], message: str) -> None:
-        with self.assertRaisesRegex(UserError, message):
-            self.task(**settings).check(self.workdir, "")
+        with self.assertRaisesRegex(UserError, f"^{message}"):
+            self.task(**settings)
 
     def test_a_full_disk(self) -> None:
         error = OSError(28, "No space left on device")
