@@ -1,4 +1,4 @@
-"""The command as people run it: a process of its own."""
+"""The command as users run it, in a process of its own."""
 
 import os
 import socket
@@ -84,7 +84,7 @@ class LaunchTest(parameterized.TestCase):
         return done.stderr
 
     def rejected(self, done: "subprocess.CompletedProcess[str]") -> str:
-        """Returns the one line that a mistake gets."""
+        """Returns the line that reports a mistake."""
         self.assertEqual(done.returncode, 2, done.stderr)
         self.assertEqual(done.stdout, "")
         *before, error = done.stderr.splitlines()
@@ -211,7 +211,7 @@ class LaunchTest(parameterized.TestCase):
             self.assertIn(part, printed)
         self.assertFalse(self.workdir.exists())
 
-    def test_trains_on_a_folder_and_counts_what_it_cannot_read(self) -> None:
+    def test_trains_on_a_folder_and_counts_unreadable_images(self) -> None:
         data = self.folder / "my images"
         data.mkdir()
         for index in range(4):
@@ -223,11 +223,11 @@ class LaunchTest(parameterized.TestCase):
         self.assertIn("bild ü 2.png", printed)
         self.assertIn("1 unreadable images were skipped", printed)
 
-    def test_workdir_that_is_a_file(self) -> None:
+    def test_rejects_a_workdir_that_is_a_file(self) -> None:
         self.workdir.write_text("")
         self.assertIn(str(self.workdir), self.rejected(self.demo()))
 
-    def test_divergence_leaves_the_checkpoints_before_it(self) -> None:
+    def test_divergence_keeps_earlier_checkpoints(self) -> None:
         self.succeeded(self.demo("schedule.stop_after_steps=1", "pretrain.evaluators=()"))
         before = checkpoint.latest(self.workdir)
         assert before is not None
@@ -239,7 +239,7 @@ class LaunchTest(parameterized.TestCase):
         self.assertIn("error: loss is nan, ", done.stderr)
         self.assertEqual(checkpoint.latest(self.workdir), before)
 
-    def test_batch_that_ranks_cannot_share(self) -> None:
+    def test_rejects_a_batch_that_ranks_cannot_share(self) -> None:
         done = self.demo("pretrain.batch_size=5", program=TORCHRUN)
         self.assertNotEqual(done.returncode, 0)
         self.assertIn("error: pretrain.batch_size is 5", done.stderr)
