@@ -22,7 +22,7 @@ class DemoTest(absltest.TestCase):
         workdir = self.create_tempdir().full_path
         overrides = (
             "schedule.stop_after_steps=2",
-            "pretrain.evaluators=None",
+            "pretrain.evaluators=()",
             "reporting.log_every=1",
         )
         done = subprocess.run(

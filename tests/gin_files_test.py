@@ -155,7 +155,7 @@ class GinFilesTest(parameterized.TestCase):
                 self.assertEqual("{pretrained}" in stage.resolved, name != "pretrain")
 
     @parameterized.parameters(*RUN_FILES)
-    def test_states_only_differences(self, file: str) -> None:
+    def test_files_bind_only_what_differs_from_their_includes(self, file: str) -> None:
         inherited: dict[str, str] = {}
         for part in includes_of(file):
             inherited |= {name: value for name, (value, _) in bindings_of(part).items()}
@@ -170,7 +170,7 @@ class GinFilesTest(parameterized.TestCase):
                 self.assertIsNotNone(comment, name)
 
     @parameterized.parameters(*RUN_FILES)
-    def test_opens_with_what_it_is_and_its_command(self, file: str) -> None:
+    def test_files_open_with_a_description_and_a_command(self, file: str) -> None:
         head = (config.ROOT / file).read_text().split("\n\n")[0]
         self.assertTrue(all(line.startswith("#") for line in head.splitlines()))
         self.assertRegex(head, rf"--gin_file={file}|make demo")
@@ -237,7 +237,7 @@ class GinFilesTest(parameterized.TestCase):
         self.assertSequenceAlmostEqual(factors, [1.0, 0.1, 0.01, 0.001])
         self.assertLen(task.source, 300)
 
-    def test_knn_while_training_as_the_file_itself_says(self) -> None:
+    def test_knn_during_training_as_the_file_describes(self) -> None:
         told = (FOLDER / "pretrain_r50.gin").read_text().split("# kNN accuracy every 10 epochs")[1]
         told = " ".join(line.strip("# ") for line in told.split("\n\n")[0].splitlines())
         (file,) = re.findall(r"--gin_file=(\S+)", told)

@@ -1,4 +1,4 @@
-"""The command as people run it: a process of its own."""
+"""The command as users run it, in a process of its own."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ compute.precision = 'float32'
 compute.compile = False
 reporting.log_every = 1
 """
-FOLDER_OF_IMAGES = ("pretrain.source=@UnlabeledImages()", "pretrain.evaluators=None")
+FOLDER_OF_IMAGES = ("pretrain.source=@UnlabeledImages()", "pretrain.evaluators=()")
 MODULE = ("-m", "jigclu.launch")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", *MODULE)
 
@@ -83,8 +83,8 @@ class LaunchTest(parameterized.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stderr
 
-    def refused(self, done: "subprocess.CompletedProcess[str]") -> str:
-        """Returns the one line that a mistake gets."""
+    def rejected(self, done: "subprocess.CompletedProcess[str]") -> str:
+        """Returns the line that reports a mistake."""
         self.assertEqual(done.returncode, 2, done.stderr)
         self.assertEqual(done.stdout, "")
         *before, error = done.stderr.splitlines()
@@ -94,7 +94,7 @@ class LaunchTest(parameterized.TestCase):
         self.assertStartsWith(error, "error: ")
         return error
 
-    def test_a_device_without_enough_memory_is_told_in_one_line(self) -> None:
+    def test_a_device_without_enough_memory_is_reported_in_one_line(self) -> None:
         program = (
             "import torch\n"
             "from unittest import mock\n"
@@ -103,10 +103,11 @@ class LaunchTest(parameterized.TestCase):
             "with mock.patch.object(launch, '_run', side_effect=error):\n"
             "    launch.main(['launch'])\n"
         )
-        told = self.refused(self.command(program=("-c", program)))
-        self.assertIn("CUDA out of memory: lower pretrain.batch_size, or bind", told)
+        printed = self.rejected(self.command(program=("-c", program)))
+        self.assertIn("CUDA out of memory: use a smaller batch_size, or ", printed)
+        self.assertIn("a pretrain.micro_batch_size; the same command resumes", printed)
 
-    def test_runs_resumes_and_refuses_another_configuration(self) -> None:
+    def test_runs_resumes_and_rejects_another_configuration(self) -> None:
         printed = self.succeeded(self.demo("schedule.stop_after_steps=2"))
         self.assertIn("devices: 1 x cpu", printed)
         self.assertIn("done: 2 steps", printed)
@@ -124,10 +125,10 @@ class LaunchTest(parameterized.TestCase):
         self.assertIn("chance 10.0%", printed)
 
         before = self.contents()
-        printed = self.refused(self.demo("pretrain.learning_rate=0.1"))
+        printed = self.rejected(self.demo("pretrain.learning_rate=0.1"))
         self.assertIn("step_00000003.pt", printed)
         self.assertIn("pretrain.learning_rate was 0.03 and is 0.1", printed)
-        self.assertIn("another workdir", printed)
+        self.assertIn("another --workdir", printed)
         self.assertEqual(self.contents(), before)
 
     def contents(self) -> dict[str, bytes]:
@@ -142,9 +143,9 @@ class LaunchTest(parameterized.TestCase):
         self.assertIn("eval_transform.mean = (0.485, 0.456, 0.406)", lines)
         self.assertIn("devices: 1 x cpu", lines)
         self.assertIn("data: 14 images, 10 classes", lines)
-        self.assertIn("steps: 3, 3 an epoch of 1 epochs", lines)
-        self.assertIn("samples: 12 images, 4 a step", lines)
-        self.assertIn("montages: 4 of 32x32 pixels a device", lines)
+        self.assertIn("steps: 3, 3 per epoch, 1 epochs", lines)
+        self.assertIn("samples: 12 images, 4 per step", lines)
+        self.assertIn("montages: 4 of 32x32 pixels per device", lines)
         # resnet18 less its last layer, with a 3x3 stem, has 11,168,832 parameters; the heads
         # 512*512+512 + 512*128+128 + 512*4+4 = 330,372: 11,499,204 numbers of 4 bytes.
         self.assertIn("(parameters 46.0, momentum 46.0, ", done.stdout)
@@ -152,7 +153,7 @@ class LaunchTest(parameterized.TestCase):
         self.assertEqual(list(self.folder.iterdir()), [self.small])
 
     def test_starts_from_the_weights_of_another_run(self) -> None:
-        self.succeeded(self.demo("schedule.stop_after_steps=1", "pretrain.evaluators=None"))
+        self.succeeded(self.demo("schedule.stop_after_steps=1", "pretrain.evaluators=()"))
         path = checkpoint.latest(self.workdir)
         self.workdir = self.folder / "other"
         printed = self.succeeded(
@@ -163,11 +164,11 @@ class LaunchTest(parameterized.TestCase):
         self.assertIn(f"initial weights of {path}: loaded ", printed)
 
         self.workdir = self.folder / "third"
-        printed = self.refused(
+        printed = self.rejected(
             self.demo(f"pretrain.resume_from='{path}'", "pretrain.encoder='resnet34'")
         )
         self.assertIn("pretrain.encoder was 'resnet18' and is 'resnet34'", printed)
-        printed = self.refused(self.demo("pretrain.resume_from='none.pt'"))
+        printed = self.rejected(self.demo("pretrain.resume_from='none.pt'"))
         self.assertIn("checkpoint none.pt does not exist", printed)
         self.assertFalse(self.workdir.exists())
 
@@ -181,36 +182,36 @@ class LaunchTest(parameterized.TestCase):
         (("--gin_file=gin/demo.gin", "--dry_run=maybe"), ("dry_run", "maybe")),
         (("--gin_file=gin/demo.gin", "word"), ("argument 'word' is not a flag",)),
         (
-            ("--gin_file=gin/demo.gin", *bindings("train.batchsize=3")),
+            ("--gin_file=gin/demo.gin", *bindings("pretrain.batchsize=3")),
             ("'batchsize'", "did you mean pretrain.batch_size?"),
         ),
     )
-    def test_refuses_flags(self, flags: tuple[str, ...], parts: tuple[str, ...]) -> None:
-        printed = self.refused(self.command(*flags))
+    def test_rejects_flags(self, flags: tuple[str, ...], parts: tuple[str, ...]) -> None:
+        printed = self.rejected(self.command(*flags))
         for part in parts:
             self.assertIn(part, printed)
 
     @parameterized.parameters(
         (("pretrain.encoder='resnet19'",), "resnet19", "resnet18"),
-        (("pretrain.batch_size=15",), "14 images", "batch of 15"),
-        (("jigsaw.grid=1",), "grid is 1", "2"),
-        (("jigsaw.cross_ratio=0.6",), "cross_ratio is 0.6", "0.5"),
-        (("jigsaw.patch_size=4",), "patch_size is 4", "1x1 features", "larger patches"),
-        (("compute.device='cuda'",), "device", "'cuda'"),
-        (("compute.precision='fp16'",), "precision is 'fp16'", "float16"),
+        (("pretrain.batch_size=15",), "pretrain.batch_size is 15", "at most 14", "images"),
+        (("jigsaw.grid=1",), "jigsaw.grid is 1", "2"),
+        (("jigsaw.cross_ratio=0.6",), "jigsaw.cross_ratio is 0.6", "0.5"),
+        (("jigsaw.patch_size=4",), "jigsaw.patch_size is 4", "1x1 features", "larger patches"),
+        (("compute.device='cuda'",), "compute.device is 'cuda'"),
+        (("compute.precision='fp16'",), "compute.precision is 'fp16'", "float16"),
         ((*FOLDER_OF_IMAGES, "UnlabeledImages.root='nowhere'"), "nowhere", "is not a folder"),
         ((*FOLDER_OF_IMAGES, "UnlabeledImages.root='empty'"), "empty", "image"),
-        (("pretrain.learning_rate=-1.0",), "learning_rate is -1.0", "0"),
-        (("saving.keep_last=0",), "keep_last is 0", "1 or more"),
+        (("pretrain.learning_rate=-1.0",), "pretrain.learning_rate is -1.0", "0"),
+        (("saving.keep_last=0",), "saving.keep_last is 0", "1 or more"),
     )
-    def test_refuses_values(self, texts: tuple[str, ...], *parts: str) -> None:
+    def test_rejects_values(self, texts: tuple[str, ...], *parts: str) -> None:
         (self.folder / "empty").mkdir()
-        printed = self.refused(self.demo(*texts))
+        printed = self.rejected(self.demo(*texts))
         for part in parts:
             self.assertIn(part, printed)
         self.assertFalse(self.workdir.exists())
 
-    def test_trains_on_a_folder_and_counts_what_it_cannot_read(self) -> None:
+    def test_trains_on_a_folder_and_counts_unreadable_images(self) -> None:
         data = self.folder / "my images"
         data.mkdir()
         for index in range(4):
@@ -222,26 +223,26 @@ class LaunchTest(parameterized.TestCase):
         self.assertIn("bild ü 2.png", printed)
         self.assertIn("1 unreadable images were skipped", printed)
 
-    def test_workdir_that_is_a_file(self) -> None:
+    def test_rejects_a_workdir_that_is_a_file(self) -> None:
         self.workdir.write_text("")
-        self.assertIn(str(self.workdir), self.refused(self.demo()))
+        self.assertIn(str(self.workdir), self.rejected(self.demo()))
 
-    def test_divergence_leaves_the_checkpoints_before_it(self) -> None:
-        self.succeeded(self.demo("schedule.stop_after_steps=1", "pretrain.evaluators=None"))
+    def test_divergence_keeps_earlier_checkpoints(self) -> None:
+        self.succeeded(self.demo("schedule.stop_after_steps=1", "pretrain.evaluators=()"))
         before = checkpoint.latest(self.workdir)
         assert before is not None
         contents = torch.load(before, weights_only=True)
         contents["parameters"]["fc_loc.bias"][0] = torch.nan
         torch.save(contents, before)
-        done = self.demo("reporting.log_every=3", "saving.every=1", "pretrain.evaluators=None")
+        done = self.demo("reporting.log_every=3", "saving.every=1", "pretrain.evaluators=()")
         self.assertEqual(done.returncode, 2)
         self.assertIn("error: loss is nan, ", done.stderr)
         self.assertEqual(checkpoint.latest(self.workdir), before)
 
-    def test_batch_that_ranks_cannot_share(self) -> None:
+    def test_rejects_a_batch_that_ranks_cannot_share(self) -> None:
         done = self.demo("pretrain.batch_size=5", program=TORCHRUN)
         self.assertNotEqual(done.returncode, 0)
-        self.assertIn("error: batch_size is 5", done.stderr)
+        self.assertIn("error: pretrain.batch_size is 5", done.stderr)
         self.assertNotIn("most recent call last", done.stderr.split("error: ")[1])
         self.assertFalse(self.workdir.exists())
 

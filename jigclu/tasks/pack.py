@@ -21,8 +21,9 @@ from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, build_index
 from jigclu.data.sources import Source, digest
 from jigclu.system import files, progress
 from jigclu.system.device import launched_rank
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, check
 from jigclu.system.machine import Auto, check_workers, choose_pack_workers
+from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
 
 
@@ -49,8 +50,13 @@ class _Shard(NamedTuple):
 class PackTask:
     """Writes the images of a source, in order, to shards in the workdir.
 
-    format: "jpeg" or "raw". shorter_side: pixels, that larger images are resized to.
-    quality: of JPEG, in [1, 100]. images_per_shard: of the source. workers: processes.
+    Attributes:
+      source: of the images and labels.
+      format: "jpeg" or "raw".
+      shorter_side: pixels to which the shorter side of larger images is resized.
+      quality: of JPEG, in [1, 100].
+      images_per_shard: images of the source per shard; a shard is built in memory.
+      workers: processes, each of which writes whole shards; "auto" uses every core.
     """
 
     source: Source
@@ -60,17 +66,15 @@ class PackTask:
     images_per_shard: int
     workers: int | Auto
 
-    def check(self, workdir: Path, config: str) -> None:
-        """Raises UserError for a value out of range, or a workdir with another pack."""
-        del config
-        if self.format not in FORMATS:
-            raise UserError(f"format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"quality is {self.quality}; it must lie in [1, 100]")
+    def __post_init__(self) -> None:
+        check(self.format in FORMATS, "format", self.format, f"one of {', '.join(FORMATS)}")
+        check(1 <= self.quality <= 100, "quality", self.quality, "in [1, 100]")
         check_workers(self.workers, least=1)
         for name in ("shorter_side", "images_per_shard"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+
+    def check(self, workdir: Path) -> None:
+        """Raises UserError for a workdir with a pack of other images or settings."""
         begun = workdir / "settings.json"
         if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != self._settings():
             raise UserError(
@@ -86,15 +90,18 @@ class PackTask:
             f"shorter side at most {self.shorter_side} pixels"
         )
 
-    def run(self, workdir: Path, config: str) -> dict[str, float]:
-        """Writes the shards that are not there yet, then pack.json; returns no score.
+    def run(self, workdir: Path, config: str) -> RunResult:
+        """Writes the missing shards, then pack.json; returns no scores.
 
         Raises:
           UserError: no image can be read, or a file not be written.
         """
         del config
-        if launched_rank() > 0:
-            return {}
+        if launched_rank() == 0:
+            self._run(workdir)
+        return RunResult({}, None)
+
+    def _run(self, workdir: Path) -> None:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             _write_json(workdir / "settings.json", self._settings())
@@ -106,7 +113,6 @@ class PackTask:
                 f"{workdir} cannot be written ({error.strerror}): free some disk space or take "
                 "another --workdir; finished shards stay"
             ) from error
-        return {}
 
     def _count(self) -> int:
         return -(-len(self.source) // self.images_per_shard)

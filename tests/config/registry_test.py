@@ -108,7 +108,7 @@ class ValuesTest(ConfigTestCase):
         ("knn_evaluator.temperature=0.0", "above 0"),
         ("knn_evaluator.every=-1", "0 or more epochs"),
         ("pretrain.seed=-1", "in [0, 2**63)"),
-        ("pretrain.batch_size=2001", "2000"),
+        ("pretrain.batch_size=1", "2 or more images"),
         ("pretrain.learning_rate=-1.0", "above 0"),
         ("jigsaw.grid=1", "2 or more"),
         ("jigsaw.pooling_map=7", "multiple of grid = 2"),
@@ -161,6 +161,7 @@ class CheckTest(ConfigTestCase):
 
     @parameterized.parameters(
         ("jigsaw.patch_size=4", "montages of 8 pixels into 1x1 features"),
+        ("pretrain.batch_size=2001", "at most 2000, the training images"),
         ("pretrain.micro_batch_size=5", "it must divide the 64 images of a device"),
         ("pretrain.micro_batch_size=0", "it must divide the 64 images of a device"),
         ("jigsaw.smaller_patches=((1, 64),)", "less than patch_size = 48"),

@@ -11,7 +11,7 @@ from jigclu.models.encoder import create_encoder
 from jigclu.models.jigclu import Outputs
 from jigclu.ops.jigsaw import global_permutation
 from jigclu.system.errors import UserError
-from tests.samples import BATCH, GRID, JIGSAW, SIZE, inputs_of, noise
+from tests.samples import BATCH, GRID, JIGSAW, SIZE, inputs_of, method_inputs, noise
 
 
 class JigsawTest(parameterized.TestCase):
@@ -94,6 +94,27 @@ class JigsawTest(parameterized.TestCase):
         self.assertEqual(picture.dtype, torch.uint8)
         # Four montages of two patches per side in a row, with two pixels around each.
         self.assertEqual(picture.shape, (3, GRID * SIZE + 4, 4 * (GRID * SIZE + 2) + 2))
+
+    def test_picture_shows_the_patches_of_a_montage(self) -> None:
+        plain = dataclasses.replace(
+            JIGSAW.augmentation,
+            jitter_probability=0.0,
+            grayscale_probability=0.0,
+            blur_probability=0.0,
+            flip_probability=0.0,
+        )
+        method = dataclasses.replace(JIGSAW, augmentation=plain)
+        inputs = method_inputs(method, 0)
+        first = method.draw(inputs)[:, 2 : 2 + GRID * SIZE, 2 : 2 + GRID * SIZE]
+        rows = [torch.cat([*row], 2) for row in inputs.crops[: GRID**2].unflatten(0, (GRID, GRID))]
+        self.assertLessEqual((first.int() - torch.cat(rows, 1).int()).abs().max(), 1)
+
+    def test_picture_shows_the_augmentation(self) -> None:
+        inputs = inputs_of(0)
+        ones = torch.ones_like(inputs.augmentation.grayscale)
+        gray = inputs._replace(augmentation=inputs.augmentation._replace(grayscale=ones))
+        picture = JIGSAW.draw(gray).int()
+        self.assertLessEqual((picture[0] - picture[2]).abs().max(), 1)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class PicturesTest(absltest.TestCase):
         self.assertEqual(picture[:, PADDING, PADDING].tolist(), [0, 0, 0])
         self.assertEqual(picture[:, PADDING, 2 * PADDING + 4].tolist(), [255, 255, 255])
 
-    def test_confusion(self) -> None:
+    def test_confusions_are_darker_for_larger_shares(self) -> None:
         confusion = torch.tensor([[4, 0], [75, 25]])
         picture = confusion_picture(confusion)
         self.assertEqual((picture.dtype, picture.shape), (torch.uint8, (3, 400, 400)))

@@ -1,4 +1,4 @@
-"""Tests of jigclu.tasks.export: every file is right, or it is refused."""
+"""Tests of jigclu.tasks.export: every file is correct, or it is rejected."""
 
 import contextlib
 import dataclasses
@@ -23,6 +23,7 @@ from jigclu.system import files
 from jigclu.system.errors import UserError
 from jigclu.tasks.export import ExportTask
 from jigclu.tasks.export_formats import FORMATS
+from jigclu.training.settings import with_settings
 from tests import samples
 
 TASK = ExportTask(
@@ -32,10 +33,7 @@ TASK = ExportTask(
     formats=tuple(FORMATS),
     source=ProceduralImages(images=10, size=48, seed=0, split="val"),
     images=4,
-    resize=40,
-    crop=32,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.25, 0.2, 0.3),
+    eval_transform=samples.eval_transform(resize=40, crop=32),
     notes="Measured with **care**.",
 )
 
@@ -60,11 +58,11 @@ class ExportTest(parameterized.TestCase):
         self.workdir = self.folder / "out"
 
     def changed(self, **changes: Any) -> ExportTask:
-        return dataclasses.replace(TASK, init_from=str(self.origin), **changes)
+        return with_settings(TASK, init_from=str(self.origin), **changes)
 
     def run_task(self, **changes: Any) -> str:
         task = self.changed(**changes)
-        task.check(self.workdir, "")
+        task.check(self.workdir)
         self.assertFalse(self.workdir.exists())
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed):
@@ -74,7 +72,7 @@ class ExportTest(parameterized.TestCase):
     def files(self) -> set[str]:
         return {path.name for path in self.workdir.iterdir() if path.is_file()}
 
-    def test_every_format_and_the_card(self) -> None:
+    def test_writes_every_format_and_a_card(self) -> None:
         torch.save(_trained_encoder(False), self.origin)
         printed = self.run_task()
         names = {f"resnet18{form.suffix}" for form in FORMATS.values()}
@@ -90,7 +88,7 @@ class ExportTest(parameterized.TestCase):
             self.assertIn(text, card)
         self.assertNotIn("The stem is small", card)
 
-    def test_what_was_written_can_be_taken_up_again(self) -> None:
+    def test_exported_files_serve_as_initial_weights(self) -> None:
         tensors = _trained_encoder(False)
         torch.save(tensors, self.origin)
         self.run_task(formats=("torchvision", "safetensors"))
@@ -100,7 +98,7 @@ class ExportTest(parameterized.TestCase):
             for name, value in tensors.items():
                 torch.testing.assert_close(model[f"encoder.{name}"], value, rtol=0, atol=0)
 
-    def test_detectron2_needs_no_guessing(self) -> None:
+    def test_detectron2_file_has_its_final_names(self) -> None:
         tensors = _trained_encoder(False)
         torch.save(tensors, self.origin)
         self.run_task(formats=("detectron2",))
@@ -111,32 +109,32 @@ class ExportTest(parameterized.TestCase):
         torch.testing.assert_close(contents["model"][name], expected, rtol=0, atol=0)
         self.assertLen(contents["model"], len(tensors))
 
-    def test_small_stem(self) -> None:
+    def test_exports_an_encoder_with_a_small_stem(self) -> None:
         torch.save(_trained_encoder(True), self.origin)
         formats = ("torchvision", "safetensors", "timm", "onnx")
         self.run_task(small_stem=True, formats=formats)
         self.assertLen(self.files(), 5)
         self.assertIn("The stem is small", (self.workdir / "card.md").read_text())
 
-    def test_card_of_our_checkpoint(self) -> None:
+    def test_card_shows_recipe_and_scores_of_a_checkpoint_of_this_project(self) -> None:
         parameters = {f"encoder.{name}": value for name, value in _trained_encoder(False).items()}
         contents: dict[str, Any] = {
             "step": 70,
             "parameters": parameters,
             "buffers": {},
-            "config": "pretrain.batch_size = 4\ntrain.encoder = 'resnet18'",
+            "config": "pretrain.batch_size = 4\npretrain.encoder = 'resnet18'",
             "versions": {"torch": "2.11.0"},
             "scores": [(0, {"knn_accuracy": 0.25}), (70, {"knn_accuracy": 0.875})],
         }
         torch.save(contents, self.origin)
         self.run_task(formats=("safetensors",), notes="")
         card = (self.workdir / "card.md").read_text()
-        self.assertIn("70 steps of this configuration:\n\n```\ntrain.batch_size = 4\n", card)
+        self.assertIn("70 steps of this configuration:\n\n```\npretrain.batch_size = 4\n", card)
         self.assertIn("| after 70 steps | |\n|---|---|\n| knn_accuracy | 0.875 |", card)
         self.assertIn("Trained by torch 2.11.0.\nExported by jigclu ", card)
         self.assertNotIn("## Notes", card)
 
-    def test_published_checkpoint(self) -> None:
+    def test_card_shows_what_a_published_checkpoint_says(self) -> None:
         contents = samples.published_checkpoint("resnet18", 512)
         for name, value in _trained_encoder(False).items():
             contents["state_dict"][f"module.encoder.{name}"] = value
@@ -144,7 +142,7 @@ class ExportTest(parameterized.TestCase):
         self.run_task(formats=("torchvision",))
         self.assertIn("epoch: 200\narch: resnet18", (self.workdir / "card.md").read_text())
 
-    def test_wrong_file_is_named_and_left(self) -> None:
+    def test_file_with_other_features_is_reported_and_kept(self) -> None:
         torch.save(_trained_encoder(False), self.origin)
 
         def spoilt(encoder: Any, side: int) -> bytes:
@@ -163,14 +161,14 @@ class ExportTest(parameterized.TestCase):
         self.assertNotIn("\n", str(raised.exception))
         self.assertEqual(self.files(), {"resnet18.torchvision.pth", "resnet18.safetensors"})
 
-    def test_weights_that_diverged(self) -> None:
+    def test_rejects_weights_that_diverged(self) -> None:
         tensors = _trained_encoder(False)
         tensors["bn1.weight"][0] = torch.nan
         torch.save(tensors, self.origin)
         with self.assertRaisesRegex(UserError, r"weights\.pth', whose features .* diverged"):
             self.run_task(formats=("torchvision",))
 
-    def test_a_file_of_features_that_are_not_numbers(self) -> None:
+    def test_rejects_a_file_whose_features_are_not_numbers(self) -> None:
         torch.save(_trained_encoder(False), self.origin)
         wrong = FORMATS["torchvision"]._replace(read=lambda *_: lambda images: images * torch.nan)
         with (
@@ -180,7 +178,7 @@ class ExportTest(parameterized.TestCase):
         ):
             self.run_task(formats=("torchvision",))
 
-    def test_full_disk_leaves_the_older_file(self) -> None:
+    def test_full_disk_keeps_the_older_file(self) -> None:
         torch.save(_trained_encoder(False), self.origin)
         self.run_task(formats=("torchvision",))
         path = self.workdir / "resnet18.torchvision.pth"
@@ -196,7 +194,7 @@ class ExportTest(parameterized.TestCase):
         self.assertEqual(path.read_bytes(), before)
         self.assertEqual(self.files(), {path.name, "card.md"})
 
-    def test_files_can_be_shared(self) -> None:
+    def test_files_have_the_permissions_of_the_umask(self) -> None:
         torch.save(_trained_encoder(False), self.origin)
         umask = os.umask(0o022)
         try:
@@ -211,57 +209,57 @@ class ExportTest(parameterized.TestCase):
         ({"formats": ("onxx",)}, "format 'onxx' is unknown; known: torchvision"),
         ({"images": 0}, r"images is 0; it must lie in \[1, 10\]"),
         ({"images": 11}, r"images is 11; it must lie in \[1, 10\]"),
-        ({"crop": 41}, r"crop is 41; it must be in \[1, 40\]"),
+        ({"crop": 41}, r"crop is 41; it must be in \[1, resize = 40\]"),
         ({"std": (0.0, 1.0, 1.0)}, "std is .0.0, 1.0, 1.0.; it must be three numbers above 0"),
         ({"encoder": "resnet50"}, "encoder = 'resnet18' and small_stem = False: bind these"),
         ({"small_stem": True}, "encoder = 'resnet18' and small_stem = False: bind these"),
     )
-    def test_mistakes(self, changes: dict[str, Any], message: str) -> None:
+    def test_rejects_settings(self, changes: dict[str, Any], message: str) -> None:
         torch.save(_trained_encoder(False), self.origin)
         with self.assertRaisesRegex(UserError, message):
-            self.changed(**changes).check(self.workdir, "")
+            self.changed(**changes).check(self.workdir)
 
-    def test_no_file_of_weights(self) -> None:
+    def test_rejects_a_missing_file_of_weights(self) -> None:
         with self.assertRaisesRegex(UserError, r"weights\.pth does not exist"):
-            self.changed().check(self.workdir, "")
+            self.changed().check(self.workdir)
 
-    def test_no_weights_to_export(self) -> None:
+    def test_checks_but_does_not_run_without_weights(self) -> None:
         task = dataclasses.replace(TASK, init_from=None)
-        task.check(self.workdir, "")
+        task.check(self.workdir)
         with self.assertRaisesRegex(UserError, "init_from is None: there is nothing to export"):
             task.run(self.workdir, "")
 
-    def test_detectron2_has_no_small_stem(self) -> None:
+    def test_rejects_detectron2_with_a_small_stem(self) -> None:
         torch.save(_trained_encoder(True), self.origin)
         with self.assertRaisesRegex(UserError, "'detectron2' cannot hold small_stem = True"):
-            self.changed(small_stem=True).check(self.workdir, "")
+            self.changed(small_stem=True).check(self.workdir)
 
     @parameterized.parameters("timm", "onnx")
-    def test_absent_packages_are_named(self, name: str) -> None:
+    def test_missing_packages_are_named(self, name: str) -> None:
         torch.save(_trained_encoder(False), self.origin)
         packages = " ".join(FORMATS[name].packages)
         with (
             mock.patch.object(importlib.util, "find_spec", return_value=None),
             self.assertRaisesRegex(UserError, f"'{name}' needs .*: pip install {packages}, or"),
         ):
-            self.changed(formats=("torchvision", name)).check(self.workdir, "")
+            self.changed(formats=("torchvision", name)).check(self.workdir)
 
-    def test_plan(self) -> None:
+    def test_plan_lists_files_and_comparison(self) -> None:
         plan = self.changed(formats=("onnx", "timm")).plan(Path("runs/none"))
         self.assertEqual(
             plan,
             "writes: resnet18.onnx, resnet18.timm.pth, card.md\n"
-            "compares: features of 4 images of 32x32 pixels, at most 0.0001 apart",
+            "compares: features of 4 images of 32x32 pixels, which may differ by 0.0001",
         )
 
-    def test_images_are_of_all_over_the_source(self) -> None:
+    def test_compared_images_are_spread_over_the_source(self) -> None:
         whole = dataclasses.replace(TASK, images=10)._images()
         torch.testing.assert_close(TASK._images(), whole[[0, 2, 5, 7]])
         self.assertFalse(torch.equal(whole[0], whole[2]))
 
 
 class FormatsTest(absltest.TestCase):
-    def test_onnx_takes_any_number_of_images(self) -> None:
+    def test_onnx_accepts_any_number_of_images(self) -> None:
         encoder = create_encoder("resnet18", False).eval()
         path = Path(self.create_tempdir().full_path) / "model.onnx"
         files.write_atomically(

@@ -1,4 +1,4 @@
-"""Features on disk: all of them or none, whoever else makes the same and however full the disk."""
+"""Cached features are complete or absent, with concurrent runs and on a full disk."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ class FeatureCacheTest(absltest.TestCase):
     def features(self, encoder: Encoder | None = None) -> NDArray[np.float16]:
         return self.cache.features(encoder or small_encoder(), IMAGES, "noise", SETTINGS)
 
-    def test_are_those_of_the_encoder_and_made_once(self) -> None:
+    def test_features_equal_those_of_the_encoder_and_are_computed_once(self) -> None:
         pieces = [piece for piece, _ in features.encode(small_encoder(), IMAGES, SETTINGS)]
         expected = torch.cat(pieces).half().numpy()
         np.testing.assert_array_equal(self.features(), expected)
@@ -45,7 +45,7 @@ class FeatureCacheTest(absltest.TestCase):
         with mock.patch.object(feature_cache, "encode", side_effect=AssertionError):
             np.testing.assert_array_equal(self.features(), expected)
 
-    def test_another_run_that_makes_the_same_at_once(self) -> None:
+    def test_two_runs_may_compute_the_same_features_at_once(self) -> None:
         """The other one begins after a batch of this one, and ends before it."""
         others: list[NDArray[np.float16]] = []
 
@@ -62,7 +62,7 @@ class FeatureCacheTest(absltest.TestCase):
         self.assertTrue((own != 0).any(1).all())
         self.assertLen(list(self.folder.iterdir()), 1)
 
-    def test_a_full_disk_is_told_before_it_is_written_to(self) -> None:
+    def test_full_disk_is_reported_before_writing(self) -> None:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with (
             mock.patch.object(os, "posix_fallocate", side_effect=full),
@@ -71,7 +71,7 @@ class FeatureCacheTest(absltest.TestCase):
             self.features()
         self.assertEmpty(list(self.folder.iterdir()))
 
-    def test_interrupted_leaves_nothing(self) -> None:
+    def test_interruption_leaves_no_file(self) -> None:
         with (
             mock.patch.object(feature_cache, "encode", side_effect=KeyboardInterrupt),
             self.assertRaises(KeyboardInterrupt),
@@ -79,7 +79,11 @@ class FeatureCacheTest(absltest.TestCase):
             self.features()
         self.assertEmpty(list(self.folder.iterdir()))
 
-    def test_features_beyond_float16(self) -> None:
+    def test_rejects_a_negative_number_of_views(self) -> None:
+        with self.assertRaisesRegex(UserError, "^views is -1; it must be 0 or more"):
+            FeatureCache(folder="cache", views=-1)
+
+    def test_rejects_features_beyond_float16(self) -> None:
         encoder = small_encoder()
         encoder.get_parameter("layer4.0.bn2.bias").data[0] = 1e6
         with self.assertRaisesRegex(UserError, "too large for float16"):

@@ -1,4 +1,4 @@
-"""Tests of jigclu.tasks.pack: what is packed is what is read."""
+"""Tests of jigclu.tasks.pack: packed images equal those of the source."""
 
 import functools
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +19,7 @@ from jigclu.ops.crops import jigsaw_crops
 from jigclu.system.errors import UserError
 from jigclu.tasks import pack
 from jigclu.tasks.pack import PackTask
+from jigclu.training.loop import RunResult
 from tests.samples import write_image_tree
 
 
@@ -51,11 +52,11 @@ class PackTest(parameterized.TestCase):
 
     def pack(self, **settings: Any) -> PackedImages:
         task = self.task(**settings)
-        task.check(self.workdir, "")
-        task.run(self.workdir, "")
+        task.check(self.workdir)
+        self.assertEqual(task.run(self.workdir, ""), RunResult({}, None))
         return PackedImages(str(self.workdir), verify=True)
 
-    def test_raw_images_labels_and_order_are_the_sources(self) -> None:
+    def test_raw_pack_has_images_labels_and_order_of_the_source(self) -> None:
         source, images = ImageFolder(str(self.tree), "train"), self.pack()
         self.assertLen(images, 7)
         self.assertEqual(images.classes, ["cat", "dog"])
@@ -65,7 +66,7 @@ class PackTest(parameterized.TestCase):
         expected, actual = _patches(source, [0, 3, 6]), _patches(images, [0, 3, 6])
         self.assertTrue(all(map(torch.equal, expected, actual)))
 
-    def test_raw_is_the_map_itself(self) -> None:
+    def test_raw_images_are_views_of_the_mapped_file(self) -> None:
         images = self.pack(images_per_shard=7)
         addresses = [images.read(index).data_ptr() for index in range(2)]
         self.assertEqual(addresses[1] - addresses[0], images.read(0).numel())
@@ -85,7 +86,7 @@ class PackTest(parameterized.TestCase):
                 self.assertEqual(min(after), 22)
                 self.assertAlmostEqual(after[0] / after[1], before[0] / before[1], delta=0.1)
 
-    def test_jpeg_is_near_and_smaller(self) -> None:
+    def test_jpeg_pack_is_similar_and_smaller(self) -> None:
         ramp = np.linspace(0, 255, 40 * 50 * 3).reshape(40, 50, 3).astype(np.uint8)
         Image.fromarray(ramp).save(self.tree / "cat" / "0.png")
         raw = self.pack()
@@ -97,7 +98,7 @@ class PackTest(parameterized.TestCase):
         self.assertBetween(difference, 0.01, 3)
         self.assertNotEqual(jpeg.fingerprint(True), raw.fingerprint(True))
 
-    def test_unlabeled(self) -> None:
+    def test_unlabeled_images_stay_unlabeled(self) -> None:
         task = self.task()
         task.source.classes, task.source.labels = [], None  # type: ignore[misc]
         task.run(self.workdir, "")
@@ -111,18 +112,18 @@ class PackTest(parameterized.TestCase):
         named = (self.workdir / "unreadable.txt").read_text(encoding="utf-8")
         self.assertRegex(named, r"cat/2.png \(UnidentifiedImageError")
 
-    def test_no_readable_image(self) -> None:
+    def test_rejects_a_source_without_readable_images(self) -> None:
         for path in self.tree.rglob("*.png"):
             path.write_bytes(b"no image")
         with self.assertRaisesRegex(UserError, "none of the 7 images can be read"):
             self.pack()
 
-    def test_goes_on_where_it_was_interrupted(self) -> None:
+    def test_continues_where_it_was_interrupted(self) -> None:
         task = self.task()
         self.workdir.mkdir()
         pack._write_json(self.workdir / "settings.json", task._settings())
         pack._write_shard(task, self.workdir, 1)
-        # Killed while it wrote the next: files, but no summary of them.
+        # Killed while writing the next shard: files without a summary.
         (self.workdir / "shard_00002.bin").write_bytes(b"half")
         with self.assertRaisesRegex(UserError, "contains no pack.json: .* not finished"):
             PackedImages(str(self.workdir), verify=False)
@@ -134,7 +135,7 @@ class PackTest(parameterized.TestCase):
             self.assertTrue(torch.equal(images.read(index), source.read(index)))
 
     @parameterized.parameters("bin", "npy")
-    def test_packing_again_mends_a_damaged_shard(self, suffix: str) -> None:
+    def test_packing_again_repairs_a_corrupt_shard(self, suffix: str) -> None:
         images = self.pack()
         expected = [images.read(index).clone() for index in range(7)]
         path = self.workdir / f"shard_00001.{suffix}"
@@ -146,7 +147,7 @@ class PackTest(parameterized.TestCase):
         for index in range(7):
             self.assertTrue(torch.equal(images.read(index), expected[index]))
 
-    def test_a_process_that_is_killed(self) -> None:
+    def test_killed_process_is_reported(self) -> None:
         with (
             mock.patch.object(pack, "ProcessPoolExecutor") as pool,
             self.assertRaisesRegex(UserError, "killed after 0 shards.*finished shards stay"),
@@ -156,10 +157,10 @@ class PackTest(parameterized.TestCase):
             self.task().run(self.workdir, "")
 
     @parameterized.parameters({"shorter_side": 20}, {"format": "jpeg"}, {"images_per_shard": 2})
-    def test_another_pack_in_the_workdir(self, **settings: Any) -> None:
+    def test_rejects_a_workdir_with_another_pack(self, **settings: Any) -> None:
         self.pack()
         with self.assertRaisesRegex(UserError, "holds a pack of other images or settings"):
-            self.task(**settings).check(self.workdir, "")
+            self.task(**settings).check(self.workdir)
 
     @parameterized.parameters(
         ({"format": "png"}, "format is 'png'; it must be one of jpeg, raw"),
@@ -169,11 +170,11 @@ class PackTest(parameterized.TestCase):
         ({"images_per_shard": 0}, "images_per_shard is 0"),
         ({"workers": 0}, "workers is 0"),
     )
-    def test_values_out_of_range(self, settings: dict[str, Any], message: str) -> None:
-        with self.assertRaisesRegex(UserError, message):
-            self.task(**settings).check(self.workdir, "")
+    def test_rejects_values_out_of_range(self, settings: dict[str, Any], message: str) -> None:
+        with self.assertRaisesRegex(UserError, f"^{message}"):
+            self.task(**settings)
 
-    def test_a_full_disk(self) -> None:
+    def test_full_disk_is_reported(self) -> None:
         error = OSError(28, "No space left on device")
         with (
             mock.patch.object(PackTask, "_shards", side_effect=error),

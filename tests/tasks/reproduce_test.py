@@ -1,10 +1,11 @@
-"""Stages one after another, skipped when done, with what they scored in one table."""
+"""Stages run one after another, finished ones are skipped, and one table has all scores."""
 
 import contextlib
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -14,6 +15,7 @@ from jigclu import config
 from jigclu.system.errors import UserError
 from jigclu.tasks.reproduce import ReproduceTask, Row, Task, table
 from jigclu.training import checkpoint
+from jigclu.training.loop import RunResult
 from tests import samples
 
 STAGES = """
@@ -41,9 +43,11 @@ pretrain.small_stem = True
 compute.compile = False
 """
 KNN = """
+include 'gin/base/compute.gin'
 include 'gin/base/knn.gin'
-launch.task = @knn_evaluator()
+launch.task = @knn()
 knn.evaluator = @knn_evaluator()
+knn.compute = @compute()
 knn.seed = 0
 compute.device = 'cpu'
 compute.precision = 'float32'
@@ -65,25 +69,35 @@ loading.workers = 0
 
 
 class Stub:
-    """Notes what it was asked, and scores as many as were asked before it."""
+    """Records the calls; the stage of a.gin writes a checkpoint."""
 
     def __init__(self, calls: list[str], name: str) -> None:
         self.calls = calls
         self.name = name
 
-    def check(self, workdir: Path, config: str) -> None:
+    def check(self, workdir: Path) -> None:
         self.calls.append(f"check {self.name}")
 
     def plan(self, workdir: Path) -> str:
         return f"plan of {self.name}"
 
-    def run(self, workdir: Path, config: str) -> dict[str, float]:
+    def run(self, workdir: Path, config: str) -> RunResult:
         self.calls.append(f"run {self.name}")
         workdir.mkdir(parents=True, exist_ok=True)
         if self.name == "a.gin":
             (workdir / "checkpoints").mkdir()
             torch.save({}, workdir / "checkpoints" / "step_00000007.pt")
-        return {"score": 0.5}
+        return RunResult({"score": 0.5}, checkpoint.latest(workdir))
+
+
+class StubStage(NamedTuple):
+    """A configuration of a stub."""
+
+    task: Task
+    resolved: str
+
+    def check(self, workdir: Path) -> None:
+        self.task.check(workdir)
 
 
 class ReproduceTest(absltest.TestCase):
@@ -94,41 +108,41 @@ class ReproduceTest(absltest.TestCase):
         self.given: list[Sequence[str]] = []
 
     def task(self, *bindings: str) -> ReproduceTask:
-        def load(files: Sequence[str], bindings: Sequence[str]) -> tuple[Task, str]:
+        def load(files: Sequence[str], bindings: Sequence[str]) -> StubStage:
             self.given.append(bindings)
-            return Stub(self.calls, files[0]), f"{files} {bindings}"
+            return StubStage(Stub(self.calls, files[0]), f"{files} {bindings}")
 
         stages = (("one", "a.gin", ()), ("two", "b.gin", ("x='{pretrained}'", *bindings)))
         return ReproduceTask(stages=stages, published=(("two", "score", 0.75),), load=load)
 
     def run_task(self, task: ReproduceTask) -> str:
-        task.check(self.folder, "")
+        task.check(self.folder)
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed):
             task.run(self.folder, "")
         return printed.getvalue()
 
-    def test_stages_get_the_weights_of_the_first(self) -> None:
+    def test_later_stages_get_the_checkpoint_of_the_first(self) -> None:
         self.run_task(self.task())
         path = checkpoint.latest(self.folder / "one")
         self.assertEqual(self.given[-1], [f"x='{path}'"])
-        # Before there are weights, a stage that needs them cannot be looked into.
+        # Before there are weights, a task of another kind that needs them cannot be checked.
         self.assertEqual(
             self.calls, ["check a.gin", "check a.gin", "run a.gin", "check b.gin", "run b.gin"]
         )
 
-    def test_what_is_done_is_skipped_and_what_changed_is_not(self) -> None:
+    def test_finished_stages_are_skipped_and_changed_ones_rerun(self) -> None:
         first = self.run_task(self.task())
         self.assertIn("stage two\n", first)
         self.calls.clear()
         again = self.run_task(self.task())
-        self.assertIn("stage two: done before\n", again)
-        self.assertEqual(again.replace(": done before", ""), first)
+        self.assertIn("stage two: finished before\n", again)
+        self.assertEqual(again.replace(": finished before", ""), first)
         self.assertNotIn("run", " ".join(self.calls))
         self.run_task(self.task("y=1"))
         self.assertEqual([call for call in self.calls if "run" in call], ["run b.gin"])
 
-    def test_what_other_weights_scored_is_not_taken_for_theirs(self) -> None:
+    def test_stages_rerun_if_the_weights_of_the_first_changed(self) -> None:
         self.run_task(self.task())
         weights = self.folder / "one" / "checkpoints" / "step_00000007.pt"
         weights.write_bytes(b"of another seed, and the same name")
@@ -136,14 +150,21 @@ class ReproduceTest(absltest.TestCase):
         self.run_task(self.task())
         self.assertEqual([call for call in self.calls if "run" in call], ["run b.gin"])
 
-        # A stage that would go on from a checkpoint would go on with the older weights.
+        # Resuming from a checkpoint of the stage would train the older weights.
         (self.folder / "two" / "checkpoints").mkdir()
         (self.folder / "two" / "checkpoints" / "step_00000001.pt").touch()
         weights.write_bytes(b"of a third seed")
-        with self.assertRaisesRegex(UserError, "two is of a run that began with other weights"):
+        with self.assertRaisesRegex(UserError, "two has a run that started from other weights"):
             self.run_task(self.task())
 
-    def test_an_interrupted_stage_goes_on(self) -> None:
+    def test_result_has_all_scores_and_the_checkpoint_of_the_first_stage(self) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
+            result = self.task().run(self.folder, "")
+        self.assertEqual(result.scores, {"one/score": 0.5, "two/score": 0.5})
+        path = self.folder / "one" / "checkpoints" / "step_00000007.pt"
+        self.assertEqual(result.checkpoint, path)
+
+    def test_an_interrupted_stage_runs_again(self) -> None:
         with (
             mock.patch.object(Stub, "run", side_effect=KeyboardInterrupt),
             self.assertRaises(KeyboardInterrupt),
@@ -151,7 +172,7 @@ class ReproduceTest(absltest.TestCase):
             self.run_task(self.task())
         self.assertIn("stage one\n", self.run_task(self.task()))
 
-    def test_table(self) -> None:
+    def test_table_is_printed_and_written(self) -> None:
         printed = self.run_task(self.task())
         expected = table([Row("one", "score", 0.5, None), Row("two", "score", 0.5, 0.75)])
         self.assertIn("| two | score | 0.5 | 0.75 |", expected)
@@ -159,19 +180,19 @@ class ReproduceTest(absltest.TestCase):
         self.assertIn(expected, printed)
         self.assertIn(expected, (self.folder / "results.md").read_text())
 
-    def test_refuses_stages_of_one_name_and_names_the_stage_of_a_mistake(self) -> None:
-        task = ReproduceTask(
-            stages=(("a", "x", ()), ("a", "y", ())), published=(), load=self.task().load
-        )
-        with self.assertRaisesRegex(UserError, "of different names"):
-            task.check(self.folder, "")
+    def test_rejects_stages_of_one_name_and_names_the_stage_of_a_mistake(self) -> None:
+        for stages in ((), (("a", "x", ()), ("a", "y", ()))):
+            with self.assertRaisesRegex(
+                UserError, "^stages is .*one or more, with different names"
+            ):
+                ReproduceTask(stages=stages, published=(), load=self.task().load)
 
-        def broken(files: Sequence[str], bindings: Sequence[str]) -> tuple[Task, str]:
+        def broken(files: Sequence[str], bindings: Sequence[str]) -> StubStage:
             raise UserError("no such name")
 
         task = ReproduceTask(stages=(("a", "x", ()),), published=(), load=broken)
         with self.assertRaisesRegex(UserError, "stage a: no such name"):
-            task.check(self.folder, "")
+            task.check(self.folder)
 
     def test_later_stages_are_checked_before_the_first_runs(self) -> None:
         for name, text in (("train", TRAIN), ("knn", KNN), ("all", STAGES)):
@@ -179,10 +200,18 @@ class ReproduceTest(absltest.TestCase):
         (self.folder / "knn.gin").write_text(KNN.replace("neighbors = 3", "neighbors = 50"))
         task = config.load([str(self.folder / "all.gin")], []).task
         with self.assertRaisesRegex(UserError, "stage knn: knn_evaluator.neighbors is 50"):
-            task.check(self.folder / "run", "")
+            task.check(self.folder / "run")
         self.assertFalse((self.folder / "run").exists())
 
-    def test_an_export_is_checked_before_there_are_weights(self) -> None:
+    def test_mistake_that_only_checking_a_stage_finds_names_its_binding(self) -> None:
+        for name, text in (("train", TRAIN), ("knn", KNN), ("all", STAGES)):
+            (self.folder / f"{name}.gin").write_text(text.format(folder=self.folder))
+        (self.folder / "knn.gin").write_text(KNN.replace("'resnet18'", "'resnet19'"))
+        task = config.load([str(self.folder / "all.gin")], []).task
+        with self.assertRaisesRegex(UserError, "^stage knn: knn.encoder 'resnet19' is unknown"):
+            task.check(self.folder / "run")
+
+    def test_export_is_checked_before_there_are_weights(self) -> None:
         samples.write_image_tree(self.folder / "images")
         images = f"UnlabeledImages.root='{self.folder}/images'"
         bindings = ("export.init_from='{pretrained}'", images, "export.formats=('onxx',)")
@@ -193,9 +222,9 @@ class ReproduceTest(absltest.TestCase):
         )
         task = config.load(["gin/reproduce_tiny.gin"], [f"reproduce.stages={stages}"]).task
         with self.assertRaisesRegex(UserError, "stage export: format 'onxx' is unknown"):
-            task.check(self.folder / "run", "")
+            task.check(self.folder / "run")
 
-    def test_real_stages(self) -> None:
+    def test_stages_of_gin_files_run(self) -> None:
         for name, text in (("train", TRAIN), ("knn", KNN), ("all", STAGES)):
             (self.folder / f"{name}.gin").write_text(text.format(folder=self.folder))
         task = config.load([str(self.folder / "all.gin")], []).task

@@ -40,7 +40,7 @@ class SaveAndLoadTest(parameterized.TestCase):
     def _save(self, step: int, keep_last: int = 1, keep_every: int = 0) -> Path:
         return checkpoint.save(self.workdir, _contents(step), step, keep_last, keep_every)
 
-    def test_gives_back_what_was_saved(self) -> None:
+    def test_load_returns_saved_contents(self) -> None:
         path = self._save(1234)
         self.assertEqual(path, self.folder / "step_00001234.pt")
         loaded = checkpoint.load(path, "cpu")
@@ -55,17 +55,17 @@ class SaveAndLoadTest(parameterized.TestCase):
             self._save(step, keep_last=2, keep_every=30)
         self.assertEqual(self._names(), [f"step_{step:08d}.pt" for step in (30, 60, 70)])
 
-    def test_zero_keeps_no_nth(self) -> None:
+    def test_keep_every_0_keeps_only_the_last(self) -> None:
         for step in (0, 10, 20):
             self._save(step)
         self.assertEqual(self._names(), ["step_00000020.pt"])
 
-    def test_never_removes_the_one_it_wrote(self) -> None:
+    def test_never_removes_the_checkpoint_just_written(self) -> None:
         self._save(50)
         self._save(10)
         self.assertEqual(self._names(), ["step_00000010.pt", "step_00000050.pt"])
 
-    def test_removes_leftovers_of_a_crash_and_nothing_else(self) -> None:
+    def test_removes_temporary_files_of_a_crash_and_nothing_else(self) -> None:
         self.folder.mkdir()
         for name in ("step_00000003.abc.tmp", "mine.tmp", "step_best.pt"):
             (self.folder / name).touch()
@@ -75,7 +75,9 @@ class SaveAndLoadTest(parameterized.TestCase):
     @parameterized.parameters(
         OSError(28, "No space left on device"), RuntimeError("write failed\nat line 3")
     )
-    def test_full_disk_is_one_line_and_leaves_the_older_ones(self, error: Exception) -> None:
+    def test_full_disk_is_reported_in_one_line_and_keeps_older_checkpoints(
+        self, error: Exception
+    ) -> None:
         self._save(1)
         with (
             mock.patch.object(torch, "save", side_effect=error),
@@ -85,7 +87,7 @@ class SaveAndLoadTest(parameterized.TestCase):
         self.assertNotIn("\n", str(raised.exception))
         self.assertEqual(self._names(), ["step_00000001.pt"])
 
-    def test_crash_before_the_rename_leaves_no_checkpoint_of_that_name(self) -> None:
+    def test_crash_before_the_rename_leaves_no_checkpoint(self) -> None:
         self._save(1)
         with (
             mock.patch.object(os, "replace", side_effect=KeyboardInterrupt),
@@ -94,18 +96,18 @@ class SaveAndLoadTest(parameterized.TestCase):
             self._save(2)
         self.assertEqual(checkpoint.latest(self.workdir), self.folder / "step_00000001.pt")
 
-    def test_workdir_that_is_a_file(self) -> None:
+    def test_rejects_a_workdir_that_cannot_be_written(self) -> None:
         (self.workdir / "checkpoints").touch()
         with self.assertRaisesRegex(UserError, "cannot be written"):
             self._save(1)
 
-    def test_latest_goes_by_number(self) -> None:
+    def test_latest_is_the_one_of_most_steps(self) -> None:
         self.assertIsNone(checkpoint.latest(self.workdir))
         for step in (99_999_999, 100_000_000, 5):
             self._save(step, keep_last=9)
         self.assertEqual(checkpoint.latest(self.workdir), self.folder / "step_100000000.pt")
 
-    def test_file_that_cannot_be_read(self) -> None:
+    def test_rejects_missing_and_truncated_files(self) -> None:
         with self.assertRaisesRegex(UserError, r"step_00000011\.pt does not exist"):
             checkpoint.load(self.folder / "step_00000011.pt", "cpu")
         path = self._save(1)

@@ -1,4 +1,4 @@
-"""Features by hand, every image once on any number of ranks, and an encoder left as it was."""
+"""Features by hand, every image on exactly one rank, and an encoder that stays unchanged."""
 
 import re
 
@@ -40,7 +40,7 @@ def indices_and_features() -> tuple[Tensor, Tensor]:
 
 
 class EncodeTest(absltest.TestCase):
-    def test_is_the_pooled_map_of_the_normalized_image(self) -> None:
+    def test_features_are_pooled_maps_of_normalized_images(self) -> None:
         _, actual = indices_and_features()
         encoder = small_encoder().eval()
         transform = SETTINGS.transform
@@ -51,7 +51,7 @@ class EncodeTest(absltest.TestCase):
                 expected = encoder(((image - mean) / std)[None]).mean((2, 3))[0]
             torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)
 
-    def test_every_image_is_one_ranks(self) -> None:
+    def test_every_image_is_encoded_by_one_rank(self) -> None:
         indices, values = indices_and_features()
         self.assertEqual(indices.tolist(), [*range(7)])
         of_ranks = run_on_ranks(indices_and_features, 2)
@@ -60,10 +60,10 @@ class EncodeTest(absltest.TestCase):
         for rank_indices, rank_values in of_ranks:
             torch.testing.assert_close(rank_values, values[rank_indices], rtol=1e-4, atol=1e-5)
 
-    def test_leaves_the_encoder_as_it_was(self) -> None:
+    def test_encoder_stays_unchanged(self) -> None:
         encoder = small_encoder().train()
         before = {name: value.clone() for name, value in encoder.state_dict().items()}
-        # Who stops early must find it so, too.
+        # A caller may stop early.
         next(features.encode(encoder, seven_images(), SETTINGS))
         self.assertTrue(all(module.training for module in encoder.modules()))
         for name, value in encoder.state_dict().items():
@@ -77,18 +77,18 @@ class EncodeTest(absltest.TestCase):
         # Once at the start, then while the consumer has each of the batches.
         self.assertEqual(counts, ["0", "0", "3", "6"])
 
-    def test_what_is_not_finite_scores_nothing(self) -> None:
+    def test_rejects_features_that_are_not_finite(self) -> None:
         encoder = small_encoder()
         encoder.get_parameter("layer4.0.bn2.bias").data[0] = torch.nan
         with self.assertRaisesRegex(UserError, "not finite numbers: its training diverged"):
             next(features.encode(encoder, seven_images(), SETTINGS))
 
-    def test_has_no_gradient_but_lets_its_reader_have_one(self) -> None:
+    def test_gradients_are_off_in_the_encoder_only(self) -> None:
         for piece, _ in features.encode(small_encoder(), seven_images(), SETTINGS):
             self.assertFalse(piece.requires_grad)
             self.assertTrue(torch.is_grad_enabled())
 
-    def test_precision_is_of_the_encoder_alone(self) -> None:
+    def test_precision_applies_to_the_encoder_only(self) -> None:
         images = seven_images()
         exact = torch.cat([p for p, _ in features.encode(small_encoder(), images, SETTINGS)])
         rough_settings = SETTINGS._replace(precision=torch.bfloat16)

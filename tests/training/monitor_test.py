@@ -52,7 +52,7 @@ class MonitorTest(parameterized.TestCase):
     def _scalars(self, tag: str) -> list[tuple[int, float]]:
         return [(event.step, event.value) for event in self._events().Scalars(tag)]
 
-    def test_means_over_every_window_and_the_rest(self) -> None:
+    def test_reports_means_over_every_window_and_the_remaining_steps(self) -> None:
         with self._monitor() as run:
             for step in range(1, 11):
                 metrics = _loss(step) | {"accuracy": torch.tensor(step / 2)}
@@ -60,7 +60,7 @@ class MonitorTest(parameterized.TestCase):
         self.assertEqual(self._scalars("loss"), [(4, 2.5), (8, 6.5), (10, 9.5)])
         self.assertEqual(self._scalars("accuracy"), [(4, 1.25), (8, 3.25), (10, 4.75)])
 
-    def test_one_transfer_a_window(self) -> None:
+    def test_transfers_metrics_once_per_window(self) -> None:
         read_at: list[int] = []
         tolist = Tensor.tolist
 
@@ -80,7 +80,7 @@ class MonitorTest(parameterized.TestCase):
                 run.step(step, _loss(1.0), data_wait=0.0)
         self.assertEqual(read_at, [4, 8])
 
-    def test_sums_are_no_view_of_what_the_step_returned(self) -> None:
+    def test_sums_do_not_share_memory_with_metrics_of_a_step(self) -> None:
         loss = torch.tensor(1.0, requires_grad=True)
         with self._monitor(log_every=2) as run:
             run.step(1, {"loss": loss}, data_wait=0.0)
@@ -88,7 +88,7 @@ class MonitorTest(parameterized.TestCase):
             run.step(2, {"loss": loss}, data_wait=0.0)
         self.assertEqual(self._scalars("loss"), [(2, 2.0)])
 
-    def test_throughput_leaves_out_first_step_and_pauses(self) -> None:
+    def test_throughput_excludes_first_step_and_pauses(self) -> None:
         with self._monitor() as run:
             for step in range(1, 9):
                 self.clock.now += 60.0 if step == 1 else 2.0
@@ -98,7 +98,7 @@ class MonitorTest(parameterized.TestCase):
         self.assertEqual(self._scalars("images_per_second"), [(4, 16.0), (8, 16.0)])
         self.assertEqual(self._scalars("data_wait_fraction"), [(4, 0.25), (8, 0.25)])
 
-    def test_a_window_of_the_first_step_alone_has_no_throughput(self) -> None:
+    def test_window_of_only_the_first_step_has_no_throughput(self) -> None:
         with self._monitor(log_every=1) as run:
             for step in (1, 2):
                 self.clock.now += 4.0
@@ -106,7 +106,7 @@ class MonitorTest(parameterized.TestCase):
         self.assertEqual(self._scalars("images_per_second"), [(2, 8.0)])
 
     @parameterized.parameters(math.nan, math.inf)
-    def test_a_loss_that_is_not_finite_anywhere_in_the_window(self, value: float) -> None:
+    def test_rejects_a_loss_that_is_not_finite_anywhere_in_the_window(self, value: float) -> None:
         for is_main in (True, False):
             with self._monitor(is_main=is_main) as run:
                 for step in range(1, 8):
@@ -117,7 +117,7 @@ class MonitorTest(parameterized.TestCase):
                 ):
                     run.step(8, _loss(1.0), data_wait=0.0)
 
-    def test_log_file_gets_a_line_a_window(self) -> None:
+    def test_log_file_has_one_line_per_window(self) -> None:
         stream = io.StringIO()
         with self._monitor(stream, total_steps=8) as run:
             for step in range(1, 9):
@@ -133,7 +133,7 @@ class MonitorTest(parameterized.TestCase):
             ],
         )
 
-    def test_terminal_gets_one_live_line_that_messages_do_not_garble(self) -> None:
+    def test_terminal_has_one_live_line_below_messages(self) -> None:
         stream = Terminal()
         with self._monitor(stream, total_steps=8) as run:
             for step in range(1, 9):
@@ -234,7 +234,7 @@ class MonitorTest(parameterized.TestCase):
         picture = events.Images("montage")[0]
         self.assertEqual((picture.step, picture.height, picture.width), (3, 4, 6))
 
-    def test_resumed_run_replaces_what_it_does_again(self) -> None:
+    def test_resumed_run_replaces_reports_of_repeated_steps(self) -> None:
         with self._monitor(log_every=2) as run:
             for step in range(1, 9):
                 run.step(step, _loss(1.0), data_wait=0.0)
@@ -244,13 +244,13 @@ class MonitorTest(parameterized.TestCase):
         expected = [(2, 1.0), (4, 1.0), (6, 2.0), (8, 2.0), (10, 2.0)]
         self.assertEqual(self._scalars("loss"), expected)
 
-    def test_resumed_run_off_the_grid_averages_its_own_steps(self) -> None:
+    def test_run_resumed_within_a_window_averages_its_own_steps(self) -> None:
         with self._monitor(start_step=6) as run:
             for step in (7, 8):
                 run.step(step, _loss(step), data_wait=0.0)
         self.assertEqual(self._scalars("loss"), [(8, 7.5)])
 
-    def test_refuses_steps_and_metrics_that_are_not_of_the_run(self) -> None:
+    def test_rejects_steps_outside_the_run_and_other_metrics(self) -> None:
         with self._monitor(start_step=3) as run:
             for step in (3, 11):
                 with self.assertRaisesRegex(ValueError, f"step {step} is not in"):
@@ -261,7 +261,7 @@ class MonitorTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, "earlier steps had"):
                 run.step(2, {"other": torch.tensor(1.0)}, data_wait=0.0)
 
-    def test_refuses_a_window_of_no_steps(self) -> None:
+    def test_rejects_a_window_without_steps(self) -> None:
         with self.assertRaisesRegex(UserError, "log_every is 0"):
             self._monitor(log_every=0)
 
