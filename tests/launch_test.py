@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from absl.testing import absltest, parameterized
@@ -12,6 +11,7 @@ from PIL import Image
 
 from jigclu import config
 from jigclu.training import checkpoint
+from tests.folder_case import FolderTestCase
 
 # The demo in miniature: 3 steps in all.
 SMALL = """
@@ -40,10 +40,9 @@ def bindings(*texts: str) -> list[str]:
     return [f"--gin_bindings={text}" for text in texts]
 
 
-class LaunchTest(parameterized.TestCase):
+class LaunchTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
         self.workdir = self.folder / "run"
         self.small = self.folder / "small.gin"
         self.small.write_text(SMALL)

@@ -6,17 +6,17 @@ import io
 from pathlib import Path
 from typing import Any
 
-from absl.testing import parameterized
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from jigclu.data.procedural import ProceduralImages
 from jigclu.ops import optim, schedules
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.tasks.reproduce import Task
 from jigclu.training import checkpoint
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedule
-from jigclu.training.task import TrainingTask
+from tests.folder_case import FolderTestCase
 from tests.samples import JIGSAW, eval_transform
 
 EVAL_TRANSFORM = eval_transform(resize=32, crop=32)
@@ -85,12 +85,12 @@ LABELED: dict[str, Any] = TRAINING | {
 }
 
 
-def run_task(task: TrainingTask, workdir: Path, config: str = "") -> str:
+def run_task(task: Task, workdir: Path, config: str = "") -> str:
     """Runs a task as the launcher does; returns what it printed."""
     task.check(workdir)
     printed = io.StringIO()
     with contextlib.redirect_stderr(printed):
-        task.run(workdir, config)  # type: ignore[attr-defined]
+        task.run(workdir, config)
     return printed.getvalue()
 
 
@@ -101,12 +101,8 @@ def final(workdir: Path) -> dict[str, Any]:
     return checkpoint.load(path, "cpu")
 
 
-class TaskTestCase(parameterized.TestCase):
+class TaskTestCase(FolderTestCase):
     """A test case with a temporary folder, which reads what runs leave there."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
 
     def events(self, workdir: Path) -> EventAccumulator:
         """Returns all that a run wrote to TensorBoard."""

@@ -1,25 +1,20 @@
 """A test case that loads gin files and bindings, and catches the error message of mistakes."""
 
 import logging
-from pathlib import Path
 
-from absl.testing import parameterized
 from PIL import Image
 
 from jigclu import config
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
+from tests.folder_case import FolderTestCase
 
 DEMO = "gin/demo.gin"
 LARS = ("pretrain.optimizer=@lars()", "lars.momentum=0.9", "lars.weight_decay=0.0")
 
 
-class ConfigTestCase(parameterized.TestCase):
+class ConfigTestCase(FolderTestCase):
     """Tests that load gin/demo.gin, or files of their own in a temporary folder."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
 
     def file(self, text: str | bytes, name: str = "run.gin") -> str:
         """Writes a gin file; returns its path."""

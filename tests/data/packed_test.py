@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,13 +16,13 @@ from jigclu.data.packed import PackedImages
 from jigclu.data.sources import ImageFolder
 from jigclu.system.errors import UserError
 from jigclu.tasks.pack import PackTask
+from tests.folder_case import FolderTestCase
 from tests.samples import write_image_tree
 
 
-class PackedImagesTest(parameterized.TestCase):
+class PackedImagesTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir())
         self.root = self.folder / "pack"
         write_image_tree(self.folder / "tree")
         self.source = ImageFolder(str(self.folder / "tree"), "train")

@@ -7,19 +7,19 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 
 from jigclu.data import webdataset
 from jigclu.data.sources import ImageFolder
 from jigclu.data.webdataset import WebDatasetImages
 from jigclu.system.errors import UserError
+from tests.folder_case import FolderTestCase
 from tests.samples import write_image_tree
 
 
-class WebDatasetImagesTest(parameterized.TestCase):
+class WebDatasetImagesTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir())
         self.root = self.folder / "shards"
         self.root.mkdir()
         write_image_tree(self.folder / "tree")

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jigclu.detection import command
 from jigclu.models.encoder import create_encoder
 from jigclu.tasks.export_formats import FORMATS
+from tests.folder_case import FolderTestCase
 
 CONFIGS = Path(__file__).parents[2] / "detection" / "configs"
 # A ResNet-18 on images of 64 pixels in one process, with few boxes.
@@ -61,10 +62,9 @@ def _write_voc(folder: Path) -> None:
     (folder / "ImageSets/Main/train.txt").write_text("0\n1\n", encoding="utf-8")
 
 
-class CommandTest(parameterized.TestCase):
+class CommandTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir())
         self.output = self.folder / "run"
         _write_coco(self.folder)
         known = set(DatasetCatalog.list())

@@ -10,6 +10,7 @@ from PIL import ExifTags, Image
 
 from jigclu.detection import datasets
 from jigclu.system.errors import UserError
+from tests.folder_case import FolderTestCase
 
 _XML = """<annotation><size><width>40</width><height>30</height></size>
 <object><name>{name}</name><pose>Left</pose><truncated>0</truncated>
@@ -17,10 +18,9 @@ _XML = """<annotation><size><width>40</width><height>30</height></size>
 <ymax>{3}</ymax></bndbox></object></annotation>"""
 
 
-class CocoTest(parameterized.TestCase):
+class CocoTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir())
         Image.new("RGB", (40, 30)).save(self.folder / "a.jpg")
         self.contents: dict[str, Any] = {
             "images": [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}],
@@ -188,10 +188,9 @@ class CocoTest(parameterized.TestCase):
             datasets.check_coco("mine", self.folder, self.folder / "none.json", is_evaluated=False)
 
 
-class VocTest(parameterized.TestCase):
+class VocTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir())
         for name in ("ImageSets/Main", "JPEGImages", "Annotations"):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "ImageSets/Main/train.txt").write_text("a\nb \n\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jigclu.system import cores
+from tests.folder_case import FolderTestCase
 
 
 def write(path: Path, text: str) -> None:
@@ -15,10 +16,9 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-class CoresTest(parameterized.TestCase):
+class CoresTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
         self.own = self.folder / "own"
         self.mount = self.folder / "mount"
 

@@ -2,19 +2,18 @@
 
 import hashlib
 import os
-from pathlib import Path
 from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from jigclu.system import files
 from jigclu.system.errors import UserError
+from tests.folder_case import FolderTestCase
 
 
-class FilesTest(parameterized.TestCase):
+class FilesTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
         self.path = self.folder / "file.txt"
 
     def _write(self, data: bytes) -> None:

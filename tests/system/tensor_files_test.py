@@ -1,7 +1,6 @@
 """Tests of jigclu.system.tensor_files."""
 
 import re
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -9,12 +8,12 @@ from absl.testing import absltest, parameterized
 
 from jigclu.system import tensor_files
 from jigclu.system.errors import UserError
+from tests.folder_case import FolderTestCase
 
 
-class TensorFilesTest(parameterized.TestCase):
+class TensorFilesTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
         self.path = self.folder / "weights.pt"
         torch.save({"step": 7, "weights": {"a": torch.arange(6.0)}}, self.path)
 

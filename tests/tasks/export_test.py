@@ -25,6 +25,7 @@ from jigclu.tasks.export import ExportTask
 from jigclu.tasks.export_formats import FORMATS
 from jigclu.training.settings import with_settings
 from tests import samples
+from tests.folder_case import FolderTestCase
 
 TASK = ExportTask(
     init_from="",
@@ -50,10 +51,9 @@ def _trained_encoder(small_stem: bool) -> dict[str, Tensor]:
     return tensors
 
 
-class ExportTest(parameterized.TestCase):
+class ExportTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
         self.origin = self.folder / "weights.pth"
         self.workdir = self.folder / "out"
 

@@ -19,6 +19,7 @@ from jigclu.tasks import feature_cache
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.training import features
 from jigclu.training.features import FeatureSettings
+from tests.folder_case import FolderTestCase
 from tests.samples import MemorySource, eval_transform, noise, small_encoder
 
 TRANSFORM = eval_transform(resize=32, crop=32)
@@ -28,7 +29,7 @@ SETTINGS = FeatureSettings(
 )
 
 
-class FeatureCacheTest(absltest.TestCase):
+class FeatureCacheTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.folder = Path(self.create_tempdir().full_path) / "cache"

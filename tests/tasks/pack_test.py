@@ -2,7 +2,6 @@
 
 import functools
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,6 +19,7 @@ from jigclu.system.errors import UserError
 from jigclu.tasks import pack
 from jigclu.tasks.pack import PackTask
 from jigclu.training.loop import RunResult
+from tests.folder_case import FolderTestCase
 from tests.samples import write_image_tree
 
 
@@ -38,10 +38,9 @@ def _patches(source: Source, indices: list[int]) -> list[Tensor]:
     return [dataset[(1, index)].crops for index in indices]
 
 
-class PackTest(parameterized.TestCase):
+class PackTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir())
         self.tree, self.workdir = self.folder / "tree", self.folder / "pack"
         write_image_tree(self.tree)
 

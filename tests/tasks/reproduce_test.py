@@ -17,6 +17,7 @@ from jigclu.tasks.reproduce import ReproduceTask, Row, Task, table
 from jigclu.training import checkpoint
 from jigclu.training.loop import RunResult
 from tests import samples
+from tests.folder_case import FolderTestCase
 
 STAGES = """
 launch.task = @reproduce()
@@ -100,10 +101,9 @@ class StubStage(NamedTuple):
         self.task.check(workdir)
 
 
-class ReproduceTest(absltest.TestCase):
+class ReproduceTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.folder = Path(self.create_tempdir().full_path)
         self.calls: list[str] = []
         self.given: list[Sequence[str]] = []
 

@@ -84,8 +84,8 @@ class ProbeEvaluatorTest(TaskTestCase):
         alone, expected = weights(), scores()
         for rank in run_on_ranks(weights, 2):
             torch.testing.assert_close(rank, alone, rtol=1e-3, atol=1e-5)
-        for rank in run_on_ranks(scores, 2):
-            self.assertEqual(rank, expected)
+        for rank_scores in run_on_ranks(scores, 2):
+            self.assertEqual(rank_scores, expected)
 
     def test_the_encoder_stays_as_it_was(self) -> None:
         encoder = small_encoder().train()

@@ -37,8 +37,8 @@ def pretrain_step(
     micro_batch_size: int | None = None,
     norm_layer: type[nn.Module] = BatchNorm,
     build: Callable[[type[nn.Module]], nn.Module] = small_model,
-    method: Method = JIGSAW,
     *,
+    method: Method = JIGSAW,
     device: str = "cpu",
 ) -> TrainingStep:
     forward = MethodForward(method, build(norm_layer), precision, True, micro_batch_size)
