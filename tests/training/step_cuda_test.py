@@ -6,16 +6,21 @@ from typing import Any
 
 import torch
 from absl.testing import absltest, parameterized
-from torch import Tensor, nn
+from torch import nn
 
-from jigclu.methods.jigsaw import StepInputs
-from jigclu.ops import augment, jigsaw
-from jigclu.system import collectives, to_device
+from jigclu.methods.method import Method
+from tests.methods.simclr_test import projector
 from tests.ranks import run_on_ranks
-from tests.samples import AUGMENTATION, BATCH, GRID, SIZE
+from tests.samples import BATCH, JIGSAW, SIMCLR, method_inputs, small_model
+from tests.small_tasks import TaskTestCase
 from tests.training import step_test
 
 CUDA = "cuda"
+# By name: a method, and what builds its network.
+METHODS: dict[str, tuple[Method, Any]] = {
+    "jigsaw": (JIGSAW, small_model),
+    "simclr": (SIMCLR, projector),
+}
 
 
 def train_in_double(count: int, **named: Any) -> dict[str, Any]:
@@ -23,52 +28,44 @@ def train_in_double(count: int, **named: Any) -> dict[str, Any]:
     return step_test.train(count, build=step_test.double_model, device=CUDA, **named)
 
 
-def train_in_float32(count: int, compile: bool = False) -> dict[str, Any]:
+def train_in_float32(count: int, use_compile: bool = False) -> dict[str, Any]:
     """Trains on the current GPU without TF32, whose rounding would hide differences."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        return step_test.train(count, compile, device=CUDA)
+        return step_test.train(count, use_compile, device=CUDA)
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
 
-class StepsCudaTest(parameterized.TestCase):
-    def assert_close(
-        self, actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float
-    ) -> None:
-        for name, value in expected.items():
-            difference = (actual[name] - value).norm() / value.norm().clamp_min(1e-12)
-            self.assertLessEqual(difference.item(), relative, name)
-
+class StepsCudaTest(TaskTestCase):
     @parameterized.product(
-        precision=("float32", "bfloat16", "float16"), micro_batch_size=(None, BATCH // 2)
+        name=tuple(METHODS),
+        precision=("float32", "bfloat16", "float16"),
+        micro_batch_size=(None, BATCH // 2),
     )
     def test_nothing_waits_for_the_device(
-        self, precision: str, micro_batch_size: int | None
+        self, name: str, precision: str, micro_batch_size: int | None
     ) -> None:
-        self.take_steps_without_waiting(precision=precision, micro_batch_size=micro_batch_size)
+        self.take_steps_without_waiting(
+            name, precision=precision, micro_batch_size=micro_batch_size
+        )
 
-    def test_nothing_waits_for_the_device_in_a_compiled_step(self) -> None:
+    @parameterized.parameters(*METHODS)
+    def test_nothing_waits_for_the_device_in_a_compiled_step(self, name: str) -> None:
         torch._dynamo.reset()
-        self.take_steps_without_waiting(compile=True, precision="bfloat16")
+        self.take_steps_without_waiting(name, use_compile=True, precision="bfloat16")
 
-    def take_steps_without_waiting(self, **settings: Any) -> None:
-        step = step_test.pretrain_step(device=CUDA, **settings)
+    def take_steps_without_waiting(self, name: str, **settings: Any) -> None:
+        method, build = METHODS[name]
+        step = step_test.pretrain_step(method=method, build=build, device=CUDA, **settings)
         state = step.initial_state()
-        patches = torch.zeros(BATCH, GRID**2, 3, SIZE, SIZE, dtype=torch.uint8, device=CUDA)
+        crops = method_inputs(method, 0, CUDA).crops.unflatten(0, (BATCH, -1))
         for number in range(3):
             # The first step compiles and sets up libraries.
             torch.cuda.set_sync_debug_mode("error" if number else "default")
             try:
-                permutation = jigsaw.global_permutation(0, number, BATCH * GRID**2)
-                drawn = augment.draw_augmentation(AUGMENTATION, 0, number, BATCH * GRID**2)
-                inputs = StepInputs(
-                    collectives.exchange_patches(patches, permutation),
-                    augment.select_rows(drawn, permutation, CUDA),
-                    to_device.to_device(permutation, CUDA),
-                )
-                state, _ = step(state, inputs, 0.03)
+                state, _ = step(state, method.step_inputs(crops, 0, number), 0.03)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
@@ -86,31 +83,31 @@ class StepsCudaTest(parameterized.TestCase):
         cpu, gpu = step_test.train(1, build=step_test.double_model), train_in_double(1)
         loss = cpu["metrics"][0]["loss"]
         self.assertAlmostEqual(gpu["metrics"][0]["loss"], loss, delta=1e-5 * loss)
-        self.assert_close(gpu["gradients"], cpu["gradients"], 1e-4)
-        self.assert_close(gpu["buffers"], cpu["buffers"], 1e-5)
+        self.assert_tensors_close(gpu["gradients"], cpu["gradients"], 1e-4)
+        self.assert_tensors_close(gpu["buffers"], cpu["buffers"], 1e-5)
 
     def test_compiled_equals_eager(self) -> None:
-        eager, compiled = train_in_float32(1), train_in_float32(1, compile=True)
+        eager, compiled = train_in_float32(1), train_in_float32(1, use_compile=True)
         loss = eager["metrics"][0]["loss"]
         self.assertAlmostEqual(compiled["metrics"][0]["loss"], loss, delta=1e-4 * loss)
         # Statistics of few values make gradients of float32's last bit.
-        self.assert_close(compiled["gradients"], eager["gradients"], 1e-2)
-        self.assert_close(compiled["parameters"], eager["parameters"], 1e-3)
-        self.assert_close(compiled["buffers"], eager["buffers"], 1e-4)
+        self.assert_tensors_close(compiled["gradients"], eager["gradients"], 1e-2)
+        self.assert_tensors_close(compiled["parameters"], eager["parameters"], 1e-3)
+        self.assert_tensors_close(compiled["buffers"], eager["buffers"], 1e-4)
 
     def test_micro_batches_without_batch_norm_equal_the_whole_batch(self) -> None:
         settings: dict[str, Any] = {"norm_layer": nn.Identity}
         whole = train_in_double(1, **settings)
         pieces = train_in_double(1, micro_batch_size=BATCH // 2, **settings)
-        self.assert_close(pieces["gradients"], whole["gradients"], 1e-5)
+        self.assert_tensors_close(pieces["gradients"], whole["gradients"], 1e-5)
 
     @absltest.skipIf(torch.cuda.device_count() < 2, "needs two GPUs")
     def test_two_gpus_equal_one(self) -> None:
         one = train_in_float32(1)
         for rank in run_on_ranks(train_in_float32, 2, 1, backend="nccl"):
-            self.assert_close(rank["gradients"], one["gradients"], 1e-3)
-            self.assert_close(rank["buffers"], one["buffers"], 1e-4)
-            self.assert_close(rank["parameters"], one["parameters"], 1e-4)
+            self.assert_tensors_close(rank["gradients"], one["gradients"], 1e-3)
+            self.assert_tensors_close(rank["buffers"], one["buffers"], 1e-4)
+            self.assert_tensors_close(rank["parameters"], one["parameters"], 1e-4)
 
 
 if __name__ == "__main__":

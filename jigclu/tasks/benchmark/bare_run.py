@@ -13,7 +13,7 @@ from jigclu.training.loop import timed
 
 
 class BareRun:
-    """A run of a task on one device, from its first step."""
+    """A run of a task on one device, from random weights."""
 
     def __init__(self, task: PretrainTask, device: torch.device) -> None:
         """Applies the settings of the machine, and builds the network."""

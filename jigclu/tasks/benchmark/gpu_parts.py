@@ -174,12 +174,11 @@ def on_noise(encoder: str, patch_size: int, precision: str, images: int) -> Pret
     """Returns the published recipe for an encoder and a patch size; no image is read."""
     source = ProceduralImages(images=images, size=2 * patch_size, seed=0, split="train")
     return with_patch_size(
-        published_recipe(source),
+        published_recipe(source, images),
         patch_size,
         encoder=encoder,
         precision=precision,
         compile=True,
-        batch_size=images,
         device="cuda",
     )
 
@@ -190,7 +189,7 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
         ProceduralImages(images=count, size=96, seed=0, split=split)
         for count, split in ((images, "train"), (images // 10, "val"))
     )
-    task = published_recipe(train)
+    task = published_recipe(train, batch_size=128)
     augmentation = task.method.augmentation
     evaluator = KnnEvaluator(
         every=0,
@@ -208,7 +207,6 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
         task,
         64,
         encoder="resnet18",
-        batch_size=128,
         epochs=10**6,
         # Constant, because the last epoch to decay to is not known.
         decay=schedules.StepDecay(milestones=(), factor=1.0),

@@ -18,7 +18,7 @@ from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark.instruments import Instruments
 from jigclu.tasks.benchmark.published import PublishedPatches
 from jigclu.tasks.benchmark.timing import Seconds, time_actions
-from jigclu.tasks.benchmark.workload import final_stage, jigsaw
+from jigclu.tasks.benchmark.workload import jigsaw
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
 
@@ -131,7 +131,7 @@ def _augmenting_reader(task: PretrainTask, source: Source) -> Reader:
 
 
 def _patch_reader(task: PretrainTask, source: Source) -> Callable[[int], CropSample]:
-    dataset = final_stage(task).method.dataset(source, task.seed)
+    dataset = task.method.dataset(source, task.seed)
     return lambda index: dataset[0, index]
 
 

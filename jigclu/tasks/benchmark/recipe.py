@@ -53,12 +53,17 @@ _METHOD = Jigsaw(
 )
 
 
-def published_recipe(source: Source) -> PretrainTask:
-    """Returns the published pre-training of ResNet-50 on a source."""
+def published_recipe(source: Source, batch_size: int = 256) -> PretrainTask:
+    """Returns the published pre-training of ResNet-50 on a source.
+
+    Args:
+      source: of at least `batch_size` images.
+      batch_size: images per step; the published value suits ImageNet.
+    """
     return PretrainTask(
         seed=0,
         source=source,
-        batch_size=256,
+        batch_size=batch_size,
         micro_batch_size=None,
         method=_METHOD,
         encoder="resnet50",

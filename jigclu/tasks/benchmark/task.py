@@ -81,8 +81,8 @@ class BenchmarkTask:
         check(chosen, "precisions", self.precisions, f"some of {', '.join(sorted(names))}")
         if not isinstance(self.task.method, Jigsaw):
             raise UserError(
-                "task pre-trains by another method: the benchmark compares with published jigsaw "
-                "clustering, bind pretrain.method = @jigsaw()"
+                f"task pre-trains by {type(self.task.method).__name__}; the benchmark compares "
+                "with published jigsaw clustering: bind pretrain.method = @jigsaw()"
             )
         self._check_numbers("patches", self.task.method.grid**2)
         self._check_numbers("ranks", 1)

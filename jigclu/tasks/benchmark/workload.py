@@ -117,7 +117,7 @@ def with_compilation(task: PretrainTask, compiled: bool) -> PretrainTask:
 
 
 def with_steps(task: PretrainTask, steps: int) -> PretrainTask:
-    """Returns the same task for exactly this number of steps, without pictures and evaluation."""
+    """Returns the same task for exactly this number of steps."""
     return with_settings(
         task,
         # As in the whole run: 'auto' compiles nothing for a few steps.
@@ -125,8 +125,6 @@ def with_steps(task: PretrainTask, steps: int) -> PretrainTask:
         epochs=math.ceil(steps / task.steps_per_epoch),
         warmup_epochs=0,
         stop_after_steps=steps,
-        picture_every=0,
-        evaluators=(),
     )
 
 

@@ -8,14 +8,11 @@ from absl.testing import absltest
 from torch import Tensor
 
 from jigclu.data.loader import Batch
-from jigclu.methods.jigsaw import StepInputs
+from jigclu.methods.method import StepInputs
 from jigclu.tasks.benchmark import copies
 from jigclu.tasks.benchmark.copies import Copies
-from jigclu.tasks.pretrain import PretrainTask
 from tests.small_tasks import PRETRAINING
 from tests.tasks.benchmark.fakes import FakeMachine
-
-TASK = PretrainTask(**PRETRAINING)
 
 
 class CopiesTest(absltest.TestCase):
@@ -26,7 +23,7 @@ class CopiesTest(absltest.TestCase):
         step_seconds = iter([900.0] * 3 + [10.0] * 3)
 
         def take_step(inputs: StepInputs) -> None:
-            seen.append(inputs.slots)
+            seen.append(inputs.crops)
             machine.compute(next(step_seconds))
 
         def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -43,7 +40,7 @@ class CopiesTest(absltest.TestCase):
             mock.patch.object(copies, "prefetch_to_device", prefetch),
             mock.patch.object(copies, "_copy", copy),
         ):
-            found = copies.measure_copies(TASK, 1, machine.instruments)
+            found = copies.measure_copies(PRETRAINING, 1, machine.instruments)
         # 4 images, each of 4 patches of 3 x 16 x 16 bytes.
         size = 4 * 4 * 3 * 16 * 16
         self.assertEqual(found, Copies(on_device=10, ahead=11, before=14, size=size))

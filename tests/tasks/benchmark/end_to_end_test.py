@@ -1,8 +1,6 @@
 """Tests of jigclu.tasks.benchmark.end_to_end."""
 
-import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -12,12 +10,13 @@ from jigclu.tasks.benchmark import end_to_end
 from jigclu.tasks.benchmark.end_to_end import EndToEnd, RunTime
 from jigclu.tasks.benchmark.instruments import device_instruments
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.settings import with_settings
 from tests.samples import tiny_model
 from tests.small_tasks import PRETRAINING
 from tests.tasks.benchmark.fakes import FakeMachine
 
 # Two workers, each of which reads two batches ahead: with three more, 7 steps do not count.
-TASK = PretrainTask(**PRETRAINING | {"workers": 2})
+TASK = with_settings(PRETRAINING, workers=2)
 WARM_UP, STEPS = 7, 5
 
 
@@ -29,7 +28,7 @@ class FakeRun:
         self._machine = machine
         self._total = total
 
-    def inputs(self) -> Iterator[tuple[int, float]]:
+    def batches(self) -> Iterator[tuple[int, float]]:
         for number in range(self._total):
             wait = 2.0 if number > WARM_UP else 1000.0
             self._machine.wait(wait)
@@ -46,13 +45,13 @@ class EndToEndTest(absltest.TestCase):
         machine = FakeMachine()
         runs: list[FakeRun] = []
 
-        def start(task: PretrainTask, folder: Path, config: str, device: torch.device) -> FakeRun:
+        def start(task: PretrainTask, device: torch.device) -> FakeRun:
             runs.append(FakeRun(machine, task.total_steps))
             return runs[-1]
 
         step = machine.action(4000, 2, 3.5, 4)
         with (
-            mock.patch.object(PretrainTask, "start", start),
+            mock.patch.object(end_to_end, "BareRun", start),
             mock.patch.object(end_to_end, "jigsaw_step", lambda *_: step),
         ):
             found = end_to_end.measure_end_to_end(TASK, STEPS, 3, machine.instruments)
@@ -72,9 +71,9 @@ class EndToEndTest(absltest.TestCase):
         self.assertEmpty(read.taken)
 
     def test_a_real_run_is_measured(self) -> None:
-        task = dataclasses.replace(TASK, workers=0)
+        task = with_settings(TASK, workers=0)
         cpu = device_instruments(torch.device("cpu"))
-        with mock.patch.object(PretrainTask, "model", lambda _: tiny_model()):
+        with mock.patch.object(PretrainTask, "network", lambda _: tiny_model()):
             found = end_to_end.measure_end_to_end(task, 1, 1, cpu)
         self.assertEqual((found.steps, found.warm_up), (1, 3))
         self.assertGreater(found.training.waited, 0)

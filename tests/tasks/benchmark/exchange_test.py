@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from absl.testing import absltest
 
-from jigclu.methods.jigsaw import JigsawForward
+from jigclu.methods.forward import MethodForward
 from jigclu.ops import jigsaw
 from jigclu.system import collectives
 from jigclu.tasks.benchmark import exchange
@@ -15,18 +15,19 @@ from jigclu.tasks.benchmark.exchange import Exchange, Received
 from jigclu.tasks.benchmark.noise_steps import NetworkSize, network_size
 from jigclu.tasks.benchmark.workload import describe
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.settings import with_settings
 from tests.ranks import run_on_ranks
 from tests.samples import inputs_of, small_model
 from tests.small_tasks import PRETRAINING
 
-TASK = PretrainTask(**PRETRAINING | {"embedding_channels": 16})
+TASK = with_settings(PRETRAINING, embedding_channels=16)
 # 4 images of 4 patches, each of 3 x 16 x 16 bytes.
 PATCH_BYTES = 768
 
 
 def received_in_a_forward() -> dict[str, int]:
     """Counts the bytes of embeddings and statistics that this rank gathers from the others."""
-    forward = JigsawForward(small_model(), TASK.objective(), "float32", False, None)
+    forward = MethodForward(TASK.method, small_model(), "float32", False, None)
     inputs = inputs_of(0)
     gathered: list[torch.Tensor] = []
     gather = collectives._all_gather
@@ -61,7 +62,7 @@ def patches_received(steps: int) -> float:
 
 class ExchangeTest(absltest.TestCase):
     def test_computed_bytes_are_those_that_two_ranks_receive(self) -> None:
-        with mock.patch.object(PretrainTask, "model", lambda _: small_model()):
+        with mock.patch.object(PretrainTask, "network", lambda _: small_model()):
             network = network_size(TASK)
         expected = exchange.bytes_received(describe(TASK), network, 2)
         for counted in run_on_ranks(received_in_a_forward, 2):

@@ -1,7 +1,6 @@
 """Tests of jigclu.tasks.benchmark.gpu_parts on a CPU."""
 
 import contextlib
-import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -22,12 +21,14 @@ from jigclu.tasks.benchmark.report import Table
 from jigclu.tasks.benchmark.short_training import ShortTraining
 from jigclu.tasks.benchmark.steps import PUBLISHED, StepCost, StepCosts
 from jigclu.tasks.benchmark.timing import Cost, Seconds
-from jigclu.tasks.benchmark.workload import Arithmetic, Variant
+from jigclu.tasks.benchmark.workload import Arithmetic, Variant, jigsaw
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.knn_evaluator import KnnEvaluator
+from jigclu.training.settings import with_settings
 from tests.small_tasks import PRETRAINING
 from tests.tasks.benchmark.fakes import WORKLOAD, FakeMachine
 
-TASK = PretrainTask(**PRETRAINING | {"small_stem": False, "batch_size": 2})
+TASK = with_settings(PRETRAINING, small_stem=False, batch_size=2)
 TESTS = """
 import unittest
 class FewTest(unittest.TestCase):
@@ -121,7 +122,7 @@ class GpuPartsTest(absltest.TestCase):
 
         def builder(building: float, step: float) -> Callable[..., Action]:
             def build(task: PretrainTask, device: torch.device) -> Action:
-                self.assertTrue(task.compile)
+                self.assertTrue(task.compute.compile)
                 machine.wait(building)
                 return machine.action(step)
 
@@ -202,12 +203,18 @@ class GpuPartsTest(absltest.TestCase):
     def test_tasks_of_all_parts_are_valid(self) -> None:
         for encoder, patch_size in (("resnet50", 112), ("resnet18", 32), ("resnet18", 56)):
             task = gpu_parts.on_noise(encoder, patch_size, "bfloat16", 128)
-            dataclasses.replace(task, device="cpu").check_values()
-            self.assertEqual((task.batch_size, task.compile), (128, True))
+            with_settings(task, device="cpu").check(self.folder)
+            self.assertEqual((task.encoder, task.batch_size), (encoder, 128))
+            self.assertEqual((task.compute.precision, task.compute.compile), ("bfloat16", True))
+            self.assertEqual(jigsaw(task).patch_size, patch_size)
         task = gpu_parts.on_generated_images(200, "bfloat16", 2)
-        dataclasses.replace(task, device="cpu").check_values()
+        with_settings(task, device="cpu").check(self.folder)
+        self.assertEqual((task.batch_size, task.compute.precision), (128, "bfloat16"))
+        (evaluator,) = task.evaluators
+        self.assertIsInstance(evaluator, KnnEvaluator)
+        self.assertEqual(evaluator.every, 0)
         # In proportion to the patch, as in the small recipes.
-        self.assertAlmostEqual(task.augmentation.blur_sigma_max, 2 * 64 / 112)
+        self.assertAlmostEqual(task.method.augmentation.blur_sigma_max, 2 * 64 / 112)
 
     def test_batches_suit_the_memory_of_the_device(self) -> None:
         found = []

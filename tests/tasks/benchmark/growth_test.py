@@ -12,11 +12,8 @@ from jigclu.tasks.benchmark import growth, published
 from jigclu.tasks.benchmark.growth import LossCost
 from jigclu.tasks.benchmark.instruments import device_instruments
 from jigclu.tasks.benchmark.timing import Cost, Seconds
-from jigclu.tasks.pretrain import PretrainTask
 from tests.small_tasks import PRETRAINING
 from tests.tasks.benchmark.fakes import FakeMachine
-
-TASK = PretrainTask(**PRETRAINING)
 
 
 class GrowthTest(absltest.TestCase):
@@ -52,7 +49,7 @@ class GrowthTest(absltest.TestCase):
             mock.patch.object(losses, "clustering_loss", self.fake_loss("ours", ours, 10)),
             mock.patch.object(published, "clustering_loss", self.fake_loss("theirs", theirs, 70)),
         ):
-            return growth.measure_loss(TASK, patches, longest, 3, self.machine.instruments)
+            return growth.measure_loss(PRETRAINING, patches, longest, 3, self.machine.instruments)
 
     def test_both_losses_are_measured_with_their_gradients(self) -> None:
         found = self.measure((16, 32), 1e6, ours=lambda n: n / 16, theirs=lambda n: n / 8)
@@ -102,13 +99,14 @@ class GrowthTest(absltest.TestCase):
         self.assertEqual([cost.ours is None for cost in found], [False, False, False, True])
 
     def test_real_losses_run_and_agree(self) -> None:
-        embeddings = growth._random_embeddings(TASK, 32, torch.device("cpu"))
+        embeddings = growth._random_embeddings(PRETRAINING, 32, torch.device("cpu"))
         self.assertEqual(embeddings.shape, (8, 4, 128))
         torch.testing.assert_close(
-            growth._our_loss(TASK)(embeddings), growth._published_loss(TASK)(embeddings)
+            growth._our_loss(PRETRAINING)(embeddings),
+            growth._published_loss(PRETRAINING)(embeddings),
         )
         cpu = device_instruments(torch.device("cpu"))
-        ((count, ours, theirs),) = growth.measure_loss(TASK, (16,), 60.0, 1, cpu)
+        ((count, ours, theirs),) = growth.measure_loss(PRETRAINING, (16,), 60.0, 1, cpu)
         self.assertEqual(count, 16)
         for cost in (ours, theirs):
             assert cost is not None

@@ -14,7 +14,6 @@ from tests.samples import tiny_model
 from tests.small_tasks import PRETRAINING
 from tests.tasks.benchmark.fakes import FakeMachine
 
-TASK = PretrainTask(**PRETRAINING)
 # By precision and size: seconds of the first call and of the next two, bytes of a call.
 COSTS: dict[tuple[str, int | None], tuple[tuple[float, ...], int]] = {
     ("float32", 2): ((90, 5, 7), 300),
@@ -28,14 +27,14 @@ class MicroBatchesTest(absltest.TestCase):
         machine = FakeMachine()
 
         def build(task: PretrainTask, device: torch.device) -> Action:
-            found = COSTS.get((task.precision, task.micro_batch_size))
+            found = COSTS.get((task.compute.precision, task.micro_batch_size))
             if found is None:
                 raise torch.OutOfMemoryError("no memory")
             return machine.action(*found[0], memory=found[1])
 
         with mock.patch.object(micro_batches, "jigsaw_step", build):
             found = micro_batches.measure_micro_batches(
-                TASK, (None, 2), ("float32", "bfloat16"), 2, machine.instruments
+                PRETRAINING, (None, 2), ("float32", "bfloat16"), 2, machine.instruments
             )
         self.assertEqual(
             found,
@@ -53,14 +52,14 @@ class MicroBatchesTest(absltest.TestCase):
 
         with mock.patch.object(micro_batches, "jigsaw_step", lambda *_: fail):
             (found,) = micro_batches.measure_micro_batches(
-                TASK, (2,), ("float32",), 1, FakeMachine().instruments
+                PRETRAINING, (2,), ("float32",), 1, FakeMachine().instruments
             )
         self.assertIsNone(found.cost)
 
     def test_a_real_step_runs(self) -> None:
         cpu = device_instruments(torch.device("cpu"))
-        with mock.patch.object(PretrainTask, "model", lambda _: tiny_model()):
-            (found,) = micro_batches.measure_micro_batches(TASK, (2,), ("float32",), 1, cpu)
+        with mock.patch.object(PretrainTask, "network", lambda _: tiny_model()):
+            (found,) = micro_batches.measure_micro_batches(PRETRAINING, (2,), ("float32",), 1, cpu)
         assert found.cost is not None
         self.assertGreater(found.cost.seconds.least, 0)
 

@@ -1,6 +1,5 @@
 """Tests of jigclu.tasks.benchmark.noise_steps."""
 
-import dataclasses
 from typing import Any
 from unittest import mock
 
@@ -11,19 +10,20 @@ from jigclu.methods.forward import Forward
 from jigclu.tasks.benchmark import noise_steps
 from jigclu.tasks.benchmark.workload import Arithmetic, Variant, with_variant
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.settings import with_settings
 from jigclu.training.step import TrainingStep
 from tests.samples import tiny_model
 from tests.small_tasks import PRETRAINING
 
 CPU = torch.device("cpu")
-TASK = PretrainTask(**PRETRAINING)
 
 
 class NoiseStepsTest(parameterized.TestCase):
     def test_inputs_are_those_of_a_whole_batch(self) -> None:
-        inputs = noise_steps.random_inputs(TASK, CPU)
-        self.assertEqual(inputs.slots.shape, (16, 3, 16, 16))
-        self.assertEqual(inputs.permutation.sort().values.tolist(), list(range(16)))
+        inputs = noise_steps.random_inputs(PRETRAINING, CPU)
+        self.assertEqual(inputs.crops.shape, (16, 3, 16, 16))
+        (permutation,) = inputs.targets
+        self.assertEqual(permutation.sort().values.tolist(), list(range(16)))
         self.assertLen(inputs.augmentation.sigma, 16)
 
     @parameterized.product(
@@ -38,10 +38,10 @@ class NoiseStepsTest(parameterized.TestCase):
             built.append((forward, compile_step))
             initialize(step, forward, *settings, False, device)
 
-        task = with_variant(TASK, Variant(compiled, Arithmetic("bfloat16", not compiled)))
+        task = with_variant(PRETRAINING, Variant(compiled, Arithmetic("bfloat16", not compiled)))
         with (
             mock.patch.object(TrainingStep, "__init__", record),
-            mock.patch.object(PretrainTask, "model", lambda _: tiny_model()),
+            mock.patch.object(PretrainTask, "network", lambda _: tiny_model()),
         ):
             build(task, CPU)
         ((forward, compile_step),) = built
@@ -51,27 +51,25 @@ class NoiseStepsTest(parameterized.TestCase):
         self.assertEqual(forward.memory_format, expected)
 
     def test_steps_move_nothing(self) -> None:
-        step = TASK.training_step(tiny_model(), CPU, TASK.choose_machine(None))
-        before = [value.clone() for value in step.model.parameters()]
-        with (
-            mock.patch.object(PretrainTask, "model", lambda _: tiny_model()),
-            mock.patch.object(PretrainTask, "training_step", return_value=step),
-        ):
-            take_step = noise_steps.jigsaw_step(TASK, CPU)
+        with mock.patch.object(PretrainTask, "network", lambda _: tiny_model()):
+            step = PRETRAINING.training_step(CPU, PRETRAINING.choose_machine(None))
+        before = [value.clone() for value in step.network.parameters()]
+        with mock.patch.object(PretrainTask, "training_step", return_value=step):
+            take_step = noise_steps.jigsaw_step(PRETRAINING, CPU)
         take_step()
         take_step()
-        for value, old in zip(step.model.parameters(), before, strict=True):
+        for value, old in zip(step.network.parameters(), before, strict=True):
             self.assertTrue(torch.equal(value, old))
 
     def test_all_steps_see_as_many_pixels(self) -> None:
         shapes: list[torch.Size] = []
-        task = dataclasses.replace(TASK, small_stem=False)
+        task = with_settings(PRETRAINING, small_stem=False)
 
         def record(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
             if isinstance(module, torch.nn.Conv2d):
                 shapes.append(inputs[0].shape)
 
-        with mock.patch.object(PretrainTask, "model", lambda _: tiny_model()):
+        with mock.patch.object(PretrainTask, "network", lambda _: tiny_model()):
             steps = [
                 noise_steps.jigsaw_step(task, CPU),
                 noise_steps.supervised_step(task, CPU),
@@ -89,8 +87,8 @@ class NoiseStepsTest(parameterized.TestCase):
     def test_operations_of_a_known_network(self) -> None:
         # A forward of ResNet-50 at 224 pixels is 4.09e9 multiplications and additions; a
         # backward is two, but for the gradient of the images, of the first 0.118e9.
-        task = dataclasses.replace(
-            TASK, encoder="resnet50", small_stem=False, patch_size=112, batch_size=2
+        task = with_settings(
+            PRETRAINING, encoder="resnet50", small_stem=False, patch_size=112, batch_size=2
         )
         jigclu, supervised = noise_steps.network_operations(task)
         expected = 2 * 2 * (3 * 4.09e9 - 0.118e9)
@@ -100,7 +98,7 @@ class NoiseStepsTest(parameterized.TestCase):
         self.assertAlmostEqual((jigclu - supervised) / heads, 1, delta=0.01)
 
     def test_size_of_a_known_network(self) -> None:
-        size = noise_steps.network_size(TASK)
+        size = noise_steps.network_size(PRETRAINING)
         # 11,168,832 parameters of the encoder and 330,372 of the heads.
         self.assertEqual(size.parameters, 11_499_204)
         # Mean and variance of 4,800 channels.

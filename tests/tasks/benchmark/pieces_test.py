@@ -16,19 +16,18 @@ from jigclu.tasks.benchmark.pieces import Piece, PieceCost
 from jigclu.tasks.benchmark.timing import Cost, Seconds
 from jigclu.tasks.benchmark.workload import Arithmetic
 from jigclu.tasks.pretrain import PretrainTask
-from tests.samples import tiny_model
+from tests.samples import JIGSAW, tiny_model
 from tests.small_tasks import PRETRAINING
 from tests.tasks.benchmark.fakes import FakeMachine
 
 CPU = torch.device("cpu")
-TASK = PretrainTask(**PRETRAINING)
 ARITHMETICS = [Arithmetic("float32", True), Arithmetic("bfloat16", False)]
 
 
 class PiecesTest(absltest.TestCase):
     def real_pieces(self) -> dict[str, Piece]:
-        with mock.patch.object(PretrainTask, "model", lambda _: tiny_model()):
-            return pieces.step_pieces(TASK, ARITHMETICS, CPU)
+        with mock.patch.object(PretrainTask, "network", lambda _: tiny_model()):
+            return pieces.step_pieces(PRETRAINING, ARITHMETICS, CPU)
 
     def test_pieces_are_measured_eager_and_compiled(self) -> None:
         machine = FakeMachine()
@@ -49,7 +48,7 @@ class PiecesTest(absltest.TestCase):
             mock.patch.object(pieces, "step_pieces", return_value=faked),
             mock.patch.object(torch, "compile", compile_function),
         ):
-            costs = pieces.measure_pieces(TASK, ARITHMETICS, 2, machine.instruments)
+            costs = pieces.measure_pieces(PRETRAINING, ARITHMETICS, 2, machine.instruments)
         self.assertEqual(
             costs,
             [
@@ -82,7 +81,7 @@ class PiecesTest(absltest.TestCase):
                 mock.patch.object(pieces, "step_pieces", return_value=piece),
                 mock.patch.object(torch, "compile", lambda function, **_: function),
             ):
-                (cost,) = pieces.measure_pieces(TASK, ARITHMETICS, 1, machine.instruments)
+                (cost,) = pieces.measure_pieces(PRETRAINING, ARITHMETICS, 1, machine.instruments)
             seconds.append(cost.eager.seconds.median)
         self.assertEqual(seconds[0], 1)
         self.assertGreaterEqual(seconds[1], 3)
@@ -94,7 +93,7 @@ class PiecesTest(absltest.TestCase):
         torch.testing.assert_close(results["augment"], augment(slots, drawn, settings))
         self.assertGreater((results["augment"].std()), 0.1)
         torch.testing.assert_close(
-            results["stitch montages"], stitch_montages(slots.float(), TASK.grid)
+            results["stitch montages"], stitch_montages(slots.float(), JIGSAW.grid)
         )
         patches, permutation = found["shuffle patches"].arguments
         by_slot = patches.transpose(0, 1).flatten(0, 1)[permutation]
@@ -125,9 +124,9 @@ class PiecesTest(absltest.TestCase):
     def test_real_pieces_run(self) -> None:
         with (
             mock.patch.object(torch, "compile", lambda function, **_: function),
-            mock.patch.object(PretrainTask, "model", lambda _: tiny_model()),
+            mock.patch.object(PretrainTask, "network", lambda _: tiny_model()),
         ):
-            costs = pieces.measure_pieces(TASK, ARITHMETICS, 1, device_instruments(CPU))
+            costs = pieces.measure_pieces(PRETRAINING, ARITHMETICS, 1, device_instruments(CPU))
         self.assertEqual(
             [cost.name for cost in costs],
             [

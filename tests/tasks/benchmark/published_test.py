@@ -10,13 +10,12 @@ from PIL import Image
 from torch.nn import functional
 
 from jigclu.data.decode import crop_resize
-from jigclu.methods.jigsaw import JigsawForward, Objective
+from jigclu.methods.forward import MethodForward
 from jigclu.models.encoder import create_encoder
-from jigclu.models.jigclu import JigClu
 from jigclu.ops import jigsaw, losses
 from jigclu.ops.augment import augment, draw_augmentation
 from jigclu.tasks.benchmark import published
-from tests.samples import AUGMENTATION
+from tests.samples import AUGMENTATION, JIGSAW
 
 CPU = torch.device("cpu")
 # Nothing is changed but mean and std.
@@ -73,16 +72,15 @@ class PublishedTest(absltest.TestCase):
 
     def test_step_has_the_loss_of_pre_training(self) -> None:
         step = published.PublishedStep("resnet18", 2, 16, 0.3, 0.07, CPU)
-        model = JigClu(create_encoder("resnet18", False), 2, 8, 16)
-        model.load_state_dict(step._model.state_dict(), strict=False)
-        forward = JigsawForward(
-            model, Objective(STILL, 0.3, 0.07, 1.0, 1.0), "float32", False, None
-        )
+        method = dataclasses.replace(JIGSAW, augmentation=STILL, pooling_map=8)
+        network = method.network(create_encoder("resnet18", False))
+        network.load_state_dict(step._model.state_dict(), strict=False)
+        forward = MethodForward(method, network, "float32", False, None)
         count = 4 * 4
         patches = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
         permutation = jigsaw.global_permutation(0, 0, count)
         drawn = draw_augmentation(STILL, 0, 0, count)
-        expected = forward(patches[permutation], drawn, permutation).loss
+        expected = forward(patches[permutation], drawn, (permutation,)).loss
         actual = step(augment(patches, drawn, STILL), permutation)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
         buffer = step._optimizer.state[step._model.fc_loc.weight]["momentum_buffer"]

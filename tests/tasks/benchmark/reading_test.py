@@ -18,14 +18,14 @@ from jigclu.tasks.benchmark.instruments import processor_instruments
 from jigclu.tasks.benchmark.reading import Reader, ReadingTimes
 from jigclu.tasks.benchmark.timing import Seconds
 from jigclu.tasks.pretrain import PretrainTask
-from tests.samples import MemorySource, write_image_tree
+from jigclu.training.settings import with_settings
+from tests.samples import AUGMENTATION, MemorySource, write_image_tree
 from tests.small_tasks import PRETRAINING
 from tests.tasks.benchmark.fakes import FakeMachine
 
-GENERATED = PretrainTask(**PRETRAINING)
 # Every image becomes gray, so that augmented patches can be told from others.
 GRAY = dataclasses.replace(
-    GENERATED.augmentation,
+    AUGMENTATION,
     grayscale_probability=1.0,
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
@@ -42,9 +42,7 @@ class ReadingTest(absltest.TestCase):
         super().setUp()
         root = Path(self.create_tempdir().full_path)
         write_image_tree(root)
-        self.task = dataclasses.replace(
-            GENERATED, source=UnlabeledImages(str(root)), augmentation=GRAY
-        )
+        self.task = with_settings(PRETRAINING, source=UnlabeledImages(str(root)), augmentation=GRAY)
 
     def test_every_reader_reads_all_chosen_images_on_one_thread(self) -> None:
         machine = FakeMachine()
@@ -104,7 +102,8 @@ class ReadingTest(absltest.TestCase):
     def test_files_are_read_to_patches_with_and_without_augmentation(self) -> None:
         read = self.read_with_all(2)
         patches = read["files"].crops
-        self.assertTrue(torch.equal(patches, self.task.dataset()[0, 2].crops))
+        dataset = self.task.method.dataset(self.task.source, self.task.seed)
+        self.assertTrue(torch.equal(patches, dataset[0, 2].crops))
         self.assertFalse(is_gray(patches / 255))
         augmented = read["files, augmented on the same core"]
         drawn = draw_augmentation(GRAY, self.task.seed, 2, 4)
@@ -153,7 +152,7 @@ class ReadingTest(absltest.TestCase):
         with self.assertRaisesRegex(UserError, r"5\.png is unreadable .*: remove it to measure"):
             reading.check_reading(self.task, 7)
         with self.assertRaisesRegex(UserError, "not a file.*needs a folder of images"):
-            reading.check_reading(GENERATED, 7)
+            reading.check_reading(PRETRAINING, 7)
 
 
 if __name__ == "__main__":

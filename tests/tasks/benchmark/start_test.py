@@ -18,7 +18,6 @@ from tests.small_tasks import PRETRAINING
 from tests.tasks.benchmark.fakes import FakeMachine
 
 CPU = torch.device("cpu")
-TASK = PretrainTask(**PRETRAINING)
 
 
 class FakeContext:
@@ -40,15 +39,15 @@ class StartTest(absltest.TestCase):
 
         def first_step(task: PretrainTask, instruments: Instruments) -> float:
             folder = os.environ["TORCHINDUCTOR_CACHE_DIR"]
-            seen.append((task.compile, os.listdir(folder)))
-            if task.compile:
+            seen.append((task.compute.compile, os.listdir(folder)))
+            if task.compute.compile:
                 with open(os.path.join(folder, "code"), "w", encoding="utf-8"):
                     pass
             return [5.0, 80.0, 20.0][len(seen) - 1]
 
         before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         with mock.patch.object(start, "_seconds_to_first_step", first_step):
-            times = start.measure_start(TASK, FakeMachine().instruments)
+            times = start.measure_start(PRETRAINING, FakeMachine().instruments)
         self.assertEqual(times, StartTimes(eager=5, empty_cache=80, warm_cache=20))
         self.assertEqual(seen, [(False, []), (True, []), (True, ["code"])])
         self.assertEqual(os.environ.get("TORCHINDUCTOR_CACHE_DIR"), before)
@@ -56,7 +55,7 @@ class StartTest(absltest.TestCase):
     def test_time_ends_with_the_first_step_not_with_the_process(self) -> None:
         machine = FakeMachine()
         with mock.patch.object(multiprocessing, "get_context", lambda _: FakeContext(machine)):
-            seconds = start._seconds_to_first_step(TASK, machine.instruments)
+            seconds = start._seconds_to_first_step(PRETRAINING, machine.instruments)
         self.assertEqual(seconds, 2 + 5)
 
     def test_a_process_waits_for_its_first_step_before_it_reports(self) -> None:
@@ -65,17 +64,19 @@ class StartTest(absltest.TestCase):
             mock.patch.object(start, "jigsaw_step", lambda *_: lambda: events.append("step")),
             mock.patch.object(start, "synchronize", lambda _: events.append("wait")),
         ):
-            start._take_first_step(TASK, CPU, mock.Mock(send=lambda _: events.append("report")))
+            start._take_first_step(
+                PRETRAINING, CPU, mock.Mock(send=lambda _: events.append("report"))
+            )
         self.assertEqual(events, ["step", "wait", "report"])
 
     def test_a_real_process_takes_its_first_step(self) -> None:
-        self.assertGreater(start._seconds_to_first_step(TASK, device_instruments(CPU)), 0)
+        self.assertGreater(start._seconds_to_first_step(PRETRAINING, device_instruments(CPU)), 0)
 
     def test_a_process_that_ends_early_is_reported(self) -> None:
         # The step of an unknown device raises an exception.
         meta = FakeMachine("meta").instruments
         with self.assertRaisesRegex(UserError, "ended before its first step"):
-            start._seconds_to_first_step(TASK, meta)
+            start._seconds_to_first_step(PRETRAINING, meta)
 
 
 if __name__ == "__main__":

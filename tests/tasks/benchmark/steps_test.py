@@ -1,6 +1,5 @@
 """Tests of jigclu.tasks.benchmark.steps."""
 
-import dataclasses
 from typing import Any
 from unittest import mock
 
@@ -14,11 +13,12 @@ from jigclu.tasks.benchmark.steps import StepCost, StepCosts
 from jigclu.tasks.benchmark.timing import Cost, Seconds
 from jigclu.tasks.benchmark.workload import Arithmetic, Variant
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.settings import with_settings
 from tests.samples import tiny_model
 from tests.small_tasks import PRETRAINING
 from tests.tasks.benchmark.fakes import FakeMachine
 
-TASK = PretrainTask(**PRETRAINING | {"small_stem": False, "patch_size": 32})
+TASK = with_settings(PRETRAINING, small_stem=False, patch_size=32)
 FLOAT32, BFLOAT16 = Arithmetic("float32", True), Arithmetic("bfloat16", False)
 EAGER, COMPILED = Variant(False, FLOAT32), Variant(True, BFLOAT16)
 RATES = {torch.float32: 1e12, torch.bfloat16: 4e12}
@@ -40,7 +40,8 @@ class StepsTest(absltest.TestCase):
 
         def builder(kind: str) -> Any:
             def build(task: PretrainTask, device: torch.device) -> Action:
-                key = (kind, task.compile, task.precision, task.channels_last)
+                compute = task.compute
+                key = (kind, compute.compile, compute.precision, compute.channels_last)
                 seconds, memory = COSTS[key]
                 return machine.action(*seconds, memory=memory)
 
@@ -71,7 +72,7 @@ class StepsTest(absltest.TestCase):
         )
 
     def test_a_small_stem_was_not_published(self) -> None:
-        task = dataclasses.replace(TASK, small_stem=True)
+        task = with_settings(TASK, small_stem=True)
         costs = self.measure(task, [COMPILED], FakeMachine())
         self.assertEqual([step.kind for step in costs.steps], ["JigClu", "supervised"])
         self.assertEqual(costs.matmul_rates, {"bfloat16": 4e12})
@@ -94,7 +95,7 @@ class StepsTest(absltest.TestCase):
     def test_real_steps_run(self) -> None:
         with (
             mock.patch.object(steps, "matmul_rate", return_value=1e12),
-            mock.patch.object(PretrainTask, "model", lambda _: tiny_model()),
+            mock.patch.object(PretrainTask, "network", lambda _: tiny_model()),
         ):
             cpu = device_instruments(torch.device("cpu"))
             costs = steps.measure_steps(TASK, [EAGER], 1, cpu)

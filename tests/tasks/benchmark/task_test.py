@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import io
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from absl.testing import absltest, parameterized
 
 from jigclu.data.sources import UnlabeledImages
 from jigclu.system.errors import UserError
-from jigclu.system.machine import Choice
+from jigclu.system.machine import Choice, Machine
 from jigclu.tasks.benchmark import task
 from jigclu.tasks.benchmark.end_to_end import EndToEnd, RunTime
 from jigclu.tasks.benchmark.growth import LossCost
@@ -27,12 +28,13 @@ from jigclu.tasks.benchmark.steps import StepCost, StepCosts
 from jigclu.tasks.benchmark.task import BenchmarkTask
 from jigclu.tasks.benchmark.timing import Cost, Seconds
 from jigclu.tasks.benchmark.workload import Arithmetic, Variant
-from jigclu.tasks.pretrain import PretrainTask
-from tests.samples import write_image_tree
+from jigclu.training.loop import RunResult
+from jigclu.training.settings import with_settings
+from tests.samples import SIMCLR, write_image_tree
 from tests.small_tasks import PRETRAINING
 
 BENCHMARK = BenchmarkTask(
-    task=PretrainTask(**PRETRAINING),
+    task=PRETRAINING,
     parts=("growth",),
     repetitions=6,
     images=5,
@@ -69,12 +71,12 @@ class TaskTest(parameterized.TestCase):
             BENCHMARK,
             parts=parts,
             repetitions=1,
-            task=dataclasses.replace(BENCHMARK.task, source=source),
+            task=with_settings(BENCHMARK.task, source=source),
         )
-        benchmark.check(self.folder / "run", "")
+        benchmark.check(self.folder / "run")
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed):
-            self.assertEqual(benchmark.run(self.folder / "run", "seed = 0"), {})
+            self.assertEqual(benchmark.run(self.folder / "run", "seed = 0"), RunResult({}, None))
         return printed.getvalue()
 
     def test_parts_write_tables_and_a_plot(self) -> None:
@@ -96,17 +98,17 @@ class TaskTest(parameterized.TestCase):
         self.assertTrue((self.folder / "run" / "benchmark.png").exists())
 
     def test_measures_the_final_stage_of_training(self) -> None:
-        trained = dataclasses.replace(
-            BENCHMARK.task, smaller_patches=((1, 8),), init_from="weights.pth"
-        )
+        trained = with_settings(BENCHMARK.task, smaller_patches=((1, 8),), init_from="weights.pth")
         benchmark = dataclasses.replace(BENCHMARK, task=trained, parts=("start",))
         with (
             mock.patch.object(task, "measure_start", autospec=True) as measured,
+            mock.patch.object(Machine, "apply", autospec=True) as applied,
             contextlib.redirect_stderr(io.StringIO()),
         ):
             measured.return_value = StartTimes(1, 2, 3)
             benchmark.run(self.folder / "run", "")
         self.assertEqual(measured.call_args.args[0], BENCHMARK.task)
+        applied.assert_called_once_with(BENCHMARK.task.choose_machine(None))
 
     def measure(self, part: str, benchmark: BenchmarkTask, **found: Any) -> Measured:
         """Measures a part with functions that only return what they are said to find."""
@@ -176,35 +178,70 @@ class TaskTest(parameterized.TestCase):
         self.assertEqual(measured.arguments, [((16, 64), 60.0, 6, CPU)])
 
     @parameterized.parameters(
-        ({"parts": ()}, "parts is ()"),
-        ({"parts": ("steps",)}, "must contain some of reading, step, end_to_end, growth, start"),
-        ({"repetitions": 0}, "repetitions is 0"),
-        ({"precisions": ("fp16",)}, "precision is 'fp16'"),
-        ({"compile": ()}, "compile is empty"),
-        ({"patches": (64, 16)}, r"patches is \(64, 16\); it must contain growing"),
-        ({"patches": (18,)}, r"patches is \(18,\); it must contain multiples of grid\*\*2 = 4"),
-        ({"ranks": (0, 1)}, r"ranks is \(0, 1\)"),
-        ({"ranks": (1, 8)}, "ranks contains 8, which does not divide batch_size = 4"),
-        ({"longest": 0.0}, "longest is 0.0"),
-        ({"parts": ("reading",)}, "needs a folder of images"),
-        ({"task": dataclasses.replace(BENCHMARK.task, temperature=0.0)}, "temperature is 0"),
+        ({"parts": ()}, r"parts is \(\); it must be some of"),
+        ({"parts": ("steps",)}, "parts .* some of reading, step, end_to_end, growth, start$"),
+        ({"repetitions": 0}, "repetitions is 0; it must be 1 or more"),
+        ({"steps": 0}, "steps is 0; it must be 1 or more"),
+        ({"precisions": ("fp16",)}, "precisions .* some of auto, bfloat16, float16, float32$"),
+        ({"precisions": ()}, r"precisions is \(\); it must be one value or more"),
+        ({"compile": ()}, r"compile is \(\); it must be one value or more"),
+        ({"channels_last": ()}, r"channels_last is \(\); it must be one value or more"),
+        ({"patches": ()}, r"patches is \(\); it must be growing numbers"),
+        ({"patches": (64, 16)}, r"patches is \(64, 16\); it must be growing numbers"),
+        ({"patches": (18,)}, r"patches is \(18,\); it must be multiples of grid\*\*2 = 4"),
+        ({"ranks": (0, 1)}, r"ranks is \(0, 1\); it must be growing numbers from 1"),
+        ({"longest": 0.0}, "longest is 0.0; it must be finite seconds above 0"),
+        ({"longest": math.inf}, "longest is inf"),
+        (
+            {"task": with_settings(PRETRAINING, method=SIMCLR)},
+            r"task pre-trains by SimClr; .* jigsaw clustering: bind pretrain.method = @jigsaw\(\)$",
+        ),
     )
     def test_invalid_values_are_rejected(self, changes: dict[str, Any], message: str) -> None:
-        with self.assertRaisesRegex(UserError, message):
-            dataclasses.replace(BENCHMARK, **changes).check(self.folder, "")
+        with self.assertRaisesRegex(UserError, f"^{message}"):
+            dataclasses.replace(BENCHMARK, **changes)
+
+    @parameterized.parameters(
+        ({"ranks": (1, 8)}, "ranks contains 8, which does not divide batch_size = 4"),
+        ({"parts": ("reading",)}, ".* needs a folder of images"),
+        (
+            {"task": with_settings(PRETRAINING, micro_batch_size=3)},
+            "micro_batch_size is 3; it must divide the 4 images",
+        ),
+    )
+    def test_a_run_that_cannot_be_measured_is_rejected(
+        self, changes: dict[str, Any], message: str
+    ) -> None:
+        benchmark = dataclasses.replace(BENCHMARK, **changes)
+        with self.assertRaisesRegex(UserError, f"^{message}"):
+            benchmark.check(self.folder)
+
+    def test_only_growth_needs_ranks_that_divide_the_batch(self) -> None:
+        dataclasses.replace(BENCHMARK, ranks=(1, 8), parts=("start",)).check(self.folder)
+
+    def test_plan_names_device_parts_and_montages(self) -> None:
+        lines = BENCHMARK.plan(self.folder).splitlines()
+        self.assertEqual(lines[:2], ["device: cpu", "measures: growth"])
+        self.assertEqual(lines[2], "montages: 4 of 32x32 pixels per device")
+
+    def test_needs_a_compiler_only_to_compile(self) -> None:
+        with mock.patch.object(task, "check_compiler", side_effect=UserError("no compiler")):
+            BENCHMARK.check(self.folder)
+            with self.assertRaisesRegex(UserError, "no compiler"):
+                dataclasses.replace(BENCHMARK, compile=(False, True)).check(self.folder)
 
     def test_needs_matplotlib_and_one_process(self) -> None:
         with (
             mock.patch.object(importlib.util, "find_spec", return_value=None),
             self.assertRaisesRegex(UserError, "pip install matplotlib"),
         ):
-            BENCHMARK.check(self.folder, "")
+            BENCHMARK.check(self.folder)
         several = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
         with (
             mock.patch.dict("os.environ", several),
             self.assertRaisesRegex(UserError, "2 processes were started"),
         ):
-            BENCHMARK.check(self.folder, "")
+            BENCHMARK.check(self.folder)
 
 
 if __name__ == "__main__":

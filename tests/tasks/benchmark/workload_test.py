@@ -1,22 +1,20 @@
 """Tests of jigclu.tasks.benchmark.workload."""
 
-import dataclasses
 from unittest import mock
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from jigclu.system.machine import Choice
 from jigclu.tasks.benchmark import workload
 from jigclu.tasks.benchmark.workload import Arithmetic, Variant, Workload
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.settings import with_settings
 from tests.small_tasks import PRETRAINING
 
-TASK = PretrainTask(**PRETRAINING)
 
-
-class WorkloadTest(absltest.TestCase):
+class WorkloadTest(parameterized.TestCase):
     def test_describes_a_task_as_its_machine_runs_it(self) -> None:
-        task = dataclasses.replace(TASK, compile="auto", workers=3)
+        task = with_settings(PRETRAINING, compile="auto", workers=3)
         self.assertEqual(
             workload.describe(task),
             Workload(
@@ -35,7 +33,7 @@ class WorkloadTest(absltest.TestCase):
         )
 
     def test_counts_patches_and_pixels(self) -> None:
-        described = workload.describe(TASK)
+        described = workload.describe(PRETRAINING)
         self.assertEqual((described.patches, described.montage_size), (16, 32))
         self.assertEqual(described.network, "resnet18, montages of 32 pixels")
 
@@ -59,23 +57,24 @@ class WorkloadTest(absltest.TestCase):
         )
 
     def test_a_variant_changes_only_the_arithmetic(self) -> None:
-        changed = workload.with_variant(TASK, Variant(True, Arithmetic("bfloat16", False)))
-        expected = dataclasses.replace(
-            TASK, compile=True, precision="bfloat16", channels_last=False
+        changed = workload.with_variant(PRETRAINING, Variant(True, Arithmetic("bfloat16", False)))
+        expected = with_settings(
+            PRETRAINING, compile=True, precision="bfloat16", channels_last=False
         )
         self.assertEqual(changed, expected)
 
     def test_a_few_steps_are_computed_like_the_whole_run(self) -> None:
-        task = dataclasses.replace(TASK, compile="auto", warmup_epochs=1)
+        task = with_settings(PRETRAINING, compile="auto", warmup_epochs=1, stop_after_steps=1)
         chosen = task.choose_machine(None)._replace(compile=Choice(True, "a long run"))
         with mock.patch.object(PretrainTask, "choose_machine", return_value=chosen):
             few = workload.with_steps(task, 7)
-        self.assertEqual((few.total_steps, few.compile), (7, True))
-        self.assertEqual((few.picture_every, few.evaluation, few.warmup_epochs), (0, None, 0))
+        self.assertEqual(few.total_steps, 7)
+        self.assertEqual((few.compute.compile, few.schedule.warmup_epochs), (True, 0))
 
-    def test_final_stage_has_full_size_and_random_weights(self) -> None:
-        task = dataclasses.replace(TASK, smaller_patches=((1, 8),), init_from="w", resume_from="c")
-        self.assertEqual(workload.final_stage(task), TASK)
+    @parameterized.parameters("init_from", "resume_from")
+    def test_final_stage_has_full_size_and_random_weights(self, weights: str) -> None:
+        task = with_settings(PRETRAINING, smaller_patches=((1, 8),), **{weights: "weights.pth"})
+        self.assertEqual(workload.final_stage(task), PRETRAINING)
 
 
 if __name__ == "__main__":
