@@ -17,9 +17,9 @@ class ProjectorTest(absltest.TestCase):
         with torch.no_grad():
             (embeddings,) = model(images)
             features = model.encoder(images).numpy().mean((2, 3))
-        first, _, second = model.projection
-        hidden = np.maximum(features @ _array(first.weight).T + _array(first.bias), 0)
-        projected = hidden @ _array(second.weight).T + _array(second.bias)
+        weights = {name: _array(value) for name, value in model.projection.named_parameters()}
+        hidden = np.maximum(features @ weights["0.weight"].T + weights["0.bias"], 0)
+        projected = hidden @ weights["2.weight"].T + weights["2.bias"]
         expected = projected / np.linalg.norm(projected, axis=1, keepdims=True)
         np.testing.assert_allclose(embeddings.numpy(), expected, rtol=1e-4, atol=1e-6)
 
