@@ -44,13 +44,6 @@ def hint(name: str, valid: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def spell(value: Any) -> str:
-    """Returns a value with its type; an object that a reference made, by its class."""
-    if value is None or type(value) in (bool, int, float, str, tuple, list, dict):
-        return f"{value!r}, of type {type(value).__name__}"
-    return f"a reference to {type(value).__name__}"
-
-
 def find_owner(root: Any, path: Sequence[str], field: str) -> Any:
     """Returns the object in a tree of dataclasses that has a field, or None.
 

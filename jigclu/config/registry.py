@@ -150,7 +150,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         for parameter, value in given.items():
             if not types.fits(value, expected[parameter]):
                 raise UserError(
-                    f"{_as_written(name, parameter)} is {messages.spell(value)}; "
+                    f"{_as_written(name, parameter)} is {_spell(value)}; "
                     f"expected {_expected(expected[parameter])}"
                 )
         try:
@@ -176,6 +176,15 @@ def _as_written(name: str, parameter: str) -> str:
         if f"\n{scoped} = " in f"\n{gin.config_str()}":
             return scoped
     return f"{name}.{parameter}"
+
+
+def _spell(value: Any) -> str:
+    """Returns a value with its type; an object that a reference made, by its name in gin."""
+    if value is None or type(value) in (bool, int, float, str, tuple, list, dict):
+        return f"{value!r}, of type {type(value).__name__}"
+    if inspect.isfunction(value):
+        return f"@{value.__name__} without parentheses"
+    return f"a reference to {_NAMES.get(type(value), type(value).__name__)}"
 
 
 def _expected(hint: Any) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from typing import Any
 
 from absl.testing import absltest, parameterized
 
@@ -105,21 +104,6 @@ class HintTest(parameterized.TestCase):
 
     def test_without_names(self) -> None:
         self.assertEqual(messages.hint("sgd", []), "")
-
-
-class SpellTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (3, "3, of type int"),
-        ("3", "'3', of type str"),
-        (None, "None, of type NoneType"),
-        ((1, "a"), "(1, 'a'), of type tuple"),
-        (PRETRAINING.schedule, "a reference to Schedule"),
-        (abs, "a reference to builtin_function_or_method"),
-    )
-    def test_value_with_its_type_or_the_class_of_a_reference(
-        self, value: Any, expected: str
-    ) -> None:
-        self.assertEqual(messages.spell(value), expected)
 
 
 class FindOwnerTest(absltest.TestCase):
