@@ -142,6 +142,8 @@ class UnusedBindingsTest(ConfigTestCase):
         ("lars.momentum=0.9", "lars.momentum = 0.9 never", "; did you mean sgd.momentum?"),
         ("a/pretrain.seed=3", "a/pretrain.seed = 3 never", "; did you mean pretrain.seed?"),
         ("linear.seed=3", "linear.seed = 3 never takes effect"),
+        # Both references have a scope with a binding of its own.
+        ("ProceduralImages.images=7", "ProceduralImages.images = 7 never takes effect"),
         ("MEEN=3", "MEEN = 3 never takes effect"),
     )
     def test_rejects_bindings_without_readers(self, binding: str, *parts: str) -> None:

@@ -113,6 +113,7 @@ class ValuesTest(ConfigTestCase):
         ("compute.device='tpu'", "one of 'auto', 'cpu', 'cuda'"),
         ("loading.workers=-1", "0 or more, or 'auto'"),
         ("evaluation/loading.workers=-1", "0 or more, or 'auto'"),
+        ("train_split/ProceduralImages.images=0", "1 or more"),
         ("saving.keep_last=0", "1 or more"),
         ("saving.keep_every=-1", "0 or more"),
         ("reporting.log_every=0", "1 or more"),
@@ -155,8 +156,9 @@ class ValuesTest(ConfigTestCase):
         )
 
     def test_value_without_a_scope_is_named_without_one(self) -> None:
-        # The scope of the reference that reads it is not part of the binding.
-        self.assertStartsWith(self.rejected("loading.prefetch=0"), "loading.prefetch is 0; ")
+        # References within scopes read it, but the scopes are not part of the binding.
+        message = self.rejected("ProceduralImages.size=8")
+        self.assertStartsWith(message, "ProceduralImages.size is 8; it must be 16 or more")
 
     def test_value_of_a_reference_within_a_binding(self) -> None:
         message = self.rejected(
