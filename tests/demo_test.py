@@ -57,7 +57,7 @@ class DemoTest(absltest.TestCase):
         printed, precision = self.first_steps(**AVX2)
         self.assertEqual(precision, "float32")
         self.assertIn("precision: float32 (this CPU has neither avx512_bf16 nor AMX)", printed)
-        self.assertIn("compile: False (on a CPU eager steps are as fast)", printed)
+        self.assertIn("compile: False (eager steps are as fast on a CPU)", printed)
 
 
 if __name__ == "__main__":
