@@ -1,7 +1,7 @@
 """The Python API: encoders, features of images, and pre-training; docs/api.md shows how.
 
-The package re-exports these names. Functions import modules that need torchvision or TensorBoard
-only when they are called, since these libraries take seconds to import.
+The package re-exports these names. The functions import torchvision, gin and TensorBoard only when
+they are called, because these libraries take seconds to load.
 """
 
 import ast
@@ -43,7 +43,8 @@ _IMAGENET = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
-# Bindings in a checkpoint that describe the images of the encoder, whatever has these fields.
+# Bindings recorded in a checkpoint that describe the encoder's images; their configurables differ
+# between tasks, methods and versions.
 _RECORDED = re.compile(
     r"^\w+\.(resize|crop|mean|std|view_size|grid|patch_size) = (.+)$", re.MULTILINE
 )
@@ -54,7 +55,7 @@ _ROWS = 8192
 
 
 class FeatureExtractor(nn.Module):
-    """Maps images to pooled features; has the preprocessing that its images need.
+    """An encoder with global average pooling, and the preprocessing of its images.
 
     Attributes:
       encoder: network up to its last feature map; parameters have torchvision's names.
@@ -95,11 +96,11 @@ class Features(NamedTuple):
 
 
 def load_encoder(source: _Path) -> FeatureExtractor:
-    """Loads a ResNet in eval mode, on the CPU; names and shapes of the weights tell which one.
+    """Loads an encoder in eval mode, on the CPU; recognizes the ResNet from its weights.
 
-    The transform is the evaluation preprocessing of the run that wrote the weights. If that run
-    had no evaluation, images are cropped to the size of its training inputs. For weights from
-    elsewhere they are resized to 256 and cropped to 224 pixels, as usual for ImageNet.
+    Its transform is the evaluation preprocessing of the run that wrote the weights. If that run
+    had no evaluation, images are cropped to the size of its training inputs. For weights of other
+    projects they are resized to 256 and cropped to 224 pixels, as usual for ImageNet.
 
     Args:
       source: file of weights in any format that `init_from` accepts (checkpoints of this project
@@ -136,16 +137,16 @@ def extract_features(
     workers: int | Literal["auto"] = 0,
     precision: str = "float32",
 ) -> Features:
-    """Computes the features of all images of a folder or source, on the encoder's device.
+    """Computes the features of all images in a folder or source, on the encoder's device.
 
-    The encoder runs in eval mode, and its mode is restored. In a process group, every rank
-    encodes a share of the images, and all ranks return the features of all images.
+    The encoder runs in eval mode, and is left in the mode that it was in. In a process group, every
+    rank encodes a share of the images, and all ranks return the features of all images.
 
     Args:
       encoder: from `load_encoder`.
-      images: a source, such as `jigclu.data.sources.ImageFolder`, or a folder. Of a folder, all
-        images below it are read, sorted by path; if all of them are in subfolders of the
-        folder, these are the classes.
+      images: folder, whose images are read recursively in the order of their paths; if all of
+        them are in subfolders, the subfolders are the classes. Or a source, such as
+        `jigclu.data.sources.ImageFolder`.
       batch_size: images encoded at a time, per process.
       workers: processes that read images; 0 reads in this process, "auto" chooses by the number
         of cores. They import the main script, which then needs `if __name__ == "__main__":`.
@@ -192,7 +193,7 @@ def pretrain(
 ) -> "RunResult":
     """Pre-trains as the command does; the same call again resumes an interrupted run.
 
-    Worker processes that read images import the main script: call it under
+    Worker processes that read images import the main script, which then needs
     `if __name__ == "__main__":`.
 
     Args:
@@ -222,8 +223,8 @@ def pretrain(
         task = type(configuration.task)
         if not issubclass(task, PretrainTask):
             raise UserError(
-                f"gin_files is {files}, which configure {task.__name__}; expected pre-training: "
-                "run other tasks by the command jigclu"
+                f"gin_files is {files}, which configure {task.__name__}; expected pre-training; "
+                "run other tasks with the command jigclu"
             )
         configuration.check(folder)
         return configuration.run(folder)
