@@ -5,7 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from jigclu.system import progress
 from jigclu.system.errors import UserError
@@ -15,7 +15,6 @@ with progress.status("loading libraries"):
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from jigclu import config
-    from jigclu.system import files
     from jigclu.system.device import launched_rank
 
 _GIN_FILES = flags.DEFINE_multi_string("gin_file", None, "gin file to read; repeatable.")
@@ -41,24 +40,14 @@ def _run() -> None:
         raise UserError("--gin_file is missing; give one, such as --gin_file=gin/demo.gin")
     # torch's compiler warns of its own use of torch, which no user can mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    workdir = Path(_WORKDIR.value or Path("runs") / Path(_GIN_FILES.value[-1]).stem)
-    with progress.status("opening the data"):
-        configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
-    task = configuration.task
-    with progress.status("checking the configuration"):
-        configuration.check(workdir)
-    is_main = launched_rank() == 0
-    if _DRY_RUN.value:
-        if is_main:
-            print(f"{configuration.resolved}\n\n{task.plan(workdir)}\nworkdir: {workdir}")
-        return
-    if is_main:
-        files.write_file(workdir / "config.gin", configuration.given.encode())
-        files.write_file(workdir / "operative_config.gin", configuration.operative.encode())
-        for name in configuration.unused:
-            logging.warning("%s has no effect: the command line replaced what read it", name)
-        logging.info("workdir %s\n%s", workdir, task.plan(workdir))
-    configuration.run(workdir)
+    workdir = Path(_WORKDIR.value or config.default_workdir(_GIN_FILES.value))
+    configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
+    configuration.check(workdir)
+    if not _DRY_RUN.value:
+        configuration.run(workdir)
+    elif launched_rank() == 0:
+        plan = configuration.task.plan(workdir)
+        print(f"{configuration.resolved}\n\n{plan}\nworkdir: {workdir}")
 
 
 @record
@@ -70,7 +59,7 @@ def main(arguments: list[str]) -> None:
         with progress.CONSOLE:
             _run()
     except UserError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ", 1)[0]
@@ -83,11 +72,6 @@ def main(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-
-
-def _one_line(error: UserError) -> str:
-    # One that was raised in a worker process brings its traceback along, before itself.
-    return str(error).strip().splitlines()[-1].removeprefix("jigclu.system.errors.UserError: ")
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -1,5 +1,5 @@
 """gin files to one task; every user error in one line."""
 
-from jigclu.config.load import ROOT, Configuration, load
+from jigclu.config.load import ROOT, Configuration, default_workdir, load
 
-__all__ = ["ROOT", "Configuration", "load"]
+__all__ = ["ROOT", "Configuration", "default_workdir", "load"]

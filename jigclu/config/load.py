@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gin
+from absl import logging
 
 from jigclu.config import messages
 from jigclu.config.registry import CONFIGURABLES, binding_names, name_setting, register
+from jigclu.system import progress
+from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
+from jigclu.system.files import write_file
 from jigclu.tasks.reproduce import Task
 from jigclu.training.loop import RunResult
 
@@ -41,13 +45,25 @@ class Configuration(NamedTuple):
     def check(self, workdir: Path) -> None:
         """Checks the task; errors name the binding as the user would write it."""
         try:
-            self.task.check(workdir)
+            with progress.status("checking the configuration"):
+                self.task.check(workdir)
         except UserError as error:
             raise UserError(name_setting(str(error), self.task)) from error
 
     def run(self, workdir: Path) -> RunResult:
-        """Runs the task, which must have passed `check`."""
+        """Writes the configuration to the workdir, then runs the task; call `check` before."""
+        if launched_rank() == 0:
+            write_file(workdir / "config.gin", self.given.encode())
+            write_file(workdir / "operative_config.gin", self.operative.encode())
+            for name in self.unused:
+                logging.warning("%s has no effect: the command line replaced what read it", name)
+            logging.info("workdir %s\n%s", workdir, self.task.plan(workdir))
         return self.task.run(workdir, self.resolved)
+
+
+def default_workdir(files: Sequence[str]) -> Path:
+    """Returns runs/<name of the last gin file>."""
+    return Path("runs") / Path(files[-1]).stem
 
 
 def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
@@ -71,7 +87,7 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
     for binding in bindings:
         with messages.one_line_errors(f"--gin_bindings={binding!r}", valid):
             gin.parse_config(binding)
-    with messages.one_line_errors("configuration", valid):
+    with messages.one_line_errors("configuration", valid), progress.status("opening the data"):
         task = gin.get_configurable("launch")()
     given = _bindings(gin.config_str(max_line_length=_LONG))
     operative = _bindings(gin.operative_config_str(max_line_length=_LONG))

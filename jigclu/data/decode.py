@@ -59,11 +59,16 @@ def decode_image(data: bytes, reduction: Reduction = at_full_size) -> Tensor:
                     if pixels is not None:
                         return pixels
                 image.draft(None, (image.width // factor, image.height // factor))
-            return transforms.pil_to_tensor(_as_rgb(ImageOps.exif_transpose(image)))
+            return to_pixels(image)
     except Exception as error:  # PIL's plugins raise many kinds of errors on corrupt bytes.
         # PIL's messages contain the memory address of the file object.
         reason = str(error).replace(f" {file!r}", "")
         raise UnreadableImageError(f"{type(error).__name__}: {reason}") from error
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """Turns an image of any mode into uint8 [3, height, width], RGB, with its EXIF orientation."""
+    return transforms.pil_to_tensor(_as_rgb(ImageOps.exif_transpose(image)))
 
 
 def decode_upright_jpeg(data: Tensor, height: int, width: int, reduction: Reduction) -> Tensor:

@@ -161,9 +161,26 @@ class UnlabeledImages(ImageFiles):
           UserError: root is missing or contains no images.
         """
         root = _require_folder(root)
-        files = sorted(progress.track(_image_files(root, ""), f"listing the images of {root}"))
-        _require_images(root, files)
-        super().__init__(root, files, classes=[], labels=None)
+        super().__init__(root, _list_images(root), classes=[], labels=None)
+
+
+def open_folder(root: str) -> ImageFiles:
+    """Opens all images below a folder, sorted by path; hidden ones are ignored.
+
+    If every image is in a subfolder, the subfolders of root are the classes; otherwise the images
+    are unlabeled.
+
+    Raises:
+      UserError: root is missing or contains no images.
+    """
+    root = _require_folder(root)
+    files = _list_images(root)
+    if any(os.sep not in file for file in files):
+        return ImageFiles(root, files, classes=[], labels=None)
+    folders = [file.split(os.sep)[0] for file in files]
+    classes = sorted(set(folders))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return ImageFiles(root, files, classes, [numbers[folder] for folder in folders])
 
 
 class ImageList(ImageFiles):
@@ -320,15 +337,19 @@ def _require_folder(root: str) -> str:
     """Returns the path with ~ expanded; raises UserError unless it is a folder."""
     root = os.path.expanduser(root)
     if not os.path.isdir(root):
-        raise UserError(
-            f"{root} is not a folder: bind the root of the source to the folder of the images"
-        )
+        raise UserError(f"{root} is not a folder: expected the root folder of the images")
     return root
 
 
 def _require_images(root: str, files: list[str]) -> None:
     if not files:
         raise UserError(f"{root} contains no images: expected files named {' '.join(EXTENSIONS)}")
+
+
+def _list_images(root: str) -> list[str]:
+    files = sorted(progress.track(_image_files(root, ""), f"listing the images of {root}"))
+    _require_images(root, files)
+    return files
 
 
 def _split_folder(root: str, split: str) -> str:

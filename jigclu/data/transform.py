@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from jigclu.data.decode import to_pixels
 from jigclu.ops.normalize import check_normalization, normalize
-from jigclu.system.errors import check
+from jigclu.system.errors import UserError, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,23 @@ class EvalTransform:
             f"in [1, resize = {self.resize}], since images are resized first",
         )
         check_normalization(self.mean, self.std)
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """Turns one image into an input of the encoder: float32 [3, crop, crop].
+
+        Args:
+          image: of PIL, or uint8 [3, height, width] in RGB.
+
+        Raises:
+          UserError: the tensor has another dtype or shape.
+        """
+        pixels = to_pixels(image) if isinstance(image, Image.Image) else image
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3:
+            raise UserError(
+                f"image is {pixels.dtype} {list(pixels.shape)}; expected torch.uint8 "
+                "[3, height, width]: one RGB image, not yet normalized"
+            )
+        return self.normalize(self.crop_image(pixels))
 
     def crop_image(self, image: Tensor) -> Tensor:
         """Resizes and crops uint8 [3, height, width] to uint8 [3, crop, crop]."""

@@ -29,6 +29,8 @@ ENCODER_PREFIXES = (
     "",  # torchvision
 )
 HEADS = ("fc_clu.", "fc_loc.")
+# All layers of a ResNet with parameters; other trainers keep their heads beside them.
+_LAYERS = ("encoder.conv1.", "encoder.bn1.", "encoder.layer")
 
 
 class LoadReport(NamedTuple):
@@ -56,16 +58,28 @@ class LoadReport(NamedTuple):
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the weights of a file under our names, on the CPU.
+    """Reads the weights of a file under our names, on the CPU; see `select_weights`.
+
+    Raises:
+      UserError: the file is missing, unreadable, or holds no weights.
+    """
+    return select_weights(tensor_files.read(path, "cpu"), path)
+
+
+def select_weights(contents: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """Selects the weights from the contents of a file, and renames them to our names.
+
+    Args:
+      contents: of the file, from `tensor_files.read`.
+      path: path of the file, for the message.
 
     Returns:
       Tensors named `encoder.<torchvision's name>`, or `fc_clu.…` and `fc_loc.…`. Batch
       counters (`num_batches_tracked`), which our `BatchNorm` does not have, are left out.
 
     Raises:
-      UserError: the file is missing, unreadable, or holds no weights.
+      UserError: the file holds no weights.
     """
-    contents = tensor_files.read(path, "cpu")
     if "parameters" in contents:
         weights = _tensors(contents["parameters"]) | _tensors(contents.get("buffers"))
     else:
@@ -139,15 +153,31 @@ def match_weights(
     return values, LoadReport(loaded, missing, unexpected, mismatched)
 
 
-def _remedy(found: Mapping[str, Tensor]) -> str:
-    """Returns what to do about weights of another encoder, which it names if it is known."""
-    keys = {key for key in found if key.startswith("encoder.") and ".fc." not in key}
-    for name, small_stem in itertools.product(encoder_names(), (False, True)):
+def recognize_encoder(weights: Mapping[str, Tensor]) -> tuple[str, bool] | None:
+    """Returns the name and small_stem, for `create_encoder`, of the encoder with these weights.
+
+    Args:
+      weights: under our names, from `read_weights`; heads are ignored.
+
+    Returns:
+      None unless the weights are those of one complete encoder.
+    """
+    shapes = {key: value.shape for key, value in weights.items() if key.startswith(_LAYERS)}
+    for small_stem, name in itertools.product((False, True), encoder_names()):
         with torch.device("meta"):
             tensors = encoder_tensors(create_encoder(name, small_stem))
-        if keys == set(tensors) and all(found[key].shape == tensors[key].shape for key in keys):
-            return f"it holds encoder = {name!r} and small_stem = {small_stem}: bind these"
-    return "use a file that holds the whole encoder"
+        if shapes == {key: value.shape for key, value in tensors.items()}:
+            return name, small_stem
+    return None
+
+
+def _remedy(found: Mapping[str, Tensor]) -> str:
+    """Returns what to do about weights of another encoder, which it names if it is known."""
+    recognized = recognize_encoder(found)
+    if recognized is None:
+        return "use a file that holds the whole encoder"
+    name, small_stem = recognized
+    return f"it holds encoder = {name!r} and small_stem = {small_stem}: bind these"
 
 
 def check_encoder(init_from: str | None, encoder: str, small_stem: bool) -> None:

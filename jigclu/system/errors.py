@@ -8,6 +8,11 @@ class UserError(ValueError):
     `jigclu.launch` prints it and exits with status 2.
     """
 
+    def __init__(self, message: str) -> None:
+        # An error of a worker process arrives as its traceback, which ends with our message.
+        own = message.rpartition(f"{__name__}.UserError: ")[2]
+        super().__init__(" ".join(line.strip() for line in own.strip().splitlines()))
+
 
 def check(condition: bool, name: str, value: object, expected: str) -> None:
     """Raises UserError unless the condition holds.

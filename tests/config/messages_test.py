@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+import gin
 from absl.testing import absltest, parameterized
 
 from jigclu.config import messages
@@ -73,11 +74,11 @@ class OneLineErrorsTest(parameterized.TestCase):
     def test_names_the_place_and_joins_lines(self) -> None:
         self.assertEqual(self.caught(ValueError("one\n  two\n    ^\n")), "a.gin: one two")
 
-    def test_keeps_the_first_line_of_a_user_error(self) -> None:
-        # gin appends the chain of calls.
-        self.assertEqual(
-            self.caught(UserError("epochs is 0\n  In call to 'schedule'")), "epochs is 0"
-        )
+    def test_drops_the_chain_of_calls_that_gin_appends_to_a_user_error(self) -> None:
+        chain = "\n  In call to configurable 'schedule'"
+        with self.assertRaises(UserError) as caught, messages.one_line_errors("a.gin", []):
+            gin.utils.augment_exception_message_and_reraise(UserError("epochs is 0"), chain)
+        self.assertEqual(str(caught.exception), "epochs is 0")
 
     def test_other_errors_pass(self) -> None:
         with self.assertRaises(KeyError), messages.one_line_errors("a.gin", []):

@@ -113,6 +113,29 @@ class UnlabeledImagesTest(FilesTestCase):
             self.assertEqual(self.names(sources.UnlabeledImages("~/data")), ["data/b.png"])
 
 
+class OpenFolderTest(FilesTestCase):
+    def test_subfolders_are_classes_if_they_contain_every_image(self) -> None:
+        self.add("dog/deep/b.png", "cat/z.png", "cat-2/c.png", "dog/a.png", ".hidden/d.png")
+        source = sources.open_folder(self.root)
+        self.assertEqual(
+            self.names(source), ["cat-2/c.png", "cat/z.png", "dog/a.png", "dog/deep/b.png"]
+        )
+        self.assertEqual(source.classes, ["cat", "cat-2", "dog"])
+        self.assertEqual(source.labels, [1, 0, 2, 2])
+
+    def test_images_beside_subfolders_leave_all_unlabeled(self) -> None:
+        self.add("cat/z.png", "a.png")
+        source = sources.open_folder(self.root)
+        self.assertEqual(self.names(source), ["a.png", "cat/z.png"])
+        self.assertEqual((source.classes, source.labels), ([], None))
+
+    def test_rejects_missing_and_empty_folders(self) -> None:
+        with self.assertRaisesRegex(UserError, "nowhere is not a folder: expected the root"):
+            sources.open_folder(os.path.join(self.root, "nowhere"))
+        with self.assertRaisesRegex(UserError, "contains no images"):
+            sources.open_folder(self.root)
+
+
 class ProgressTest(FilesTestCase):
     def test_listing_files_shows_progress(self) -> None:
         self.add("train/cat/0.png", "train/dog/0.png")

@@ -1,12 +1,16 @@
 """Resizing and cropping against indices and averages by hand, normalization, and ranges."""
 
+import io
 from typing import Any
 
 import torch
 from absl.testing import absltest, parameterized
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.v2 import functional as transforms
 
+from jigclu.data.decode import decode_image
 from jigclu.data.transform import EvalTransform
 from jigclu.system.errors import UserError
 from tests.samples import eval_transform, noise
@@ -65,6 +69,33 @@ class NormalizeTest(absltest.TestCase):
         whole = transform.normalize(images)
         self.assertEqual(whole.shape, images.shape)
         self.assertTrue(torch.equal(whole[1, 2], transform.normalize(images[1, 2])))
+
+
+class CallTest(parameterized.TestCase):
+    def test_crops_and_normalizes_one_image(self) -> None:
+        transform, image = eval_transform(16, 10), noise(3, 20, 30)
+        result = transform(image)
+        self.assertEqual((result.dtype, result.shape), (torch.float32, (3, 10, 10)))
+        self.assertTrue(torch.equal(result, transform.normalize(transform.crop_image(image))))
+
+    def test_pil_images_equal_the_pixels_that_sources_read(self) -> None:
+        transform, file = eval_transform(16, 10), io.BytesIO()
+        tags = Image.Exif()
+        tags[ExifTags.Base.Orientation] = 6
+        picture = transforms.to_pil_image(noise(3, 20, 30)).convert("P")
+        picture.save(file, "PNG", exif=tags)
+        with Image.open(file) as image:
+            result = transform(image)
+        self.assertTrue(torch.equal(result, transform(decode_image(file.getvalue()))))
+
+    @parameterized.parameters(
+        (torch.zeros(3, 8, 8), r"image is torch\.float32 \[3, 8, 8\]; expected torch\.uint8"),
+        (noise(1, 3, 8, 8), r"image is torch\.uint8 \[1, 3, 8, 8\]; expected"),
+        (noise(8, 8, 3), r"image is torch\.uint8 \[8, 8, 3\]; expected"),
+    )
+    def test_rejects_other_tensors(self, image: Tensor, message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            eval_transform(4, 4)(image)
 
 
 class RangeTest(parameterized.TestCase):

@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 from torch import Tensor
 
 from jigclu.models import weights
-from jigclu.models.encoder import create_encoder, encoder_tensors
+from jigclu.models.encoder import create_encoder, encoder_names, encoder_tensors
 from jigclu.models.jigclu import JigClu
 from jigclu.system.errors import UserError
 from tests import samples
@@ -155,6 +155,25 @@ class WeightsTest(parameterized.TestCase):
             kept = {key: value for key, value in _RESNET.items() if key != absent}
             with self.assertRaisesRegex(UserError, f"missing: .*{absent}.*the whole encoder"):
                 self._load({"state_dict": {f"encoder.{key}": v for key, v in kept.items()}})
+
+    def test_recognizes_every_encoder_from_names_and_shapes(self) -> None:
+        for name in encoder_names():
+            for small_stem in (False, True):
+                with torch.device("meta"):
+                    tensors = encoder_tensors(create_encoder(name, small_stem))
+                self.assertEqual(weights.recognize_encoder(tensors), (name, small_stem))
+
+    def test_recognizes_an_encoder_beside_heads_of_any_name(self) -> None:
+        heads = {"projection_head.0.weight": torch.zeros(2), "fc.bias": torch.zeros(5)}
+        torch.save({f"module.{k}": v for k, v in (_RESNET | heads).items()}, self.path)
+        found = weights.read_weights(self.path)
+        self.assertIn("encoder.projection_head.0.weight", found)
+        self.assertEqual(weights.recognize_encoder(found), ("resnet18", False))
+
+    @parameterized.parameters("conv1.weight", "bn1.bias", "layer3.1.bn2.running_var")
+    def test_recognizes_no_incomplete_encoder(self, absent: str) -> None:
+        found = {f"encoder.{key}": value for key, value in _RESNET.items() if key != absent}
+        self.assertIsNone(weights.recognize_encoder(found))
 
     def test_check_encoder_rejects_unknown_names_and_other_encoders(self) -> None:
         torch.save(_RESNET, self.path)

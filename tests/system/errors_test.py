@@ -1,8 +1,40 @@
 """Tests of jigclu.system.errors."""
 
+import pickle
+
 from absl.testing import absltest
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from jigclu.system.errors import UserError, check
+
+
+class Broken(Dataset[Tensor]):
+    """A data set whose items raise a UserError, caused by another error."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Tensor:
+        try:
+            raise OSError("truncated")
+        except OSError as error:
+            raise UserError("image a.png is unreadable: fix or remove it") from error
+
+
+class UserErrorTest(absltest.TestCase):
+    def test_message_is_one_line(self) -> None:
+        error = UserError("data are missing (no file\n  a.png): \nadd it\n")
+        self.assertEqual(str(error), "data are missing (no file a.png): add it")
+
+    def test_message_of_a_worker_process_has_no_traceback(self) -> None:
+        with self.assertRaises(UserError) as caught:
+            list(DataLoader(Broken(), num_workers=1))
+        self.assertEqual(str(caught.exception), "image a.png is unreadable: fix or remove it")
+
+    def test_survives_pickling(self) -> None:
+        copy = pickle.loads(pickle.dumps(UserError("epochs is 0")))
+        self.assertEqual((type(copy), str(copy)), (UserError, "epochs is 0"))
 
 
 class CheckTest(absltest.TestCase):
