@@ -137,7 +137,7 @@ class FinetuneTest(TaskTestCase):
 
     def test_one_rate_is_the_optimizers_own(self) -> None:
         task = changed(head_learning_rate=None)
-        self.assertIs(task.optimizer_of(task.network()), task.optimizer)
+        self.assertIs(task.create_optimizer(task.network()), task.optimizer)
 
     def test_compiled_and_half_precision(self) -> None:
         task = changed(compile=True, precision="bfloat16", stop_after_steps=2)
