@@ -139,7 +139,7 @@ class ExportTask:
         return ImageDataset(source=self.source, transform=self.eval_transform)
 
     def _images(self) -> Tensor:
-        """Returns evenly spaced, normalized images of the source, float32 [images, 3, crop, crop]."""
+        """Returns normalized images from all over the source, float32 [images, 3, crop, crop]."""
         dataset = self._dataset()
         indices = [number * len(dataset) // self.images for number in range(self.images)]
         pixels = torch.stack([dataset[index].image for index in indices])

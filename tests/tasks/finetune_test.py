@@ -159,8 +159,7 @@ class FinetuneTest(TaskTestCase):
         ({"evaluate_every": -1}, "evaluate_every is -1"),
         ({"train_size": 0}, "train_size is 0"),
         ({"val": ONE_CLASS}, "source has 10 classes and val 1"),
-        # What matters more comes first: there are fewer images than a batch, too.
-        ({"source": ONE_CLASS, "val": ONE_CLASS}, "source has images of one class, a"),
+        ({"source": ONE_CLASS, "val": ONE_CLASS}, "source only has images of class a"),
     )
     def test_rejects_settings_out_of_range(self, changes: dict[str, Any], message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
