@@ -213,7 +213,7 @@ class WheelTest(absltest.TestCase):
             "include 'gin/demo.gin'\ninclude 'base/imagenet_rgb.gin'\npretrain.seed = 7\n"
         )
         configuration, workdir = self.dry_run(self.module(f"--gin_file={own}", "--dry_run"))
-        self.assertIn("prepretrain.seed = 7", configuration.splitlines())
+        self.assertIn("pretrain.seed = 7", configuration.splitlines())
         self.assertEqual(workdir, "workdir: runs/own")
 
     def test_mistakes_are_one_line_and_status_2(self) -> None:
