@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up: Python >= 3.10, pip and a C compiler are enough.
+# `make demo` and `make test` create the environment. Needed: Python >= 3.10, pip, a C++ compiler.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -24,13 +24,13 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest tests
 
-# What depends on the CPU, as on one without AVX-512: bfloat16 is slow there.
+# Tests that depend on the CPU, restricted to AVX2, with which bfloat16 is slow.
 test-avx2: install
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest \
 	  tests/system/machine_test.py tests/demo_test.py tests/published_step_test.py \
 	  tests/ops/losses_test.py
 
-# Installs nothing: uses the environment if there is one, else $(PYTHON), which needs torch.
+# Installs nothing; uses the environment if it exists, else $(PYTHON), which must have torch.
 gpu-check:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) launch/gpu_check.py
 

@@ -1,4 +1,4 @@
-"""The command: python -m jigclu.launch --gin_file=gin/pretrain_r50.gin."""
+"""The command-line program: python -m jigclu.launch --gin_file=gin/pretrain_r50.gin."""
 
 import jigclu.system.compile_cache  # noqa: F401  # isort: skip  # Before torch is imported.
 import sys
@@ -17,28 +17,30 @@ with progress.status("loading libraries"):
     from jigclu import config
     from jigclu.system.device import launched_rank
 
-_GIN_FILES = flags.DEFINE_multi_string("gin_file", None, "gin file to read; repeatable.")
+_GIN_FILES = flags.DEFINE_multi_string(
+    "gin_file", None, "gin file to read; repeatable, the last one wins."
+)
 _GIN_BINDINGS = flags.DEFINE_multi_string(
-    "gin_bindings", [], "Binding over the files, as 'pretrain.batch_size=512'; repeatable."
+    "gin_bindings", [], "Binding that overrides the files: 'pretrain.batch_size=512'; repeatable."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of checkpoints, logs and configuration; runs/<name of the last gin file> by "
-    "default. The same folder again resumes the run.",
+    "Folder for checkpoints, logs and configuration; default runs/<name of the last gin file>. "
+    "The same folder resumes the run.",
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the configuration and the plan, and exit.")
 
 
 def _run() -> None:
-    """Reads the configuration, writes it down, and runs the task.
+    """Reads the configuration, writes it to the workdir, and runs the task.
 
     Raises:
-      UserError: a user's mistake, of any part.
+      UserError: any invalid user input.
     """
     if not _GIN_FILES.value:
-        raise UserError("--gin_file is missing; give one, such as --gin_file=gin/demo.gin")
-    # torch's compiler warns of its own use of torch, which no user can mend.
+        raise UserError("--gin_file is missing; pass one, such as --gin_file=gin/demo.gin")
+    # torch's compiler emits warnings about its own use of torch, which users cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     workdir = Path(_WORKDIR.value or config.default_workdir(_GIN_FILES.value))
     configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
@@ -52,7 +54,7 @@ def _run() -> None:
 
 @record
 def main(arguments: list[str]) -> None:
-    """Runs the command; a user's mistake is one line and exit status 2."""
+    """Runs the command; reports user errors in one line, with exit status 2."""
     try:
         if len(arguments) > 1:
             raise UserError(f"argument {arguments[1]!r} is not a flag; see --help")
@@ -70,7 +72,7 @@ def main(arguments: list[str]) -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 
@@ -83,8 +85,8 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def console() -> None:
-    """Runs the command `jigclu`, the same as `python -m jigclu.launch`; exits with its status."""
-    # absl's --help lists the flags of the script that was started; pip's script defines none.
+    """Runs the command `jigclu`, which is the same as `python -m jigclu.launch`."""
+    # absl's --help lists the flags of the script that was started; the one of pip defines none.
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=_parse)

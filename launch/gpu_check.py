@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Answers every question about this project that needs an NVIDIA GPU, in under nine minutes.
+"""Tests and measures this project on an NVIDIA GPU in less than nine minutes.
 
     python launch/gpu_check.py      # or: make gpu-check
 
-Runs the CUDA tests and measures speed and memory; installs and downloads nothing. Leaves
-gpu.md, gpu.json and gpu.log in $OUT, or in runs/gpu_check. Exit status: 0 if every part ran,
-1 if some failed or were skipped for lack of time, 2 without CUDA.
+Runs the CUDA tests, and measures speed and memory. Installs and downloads nothing. Writes
+gpu.md, gpu.json and gpu.log to $OUT or runs/gpu_check. Exit status: 0 if every part ran, 1 if
+some failed or were skipped for lack of time, 2 without CUDA.
 """
 
 import sys

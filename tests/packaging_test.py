@@ -209,7 +209,9 @@ class WheelTest(absltest.TestCase):
     def test_own_file_includes_packaged_files(self) -> None:
         folder = Path(self.create_tempdir().full_path)
         own = folder / "own.gin"
-        own.write_text("include 'gin/demo.gin'\ninclude 'base/imagenet_rgb.gin'\ntrain.seed = 7\n")
+        own.write_text(
+            "include 'gin/demo.gin'\ninclude 'base/imagenet_rgb.gin'\npretrain.seed = 7\n"
+        )
         configuration, workdir = self.dry_run(self.module(f"--gin_file={own}", "--dry_run"))
         self.assertIn("pretrain.seed = 7", configuration.splitlines())
         self.assertEqual(workdir, "workdir: runs/own")

@@ -2,9 +2,9 @@
 
     python docs/compare/compare.py --images FOLDER
 
-Every peer gets an environment of its own, made by `venv` and filled by `pip`; this project runs in
-the environment that runs the script. Runs of the programs interleave. Prints a Markdown table. See
-README.md beside this file.
+Each peer has its own environment, created by `venv` and filled by `pip`; this project runs in the
+environment of the script. Runs of the programs interleave. Prints a Markdown table. See README.md
+in this folder.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 _PACKAGES = ("torch", "torchvision", "pillow", "lightly-train", "lightly", "pytorch-lightning")
-# What every program prints after a training step.
+# Printed by every program after a training step.
 _STEP = re.compile(r"\bstep (\d+)(?:/\d+|$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all programs share."""
+    """Settings that all programs share."""
 
     images: Path
     epochs: int
@@ -42,9 +42,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Peer:
-    """A program to measure: what pip installs for it, and its command.
+    """A program to measure: its packages, and a function that returns its command.
 
-    The command gets an interpreter, the settings, and an empty folder to write to.
+    The function gets an interpreter, the settings, and an empty folder to write to.
     """
 
     requirements: tuple[str, ...]
@@ -54,7 +54,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took. CPU time includes worker processes, memory is the largest process's."""
+    """Cost of one run. CPU time includes worker processes; memory is of the largest process."""
 
     program: str
     images: int
@@ -81,7 +81,7 @@ def _jigclu_command(python: str, settings: Settings, folder: Path) -> list[str]:
 
 
 def _script_command(script: str) -> Callable[[str, Settings, Path], list[str]]:
-    """Returns the command of a peer whose training is a script beside this file."""
+    """Returns the command of a peer that is trained by a script in this folder."""
 
     def command(python: str, settings: Settings, folder: Path) -> list[str]:
         numbers = (settings.epochs, settings.batch_size, settings.workers)
@@ -100,7 +100,7 @@ PEERS = {
 
 
 def interpreter(name: str, environments: Path) -> str:
-    """Returns the Python of a program's environment, which is made if it is missing."""
+    """Returns the Python of a program's environment, which is created if it is missing."""
     requirements = PEERS[name].requirements
     if not requirements:
         return sys.executable
@@ -161,7 +161,7 @@ def measure(name: str, python: str, settings: Settings) -> Run:
 
 
 def step_times(lines: Sequence[tuple[float, str]]) -> list[float]:
-    """Returns when each step was reported first, from lines and the seconds of their arrival."""
+    """Returns the seconds of the first report of each step, given (seconds, line) of the output."""
     times: dict[int, float] = {}
     for seconds, line in lines:
         for match in _STEP.finditer(line):
@@ -170,7 +170,7 @@ def step_times(lines: Sequence[tuple[float, str]]) -> list[float]:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Returns a Markdown table with a row per program: medians, then least and most."""
+    """Returns a Markdown table with a row per program: medians, with minimum and maximum."""
     header = ["program", "runs", "CPU s", "CPU s per image", "wall s per image"]
     header += ["s to the first step", "images/s after it", "peak memory, MB"]
     rows = [header, ["---"] * len(header)]
@@ -198,7 +198,7 @@ def _number(value: float) -> str:
 
 
 def caption(settings: Settings, versions: dict[str, dict[str, str]]) -> str:
-    """Returns what the table was measured with: shared settings, versions, machine."""
+    """Returns the shared settings, the versions and the machine, as Markdown."""
     lines = [
         f"ResNet-18, random weights, {settings.epochs} epochs, {settings.batch_size} photographs "
         f"per step, 224 pixels, float32, {settings.workers} worker processes, "
@@ -213,7 +213,7 @@ def caption(settings: Settings, versions: dict[str, dict[str, str]]) -> str:
 
 
 def installed(python: str) -> dict[str, str]:
-    """Returns the versions that an environment has, of the packages that matter here."""
+    """Returns the versions of `_PACKAGES` in an environment."""
     listed = subprocess.run(
         [python, "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True
     )
@@ -225,7 +225,7 @@ def installed(python: str) -> dict[str, str]:
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Returns the runs of a file that has one per line; none if there is no such file."""
+    """Returns the runs of a file with one per line; none if the file does not exist."""
     if not path.exists():
         return []
     return [Run(**json.loads(line)) for line in path.read_text().splitlines()]

@@ -1,7 +1,6 @@
 """Compares image decoders on one thread: rate, memory, pixels and formats.
 
-Needs `torchcodec` beside what the project needs, in an environment of its own, and the project on
-the path:
+Needs the project on the path, and a separate environment with its requirements and `torchcodec`:
 
     PYTHONPATH=. OMP_NUM_THREADS=1 python docs/compare/decoders.py FOLDER
 
@@ -75,11 +74,11 @@ def rates(files: list[bytes]) -> dict[str, list[float]]:
 
 
 def memory(name: str, files: list[bytes]) -> float:
-    """Returns what the decoder, its imports included, adds to this process's memory at most, MB.
+    """Returns the peak memory that a decoder, including its imports, adds to this process, in MB.
 
-    Linux only; torch and torchvision, which training needs anyway, are imported before.
+    Linux only. torch and torchvision, which training needs anyway, are imported before.
     """
-    Path("/proc/self/clear_refs").write_text("5")  # The peak becomes the present memory.
+    Path("/proc/self/clear_refs").write_text("5")  # Resets the peak to the current memory.
     before = _peak_memory()
     decode = DECODERS[name]()
     for data in files:
@@ -97,8 +96,8 @@ def samples() -> dict[str, bytes]:
     rows, columns = np.mgrid[0:24, 0:40]
     pixels = np.stack([rows * 10, columns * 6, 255 - rows * 5 - columns * 3], axis=-1)
     image = Image.fromarray(pixels.astype(np.uint8))
-    turned = Image.Exif()
-    turned[0x0112] = 6
+    rotation = Image.Exif()
+    rotation[0x0112] = 6
     deep = Image.fromarray(np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16))
     frames = {"save_all": True, "append_images": [image.rotate(90)]}
 
@@ -111,7 +110,7 @@ def samples() -> dict[str, bytes]:
         "JPEG": encode(image, "JPEG"),
         "JPEG, gray": encode(image.convert("L"), "JPEG"),
         "JPEG, CMYK": encode(image.convert("CMYK"), "JPEG"),
-        "JPEG, turned by EXIF": encode(image, "JPEG", exif=turned),
+        "JPEG, rotated by EXIF": encode(image, "JPEG", exif=rotation),
         "PNG": encode(image, "PNG"),
         "PNG, 16-bit gray": encode(deep, "PNG"),
         "WebP": encode(image, "WEBP"),
@@ -124,13 +123,13 @@ def samples() -> dict[str, bytes]:
 
 
 def outcome(decode: Decoder, reference: Decoder, images: list[bytes]) -> str:
-    """Returns in a few words how a decoder's pixels differ from the reference's."""
+    """Describes how a decoder's pixels differ from those of the reference."""
     largest = 0
     for data in images:
         expected = reference(data)
         try:
             pixels = decode(data)
-        except Exception as error:  # Every library has errors of its own.
+        except Exception as error:  # Each library raises its own errors.
             return type(error).__name__
         if pixels.shape != expected.shape:
             return f"shape {tuple(pixels.shape)}"
@@ -163,7 +162,7 @@ def main() -> None:
         added = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         rates_text = [f"{f(measured):,.0f}" for f in (statistics.median, min, max)]
         rows.append([name, *rates_text, f"{added:.0f}"])
-    print(table(["decoder", "images/s", "least", "most", "memory, MB"], rows), end="\n\n")
+    print(table(["decoder", "images/s", "min", "max", "memory, MB"], rows), end="\n\n")
     decoders = {name: load() for name, load in DECODERS.items()}
     reference = decoders["this project"]
     images = {"the files": files} | {kind: [data] for kind, data in samples().items()}

@@ -1,4 +1,4 @@
-"""gin files to one task; every user error in one line."""
+"""From gin files to one task, with user errors in one line."""
 
 from jigclu.config.load import ROOT, Configuration, default_workdir, load
 

@@ -1,4 +1,4 @@
-"""Reads gin files and bindings into one task, and makes sure that every binding counts."""
+"""Reads gin files and bindings into one task, and rejects bindings without effect."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Configuration(NamedTuple):
     given: all bindings, in gin's syntax.
     operative: all bindings that took effect, in gin's syntax.
     resolved: the same, as one `name = value` per line, macros replaced by their values.
-    unused: bindings of files that a command-line binding put out of effect.
+    unused: names bound in files that have no effect because of a command-line binding.
     """
 
     task: Task
@@ -43,7 +43,7 @@ class Configuration(NamedTuple):
     unused: list[str]
 
     def check(self, workdir: Path) -> None:
-        """Checks the task; errors name the binding as the user would write it."""
+        """Checks the task; errors name the binding as the user writes it."""
         try:
             with progress.status("checking the configuration"):
                 self.task.check(workdir)
@@ -75,8 +75,8 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
       bindings: such as "pretrain.batch_size=512".
 
     Raises:
-      UserError: a mistake in a file or a binding, a binding of an unknown name or of a wrong
-        type or value, or one that never takes effect.
+      UserError: a file or a binding cannot be read, names something unknown, has an invalid
+        value, or never takes effect.
     """
     valid = [*CONFIGURABLES, *binding_names()]
     gin.clear_config()
@@ -108,7 +108,7 @@ def _bindings(text: str) -> dict[str, str]:
 
 
 def _took_effect(name: str, given: Mapping[str, str], operative: Mapping[str, str]) -> bool:
-    """Returns whether a binding took effect, perhaps within a scope: a.b also as scope/a.b."""
+    """Returns whether a binding took effect: a.b as itself, or in a scope as scope/a.b."""
     return any(
         other == name or other.endswith(f"/{name}")
         for other, value in operative.items()
@@ -119,8 +119,8 @@ def _took_effect(name: str, given: Mapping[str, str], operative: Mapping[str, st
 def _reject_unused(
     unused: Sequence[str], in_files: Mapping[str, str], given: Mapping[str, str]
 ) -> None:
-    # A command line that replaces a source, optimizer or macro puts the file's out of effect,
-    # which is no mistake.
+    # A command-line binding may replace a source, optimizer or macro of a file. Bindings of the
+    # replaced object then have no effect, which is not an error.
     replaced = any(
         ("@" in value or "%" in value) and given[name] != value for name, value in in_files.items()
     )
@@ -150,7 +150,7 @@ def _resolve(operative: Mapping[str, str]) -> str:
 
 
 def _find(file: str) -> str:
-    """Returns the path of a gin file of the working directory or, next, of the project."""
+    """Returns the path of a gin file in the working directory, or else in the project."""
     for path in (Path(file), *(folder / file for folder in _SEARCH_PATHS)):
         if path.is_file():
             return str(path)

@@ -1,4 +1,4 @@
-"""Error messages: gin's, in one line, with the nearest valid name."""
+"""gin's errors as one-line messages that suggest the nearest valid name."""
 
 import dataclasses
 import difflib
@@ -19,18 +19,18 @@ _GIN_ERRORS = (
 
 @contextmanager
 def one_line_errors(where: str, valid: Sequence[str]) -> Iterator[None]:
-    """Turns errors of gin within a block into user errors of one line.
+    """Converts gin's errors within a block into one-line user errors.
 
     Args:
-      where: the file or binding that is read.
-      valid: names of configurables and bindings, to suggest the nearest one.
+      where: the file or binding being read.
+      valid: names of configurables and bindings, of which the nearest one is suggested.
     """
-    # gin logs every place where it looked for an included file, then raises.
+    # Before it raises, gin logs every folder in which it searched for an included file.
     logging.disable()
     try:
         yield
     except UserError as error:
-        # gin appends the chain of calls; the first line is ours.
+        # gin appends the chain of calls after our line.
         raise UserError(str(error).strip().splitlines()[0]) from error
     except _GIN_ERRORS as error:
         raise UserError(f"{where}: {_explain(error, valid)}") from error
@@ -39,7 +39,7 @@ def one_line_errors(where: str, valid: Sequence[str]) -> Iterator[None]:
 
 
 def hint(name: str, valid: Sequence[str]) -> str:
-    """Returns a question after the nearest valid name, or nothing if none is near."""
+    """Returns "; did you mean …?" with the nearest valid name, or "" if none is near."""
     near = difflib.get_close_matches(name, valid, 1, 0.5)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -79,9 +79,9 @@ def _children(item: Any) -> list[Any]:
 
 def _explain(error: Exception, valid: Sequence[str]) -> str:
     if isinstance(error, RecursionError):
-        return "a reference or macro leads back to itself"
+        return "a reference or macro refers to itself"
     message = " ".join(line.strip() for line in str(error).splitlines() if line.strip(" ^"))
-    # The message contains a binding of the command line already.
+    # The caller names the binding already.
     message = re.sub(r" In bindings string line \d.*", "", message).rstrip(".")
     macro = re.search(r"configurable 'macro' .* in scope '(.+)'", message)
     if macro:
@@ -97,7 +97,7 @@ def _explain(error: Exception, valid: Sequence[str]) -> str:
 
 
 def _hint_binding(configurable: str, parameter: str, valid: Sequence[str]) -> str:
-    """Returns a question after the bindings of the same parameter, else after the nearest one."""
+    """Suggests bindings of the same parameter, or else the nearest binding."""
     name = f"{configurable}.{parameter}"
     same = [other for other in valid if other.endswith(f".{parameter}")]
     near = difflib.get_close_matches(name, same, 3, 0.0)

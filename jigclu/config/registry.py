@@ -1,4 +1,4 @@
-"""Names that gin files may bind, and checks of each binding's type and value."""
+"""Names that gin files can bind, with checks of each binding's type and value."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -41,11 +41,11 @@ def reproduce(
     stages: Sequence[tuple[str, str, tuple[str, ...]]],
     published: Sequence[tuple[str, str, float]],
 ) -> ReproduceTask:
-    """Returns stages that are configured by gin files of their own; see `ReproduceTask`."""
+    """Returns a task of several stages, each with its own gin file; see `ReproduceTask`."""
     return ReproduceTask(stages=stages, published=published, load=_loader[0])
 
 
-# How gin files are loaded; `register` fills it, since loading builds on this module.
+# Loads the gin file of a stage. `register` sets it, because `load` imports this module.
 _loader: list[Load] = []
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
@@ -95,7 +95,7 @@ _NAMES = {function: name for name, function in CONFIGURABLES.items()}
 
 
 def register(load: Load) -> None:
-    """Makes all configurables known to gin.
+    """Registers all configurables with gin.
 
     Args:
       load: reads the gin files of a stage.
@@ -106,7 +106,7 @@ def register(load: Load) -> None:
 
 
 def binding_names() -> list[str]:
-    """Returns the names of all bindings: schedule.epochs."""
+    """Returns the names of all bindings, such as schedule.epochs."""
     return [
         f"{name}.{parameter}"
         for name, function in CONFIGURABLES.items()
@@ -115,10 +115,10 @@ def binding_names() -> list[str]:
 
 
 def name_setting(message: str, owner: Any) -> str:
-    """Replaces the field with which an error message begins by its binding.
+    """Replaces the field at the start of an error message by its binding.
 
     Args:
-      message: begins with a field of the owner or of an object in it, or with a path of
+      message: starts with a field of the owner or of an object in it, or with a path of
         fields: "epochs is 0; …" or "schedule.epochs was 1 and is 2; …".
       owner: a task, or another configurable.
     """
@@ -130,7 +130,7 @@ def name_setting(message: str, owner: Any) -> str:
 
 
 def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a configurable, so that errors name the binding as the user wrote it."""
+    """Wraps a configurable so that errors name the binding as the user wrote it."""
     signature = inspect.signature(function)
     expected = types.parameter_hints(function)
 
@@ -145,7 +145,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise UserError(
                 f"not bound: {', '.join(missing[:3])}{more}; bind every value in a gin file "
-                "(those in gin/base have the usual ones) or with --gin_bindings"
+                "(gin/base has the usual values) or with --gin_bindings"
             )
         for parameter, value in given.items():
             if not types.fits(value, expected[parameter]):
@@ -161,7 +161,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             raise UserError(f"{_as_written(name, word)}{space}{rest}") from error
 
-    # gin reads names and parameters off what it registers.
+    # gin inspects the name, module and signature of the functions it registers.
     call.__name__ = call.__qualname__ = name
     call.__module__ = "jigclu"
     call.__doc__ = function.__doc__
@@ -170,7 +170,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_written(name: str, parameter: str) -> str:
-    """Returns the name of a binding with the scope in which it is bound, if any."""
+    """Returns the name of a binding, with the scope in which it is bound, if any."""
     for scope in reversed(gin.current_scope()):
         scoped = f"{scope}/{name}.{parameter}"
         if f"\n{scoped} = " in f"\n{gin.config_str()}":
@@ -188,7 +188,7 @@ def _spell(value: Any) -> str:
 
 
 def _expected(hint: Any) -> str:
-    """Returns what a binding of this type may be: a type, or the references that make one."""
+    """Describes the valid values of a type: its name, or the references that build one."""
     options = types.options(hint)
     makers = [
         f"@{name}()"

@@ -1,4 +1,4 @@
-"""Whether a value is what a type hint says, for values that people write."""
+"""Checks values written by users against type hints."""
 
 import collections.abc
 import inspect
@@ -9,17 +9,17 @@ from typing import Any
 
 
 def parameter_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the hints of a function's, a data class's or a class's arguments, by name."""
+    """Returns the type hints of the arguments of a function, dataclass or class, by name."""
     if isinstance(function, type) and "__annotations__" not in vars(function):
         return typing.get_type_hints(vars(function)["__init__"])
     return typing.get_type_hints(function)
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Returns whether a value is of a hinted type.
+    """Returns whether a value has a hinted type.
 
-    An int is a float, a list is a tuple, a bool is neither int nor float; of a
-    protocol it must have the methods, and of a callable one the arguments.
+    An int is valid for float and a list for tuple; a bool is valid for neither int nor float.
+    For a protocol a value must have its methods, and for a callable protocol its parameters.
     """
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -50,12 +50,12 @@ def is_protocol(hint: Any) -> bool:
 
 
 def is_callable(protocol: Any) -> bool:
-    """Returns whether a protocol is of functions."""
+    """Returns whether a protocol describes functions."""
     return "__call__" in vars(protocol)
 
 
 def fits_protocol(value: Any, protocol: Any) -> bool:
-    """Returns whether a value has a protocol's methods, and of a callable one the arguments."""
+    """Returns whether a value has a protocol's methods and, if it is callable, parameters."""
     if not has_methods(value, protocol):
         return False
     if not is_callable(protocol):
@@ -64,7 +64,7 @@ def fits_protocol(value: Any, protocol: Any) -> bool:
 
 
 def _same_parameters(function: Callable[..., Any], protocol: Any) -> bool:
-    # Protocols of functions differ in their parameters only.
+    # Callable protocols differ only in their parameters.
     names = set(inspect.signature(protocol.__call__).parameters) - {"self"}
     return names <= set(inspect.signature(function).parameters)
 
@@ -78,7 +78,7 @@ def has_methods(value: Any, protocol: Any) -> bool:
 
 
 def spell(hint: Any) -> str:
-    """Returns a hint as people write it: int, tuple[float, float], str or None."""
+    """Returns a hint as users write it: int, tuple[float, float], str or None."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(spell(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
@@ -91,7 +91,7 @@ def spell(hint: Any) -> str:
 
 
 def options(hint: Any) -> tuple[Any, ...]:
-    """Returns the alternatives of a hint; of a sequence, those of its items."""
+    """Returns the alternatives of a hint, or those of the items of a sequence."""
     if is_sequence(hint):
         return options(typing.get_args(hint)[0])
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
@@ -105,7 +105,7 @@ def is_sequence(hint: Any) -> bool:
 
 
 def makes(function: Callable[..., Any], hint: Any) -> bool:
-    """Returns whether a class or function makes a value of a hinted type."""
+    """Returns whether a class or function returns values of a hinted type."""
     made = function if isinstance(function, type) else parameter_hints(function).get("return")
     if is_protocol(hint):
         return isinstance(made, type) and not is_protocol(made) and _fits_protocol_class(made, hint)

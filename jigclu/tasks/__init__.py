@@ -1,1 +1,1 @@
-"""What a gin file can run: one module per task."""
+"""Tasks that a gin file can run, one module per task."""

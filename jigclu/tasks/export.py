@@ -1,7 +1,7 @@
-"""The task of writing an encoder in the formats of other libraries, each of them proven.
+"""Export of an encoder in the formats of other libraries, with a check of every file.
 
-Every file is read back by the libraries of its user alone, and its features of real
-images are compared with those of the encoder that was written.
+Each file is read back with only the libraries of its format, and its features of real images
+are compared with those of the original encoder.
 """
 
 import hashlib
@@ -28,15 +28,15 @@ from jigclu.tasks.export_formats import FORMATS
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
 
-# Most that a feature may differ by: rounding of float32 stays far below, of features up to 10.
-# Of features of hundreds, as a few steps of training leave them, it may not.
+# Largest allowed difference of a feature. For features up to 10, rounding in float32 stays far
+# below it; for features in the hundreds, as after only a few training steps, it may exceed it.
 TOLERANCE = 1e-4
 
 
 class Written(NamedTuple):
-    """One file that was written and read back.
+    """A file that was written and read back.
 
-    difference: the largest of any feature of any image from the source's, absolute.
+    difference: largest absolute difference of a feature from the original encoder's.
     """
 
     format: str
@@ -47,13 +47,17 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportTask:
-    """Writes the encoder of a file in other formats, with a card, to the workdir.
+    """Writes the encoder of a file in other formats to the workdir, with a card.
 
-    init_from: file of weights; None, while it is still to be made, for `check` alone.
-    encoder, small_stem: of `create_encoder`, as they are.
-    formats: of `FORMATS`. source, images: what features are compared on, and how many.
-    resize, crop: pixels, of `ImageDataset`. mean, std: of RGB in [0, 1].
-    notes: Markdown for the card: of data, recipe and scores what the file does not hold.
+    Attributes:
+      init_from: file of weights; None only for `check`, while the file does not exist yet.
+      encoder: name of a ResNet of torchvision, as the weights are.
+      small_stem: whether the encoder starts with a 3x3 convolution, as the weights are.
+      formats: names in `FORMATS`.
+      source: images to compare features on.
+      images: number of images to compare.
+      eval_transform: preprocessing of the images.
+      notes: Markdown for the card: data, recipe and scores that the file does not contain.
     """
 
     init_from: str | None
@@ -67,44 +71,43 @@ class ExportTask:
 
     @property
     def origin(self) -> Path:
-        """The file of the weights; raises UserError where none is named."""
+        """File of the weights; raises UserError if there is none."""
         if self.init_from is None:
-            raise UserError("init_from is None: there is nothing to export; give a file of weights")
+            raise UserError(
+                "init_from is None: there is nothing to export; bind it to a file of weights"
+            )
         return Path(self.init_from)
 
     def check(self, workdir: Path) -> None:
-        """Raises UserError for a value out of range, weights that do not fit, absent packages."""
+        """Raises UserError for invalid settings, other weights, or missing packages."""
         del workdir
         check_encoder(self.init_from, self.encoder, self.small_stem)
         if not self.formats:
-            raise UserError(f"formats is empty; give some of {', '.join(FORMATS)}")
+            raise UserError(f"formats is empty; choose from {', '.join(FORMATS)}")
         for name in self.formats:
             _check_format(name, self.small_stem)
         if not 1 <= self.images <= len(self.source):
             raise UserError(
-                f"images is {self.images}; it must lie in [1, {len(self.source)}], "
-                "the images of the source"
+                f"images is {self.images}; it must be in [1, {len(self.source)}], the number of "
+                "images of the source"
             )
 
     def plan(self, workdir: Path) -> str:
-        """Returns what a run would do, several lines."""
+        """Returns what a run would do, in several lines."""
         del workdir
         names = ", ".join(self._file_name(name) for name in self.formats)
         side = self.eval_transform.crop
         return (
             f"writes: {names}, card.md\n"
             f"compares: features of {self.images} images of {side}x{side} pixels, "
-            f"which may differ by {TOLERANCE:g}"
+            f"at most {TOLERANCE:g} apart"
         )
 
     def run(self, workdir: Path, config: str) -> RunResult:
-        """Writes and compares the files one after another, then the card; on the CPU.
-
-        Returns:
-          Nothing that is a score.
+        """Writes and compares the files, then writes the card, all on the CPU.
 
         Raises:
-          UserError: a file cannot be written, or what is read back is not what was written.
+          UserError: a file cannot be written, or its features differ too much.
         """
         if launched_rank() == 0:
             self._run(workdir, config)
@@ -122,7 +125,7 @@ class ExportTask:
             for name in progress.track(self.formats, "writing formats"):
                 written.append(self._write(name, encoder, workdir, images, expected))
                 monitor.message(
-                    f"{written[-1].path}: features of {_told(expected)}, differ by "
+                    f"{written[-1].path}: features of {_describe(expected)}, differ by "
                     f"{written[-1].difference:.2g} at most"
                 )
             card = self._card(written, expected, tensor_files.read(self.origin, "cpu"))
@@ -136,20 +139,20 @@ class ExportTask:
         return ImageDataset(source=self.source, transform=self.eval_transform)
 
     def _images(self) -> Tensor:
-        """Returns images from all over the source, normalized: float32 [images, 3, crop, crop]."""
+        """Returns normalized images from all over the source, float32 [images, 3, crop, crop]."""
         dataset = self._dataset()
         indices = [number * len(dataset) // self.images for number in range(self.images)]
         pixels = torch.stack([dataset[index].image for index in indices])
         return self.eval_transform.normalize(pixels)
 
     def _features(self, encoder: Encoder, images: Tensor) -> Tensor:
-        """Returns what every file must give: features [images, channels]."""
+        """Returns the features that every file must reproduce, float32 [images, channels]."""
         with torch.no_grad():
             features = pool(encoder(images))
         if not features.isfinite().all():
             raise UserError(
-                f"init_from is {self.init_from!r}, whose features of the images are not finite "
-                "numbers: its training diverged or it is damaged; give another file"
+                f"init_from is {self.init_from!r}, whose features are not finite: its training "
+                "diverged or the file is corrupt; use another file"
             )
         return features
 
@@ -165,18 +168,18 @@ class ExportTask:
         features = FORMATS[name].read(path, self.encoder, self.small_stem)
         with torch.no_grad():
             difference = (features(images) - expected).abs().max().item()
-        # The comparison is false of a difference that is not a number, too.
+        # Also true if the difference is NaN.
         if not difference <= TOLERANCE:
             raise UserError(
-                f"{path} does not give the features of {self.init_from}: they differ by "
-                f"{difference:.2g}, at most {TOLERANCE:g} was expected of those of "
-                f"{_told(expected)}; do not use this file, "
-                f"and check the versions of {', '.join(('torch', *FORMATS[name].packages))}"
+                f"{path} does not reproduce the features of {self.init_from}: on "
+                f"{_describe(expected)}, they differ by {difference:.2g} instead of at most "
+                f"{TOLERANCE:g}; do not use this file, and check the versions of "
+                f"{', '.join(('torch', *FORMATS[name].packages))}"
             )
         return Written(name, path, hashlib.sha256(data).hexdigest(), difference)
 
     def _card(self, written: list[Written], expected: Tensor, contents: Mapping[Any, Any]) -> str:
-        """Returns the Markdown text that goes with the files."""
+        """Returns the Markdown text that describes the files."""
         origin, transform = self.origin, self.eval_transform
         sections = [
             f"# {self.encoder}, an image encoder exported by JigClu",
@@ -186,7 +189,7 @@ class ExportTask:
         ]
         if self.small_stem:
             sections.append(
-                "The stem is small: before `load_state_dict` give the model "
+                "The stem is small: before `load_state_dict`, set the model's "
                 "`conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)` and "
                 "`maxpool = torch.nn.Identity()`."
             )
@@ -201,17 +204,19 @@ class ExportTask:
 
 def _check_format(name: str, small_stem: bool) -> None:
     if name not in FORMATS:
-        raise UserError(f"format {name!r} is unknown; known: {', '.join(FORMATS)}")
+        raise UserError(
+            f"formats contains {name!r}, which is unknown; choose from {', '.join(FORMATS)}"
+        )
     if small_stem and not FORMATS[name].small_stem:
         raise UserError(
-            f"format {name!r} cannot hold small_stem = True: its first convolution is 7x7, "
-            "followed by max-pool; leave it out of formats"
+            f"formats contains {name!r}, which cannot hold small_stem = True, because its first "
+            "convolution is 7x7, followed by max-pooling; remove it"
         )
     absent = [package for package in FORMATS[name].packages if not _is_installed(package)]
     if absent:
         raise UserError(
-            f"format {name!r} needs {', '.join(absent)}, not installed: "
-            f"pip install {' '.join(absent)}, or leave it out of formats"
+            f"formats contains {name!r}, which needs {', '.join(absent)}, not installed: "
+            f"pip install {' '.join(absent)}, or remove it"
         )
 
 
@@ -219,7 +224,7 @@ def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _told(features: Tensor) -> str:
+def _describe(features: Tensor) -> str:
     return f"{len(features)} images, up to {features.abs().max().item():.3g}"
 
 
@@ -231,8 +236,8 @@ def _table(written: list[Written], expected: Tensor) -> str:
     ]
     return "\n".join(
         [
-            "Each was read back, and compared with the source by the features of "
-            f"{_told(expected)}.",
+            "Each file was read back and compared with the original encoder by the features of "
+            f"{_describe(expected)}.",
             "",
             "| file | read by | largest difference of a feature | SHA-256 |",
             "|---|---|---|---|",
@@ -242,7 +247,7 @@ def _table(written: list[Written], expected: Tensor) -> str:
 
 
 def _recipe(contents: Mapping[Any, Any]) -> str:
-    """Returns the configuration of our checkpoint; of another one what it says in plain values."""
+    """Returns the configuration in our checkpoint, or the plain values in another file."""
     if "config" in contents:
         return f"{contents['step']} steps of this configuration:\n\n```\n{contents['config']}\n```"
     plain = [
@@ -250,7 +255,7 @@ def _recipe(contents: Mapping[Any, Any]) -> str:
         for key, value in contents.items()
         if isinstance(value, (str, int, float)) and not isinstance(value, bool)
     ]
-    return "\n".join(plain) or "The file of the weights does not say."
+    return "\n".join(plain) or "Unknown: the file of the weights does not contain them."
 
 
 def _scores(contents: Mapping[Any, Any]) -> str:

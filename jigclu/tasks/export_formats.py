@@ -1,7 +1,7 @@
-"""The formats in which an encoder leaves this project, and how their users read them back.
+"""Export formats of an encoder, each with a writer and a reader.
 
-Packages that only one format needs are imported where it is written or read: a
-machine without them can still write the others.
+Packages that only one format needs are imported where it is written or read, so that the
+other formats work without them.
 """
 
 import functools
@@ -24,14 +24,14 @@ Features = Callable[[Tensor], Tensor]
 
 
 class Format(NamedTuple):
-    """One format.
+    """An export format.
 
     suffix: of the file, after the encoder's name.
-    packages: to be installed beyond those of this project.
-    usage: how its user reads the file, for the card.
-    serialize: returns the file of an encoder in eval mode, for images of a side in pixels.
-    read: returns the features that a file gives, of an encoder by name, with a small
-      stem or not, by the libraries of its user alone.
+    packages: required beyond those of this project.
+    usage: how users read the file, for the card.
+    serialize: (encoder in eval mode, side of its images in pixels) to the bytes of the file.
+    read: (path, encoder's name, whether its stem is small) to a function that computes
+      features with only the libraries of the format.
     small_stem: whether it can hold an encoder with a small stem.
     """
 
@@ -60,14 +60,14 @@ def _write_safetensors(encoder: Encoder, side: int) -> bytes:
 
 
 def _write_detectron2(layout: str, encoder: Encoder, side: int) -> bytes:
-    """Names are exact and below "model", of a .pth: detectron2 then guesses none of them."""
+    """Writes exact names, below "model" in a .pth, so that detectron2 matches none by guessing."""
     del side
     tensors = {to_detectron2(name, layout): value for name, value in encoder.state_dict().items()}
     return _torch_bytes({"model": tensors})
 
 
 def _write_onnx(encoder: Encoder, side: int) -> bytes:
-    # What the exporter tells of its own passes is of no use to people.
+    # The exporter logs its own passes, which do not concern users.
     for package in ("onnxscript", "onnx_ir"):
         logging.getLogger(package).setLevel(logging.WARNING)
     model = nn.Sequential(encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
@@ -85,7 +85,7 @@ def _write_onnx(encoder: Encoder, side: int) -> bytes:
 
 
 def _filled(model: nn.Module, tensors: dict[str, Tensor], small_stem: bool) -> Features:
-    """Makes a ResNet of torchvision or timm compute the features; every tensor must fit."""
+    """Loads all tensors into a ResNet of torchvision or timm, strictly."""
     if small_stem:
         channels = tensors["conv1.weight"].shape[0]
         model.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
@@ -124,7 +124,7 @@ def _read_onnx(path: Path, encoder: str, small_stem: bool) -> Features:
 
 
 def _read_detectron2(layout: str, path: Path, encoder: str, small_stem: bool) -> Features:
-    """Reads the names back: detectron2 is on no registry, so it may be absent."""
+    """Translates the names back to torchvision's, since detectron2 may not be installed."""
     tensors = torch.load(path, weights_only=True)["model"]
     renamed = {to_torchvision(name, layout): value for name, value in tensors.items()}
     return _torchvision_features(renamed, encoder, small_stem)
@@ -134,9 +134,9 @@ def _detectron2(layout: str, suffix: str, kind: str) -> Format:
     return Format(
         suffix=suffix,
         packages=(),
-        usage=f"`MODEL.WEIGHTS` of a detector {kind}, as `detection/configs` have it: "
+        usage=f"`MODEL.WEIGHTS` of a detector {kind}, as in `detection/configs`: "
         "`MODEL.RESNETS.STRIDE_IN_1X1 = False`, `INPUT.FORMAT = 'RGB'`, `MODEL.PIXEL_MEAN` and "
-        "`PIXEL_STD` 255 times those above",
+        "`MODEL.PIXEL_STD` 255 times the values above",
         serialize=functools.partial(_write_detectron2, layout),
         read=functools.partial(_read_detectron2, layout),
         small_stem=False,
@@ -147,7 +147,7 @@ FORMATS = {
     "torchvision": Format(
         suffix=".torchvision.pth",
         packages=(),
-        usage="`torchvision.models.get_model`, its `fc` a `torch.nn.Identity()`; `torch.load`, "
+        usage="`torchvision.models.get_model` with `fc = torch.nn.Identity()`; `torch.load`, "
         "`load_state_dict`",
         serialize=_write_state_dict,
         read=_read_torchvision,
@@ -169,11 +169,11 @@ FORMATS = {
     "onnx": Format(
         suffix=".onnx",
         packages=("onnx", "onnxscript", "onnxruntime"),
-        usage="`onnxruntime.InferenceSession`; its input is `images`, its output `features`, "
-        "the size of the batch is free",
+        usage="`onnxruntime.InferenceSession` with input `images` and output `features`, for "
+        "any batch size",
         serialize=_write_onnx,
         read=_read_onnx,
     ),
     "detectron2": _detectron2("fpn", ".detectron2.pth", "with a feature pyramid (FPN)"),
-    "detectron2_c4": _detectron2("c4", ".detectron2_c4.pth", "of the kind C4"),
+    "detectron2_c4": _detectron2("c4", ".detectron2_c4.pth", "of type C4"),
 }

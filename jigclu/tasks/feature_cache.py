@@ -1,7 +1,7 @@
-"""Features of a frozen encoder on disk: made once, mapped into memory, never stale.
+"""On-disk cache of a frozen encoder's features: computed once, mapped into memory, never stale.
 
-The name of a file is a hash of all that its content depends on: the encoder's
-weights, the images, how they are cropped and normalized, and the precision.
+A file is named by a hash of everything that its content depends on: the encoder's weights,
+the images, how they are cropped and normalized, and the precision.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from jigclu.system import collectives
 from jigclu.system.errors import UserError, check
 from jigclu.training.features import FeatureSettings, encode
 
-# Changes whenever the same images would give other features or another layout.
+# Increase it when the same images would give other features or another layout.
 _FORMAT = 1
 
 
@@ -30,8 +30,8 @@ class FeatureCache:
     """Folder of cached features, and the number of augmented views of each training image.
 
     Attributes:
-      folder: of the files; all ranks, also those of other machines, share it.
-      views: augmentations of every training image; 0 for images as they are evaluated.
+      folder: of the files, shared by all ranks, also on other machines.
+      views: random crops of each training image; 0 uses its evaluation crop instead.
     """
 
     MAY_CHANGE_ON_RESUME: ClassVar = ("folder",)
@@ -49,21 +49,21 @@ class FeatureCache:
         about: str,
         settings: FeatureSettings,
     ) -> NDArray[np.float16]:
-        """Returns the features of all images, computing them where they are not there yet.
+        """Returns the features of all images; computes them if the file is missing.
 
-        Every rank must call it alike; each computes its share.
+        Every rank must call it with the same arguments; each computes its share.
 
         Args:
           encoder: on the device on which to compute.
           images: of one size.
-          about: the fingerprint of the images and how they are cropped.
+          about: fingerprint of the images and of their crops.
           settings: how images become features.
 
         Returns:
           float16 [images, channels], mapped into memory.
 
         Raises:
-          UserError: the folder cannot be written, or a feature is beyond float16.
+          UserError: the folder cannot be written, or a feature exceeds float16.
         """
         transform = settings.transform
         depends = (_FORMAT, encoder_digest(encoder), about, transform.mean, transform.std)
@@ -75,7 +75,7 @@ class FeatureCache:
             return np.load(path, mmap_mode="r")
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written or read ({error}): give another cache folder"
+                f"{path} cannot be written or read ({error}): use another feature_cache.folder"
             ) from error
 
     def _compute(
@@ -85,7 +85,7 @@ class FeatureCache:
         images: ImageDataset | EpochView,
         settings: FeatureSettings,
     ) -> None:
-        # Another run may be making the same file: each fills its own, the last one stays.
+        # Another run may compute the same file: each writes its own, and the last one stays.
         temporary = collectives.broadcast(f"{path}.{uuid.uuid4().hex}.partial")
         try:
             if collectives.rank() == 0:
@@ -96,7 +96,8 @@ class FeatureCache:
             for features, batch in encode(encoder, images, settings):
                 if features.abs().max() > torch.finfo(torch.half).max:
                     raise UserError(
-                        "the encoder's features are too large for float16: no cache of them"
+                        "the encoder's features exceed the range of float16, in which they are "
+                        "cached: bind linear.cache = None"
                     )
                 file[batch.image_index.numpy()] = features.half().cpu().numpy()
             file.flush()
@@ -111,9 +112,9 @@ class FeatureCache:
 
 
 def _allocate(path: str, shape: tuple[int, int]) -> None:
-    """Makes a file of features, none of them known yet, on a disk that has room for them."""
+    """Creates a file for the features, and reserves its disk space."""
     np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
-    # A disk that is full ends a process that writes to it through memory, without a word.
+    # Writing through a memory map to a full disk kills the process without a message.
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))

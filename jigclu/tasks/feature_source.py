@@ -20,10 +20,10 @@ from jigclu.training.process import Process
 
 
 class FeatureSource(Protocol):
-    """Features and labels of a task's images, of this rank's share."""
+    """Features and labels of this rank's share of a task's images."""
 
     def training_batches(self, start_step: int) -> Iterator[ClassificationInputs]:
-        """Yields the inputs of every step from a step on, on the device."""
+        """Yields the inputs of each step from start_step on, on the device."""
 
     def features(self, inputs: ClassificationInputs) -> Tensor:
         """Returns the features of training inputs, float32 [local_batch, channels]."""
@@ -45,7 +45,7 @@ class EncodedFeatures:
             self._encode = torch.compile(encode_batch, fullgraph=True, dynamic=False)
 
     def training_batches(self, start_step: int) -> Iterator[ClassificationInputs]:
-        """Yields images and labels of every step from a step on."""
+        """Yields images and labels for each step from start_step on."""
         return self._task.labeled_batches(start_step, self._process.device, self._process.machine)
 
     @torch.no_grad()
@@ -61,7 +61,7 @@ class EncodedFeatures:
 
 
 class CachedFeatures:
-    """Maps features from disk; missing ones are computed once."""
+    """Reads features from a cache on disk, which computes missing ones once."""
 
     def __init__(
         self, task: SupervisedTask, encoder: Encoder, process: Process, cache: FeatureCache
@@ -74,7 +74,7 @@ class CachedFeatures:
         self._files: dict[tuple[int, int | None], NDArray[np.float16]] = {}
 
     def training_batches(self, start_step: int) -> Iterator[ClassificationInputs]:
-        """Yields features and labels of every step from a step on."""
+        """Yields features and labels for each step from start_step on."""
         source, views = self._task.training_source, self._cache.views
         labels = torch.from_numpy(label_array(source))
         for batch in self._task.sampler(start_step):
@@ -86,7 +86,7 @@ class CachedFeatures:
             )
 
     def features(self, inputs: ClassificationInputs) -> Tensor:
-        """Returns the features of a batch, which holds them in place of images."""
+        """Returns the features of a batch, which contains them instead of images."""
         return inputs.images
 
     def evaluation_batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
@@ -101,8 +101,8 @@ class CachedFeatures:
             )
 
     def _file(self, source: Source, view: int | None) -> NDArray[np.float16]:
-        """Returns the features of a source: of an augmented view, or None for evaluation."""
-        # By identity: every step asks, and a fingerprint reads all names of the source.
+        """Returns the features of an augmented view of a source, or of its evaluation images."""
+        # Sources are told apart by identity, since a fingerprint reads all their file names.
         key = (id(source), view)
         if key not in self._files:
             images: ImageDataset | EpochView

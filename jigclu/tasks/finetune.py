@@ -35,8 +35,8 @@ class FinetuneTask(SupervisedTask):
 
     Attributes:
       optimizer: of encoder and classifier.
-      learning_rate: the highest of the schedule.
-      head_learning_rate: that of the classifier; None for that of the encoder.
+      learning_rate: peak of the schedule.
+      head_learning_rate: peak for the classifier; None uses `learning_rate`.
     """
 
     MAY_CHANGE_ON_RESUME: ClassVar = SupervisedTask.MAY_CHANGE_ON_RESUME
@@ -58,7 +58,7 @@ class FinetuneTask(SupervisedTask):
             encoder = create_encoder(self.encoder, self.small_stem)
             return Classifier(encoder, len(self.source.classes))
 
-    def optimizer_of(self, network: Classifier) -> Optimizer:
+    def create_optimizer(self, network: Classifier) -> Optimizer:
         """Returns the optimizer, with the classifier's own learning rate if it has one."""
         if self.head_learning_rate is None:
             return self.optimizer
@@ -113,7 +113,7 @@ class FinetuneTask(SupervisedTask):
         )
         return TrainingStep(
             forward,
-            self.optimizer_of(network),
+            self.create_optimizer(network),
             self.compute.loss_scaling,
             machine.compile.value,
             process.device,

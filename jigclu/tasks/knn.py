@@ -15,11 +15,11 @@ from jigclu.training.settings import Compute
 
 @dataclass(frozen=True, kw_only=True)
 class KnnTask:
-    """Scores the encoder of a file by its nearest neighbors.
+    """Evaluates the encoder of a file by weighted nearest neighbors.
 
     Attributes:
       evaluator: of the encoder.
-      init_from: file of weights; None for random ones, as a comparison.
+      init_from: file of weights; None for random ones, as a baseline.
       seed: of the random weights.
       encoder: name of a ResNet of torchvision.
       small_stem: whether the encoder starts with a 3x3 convolution, for small images.
@@ -47,11 +47,11 @@ class KnnTask:
             f"precision: {precision.value} ({precision.reason})\n"
             f"devices: {launched_processes()} x {local_device(self.compute.device).type}\n"
             f"data: {len(evaluator.queries):,} images to classify by {len(evaluator.bank):,} "
-            f"others, {len(evaluator.bank.classes)} classes"
+            f"labeled images, {len(evaluator.bank.classes)} classes"
         )
 
     def run(self, workdir: Path, config: str) -> RunResult:
-        """Scores the encoder, and writes the score to TensorBoard."""
+        """Evaluates the encoder, and writes its accuracy to TensorBoard."""
         device = local_device(self.compute.device)
         with process_group(device):
             with seeds.initial_weights(self.seed):

@@ -40,15 +40,15 @@ class LinearTask(SupervisedTask):
     """Settings of linear evaluation; gin/base/linear.gin describes each of them.
 
     Every pair of a learning rate and a weight decay trains its own probe, all in one pass over
-    the data. Several probes are compared on a share of the training images that none of them
-    learns from; only the best one is evaluated on val.
+    the data. Several probes are compared on held-out training images; only the best one is
+    evaluated on val.
 
     Attributes:
       learning_rates: of the probes.
       weight_decays: of the probes.
       momentum: of all probes.
-      held_out: share of each class to compare several probes on.
-      cache: of features; None encodes all images in every epoch.
+      held_out: share of each class that is held out to compare several probes.
+      cache: features on disk; None encodes all images in every epoch.
     """
 
     MAY_CHANGE_ON_RESUME: ClassVar = SupervisedTask.MAY_CHANGE_ON_RESUME
@@ -72,19 +72,19 @@ class LinearTask(SupervisedTask):
 
     @property
     def can_compile(self) -> bool:
-        """Whether the encoder runs in every epoch, and compiling it may pay."""
+        """Whether there is an encoder to compile: with a cache it runs only once."""
         return self.cache is None
 
     @cached_property
     def training_source(self) -> Source:
-        """Training images: all of the source, or what several probes learn from."""
+        """Training images: all of the source, without the held-out ones of several probes."""
         if len(self.settings) == 1:
             return self.source
         return HeldOut(self.source, self.held_out, self.seed, "train")
 
     @cached_property
     def comparison_source(self) -> Source:
-        """Training images that several probes are compared on."""
+        """Held-out training images, on which several probes are compared."""
         return HeldOut(self.source, self.held_out, self.seed, "held_out")
 
     def plan(self, workdir: Path) -> str:
@@ -126,7 +126,7 @@ class LinearTask(SupervisedTask):
             )
 
     def _build(self, process: Process) -> tuple[Encoder, Probes]:
-        """Returns the encoder and the probes, with initial weights of the seed."""
+        """Returns the encoder and the probes with initial weights of the seed."""
         with seeds.initial_weights(self.seed):
             encoder = create_encoder(self.encoder, self.small_stem)
             classes = len(self.source.classes)

@@ -1,4 +1,4 @@
-"""The task of packing a source into shards that read faster."""
+"""Packs the images of a source into shards, which read faster than single files."""
 
 import functools
 import io
@@ -28,7 +28,7 @@ from jigclu.training.monitor import Monitor
 
 
 class _Shard(NamedTuple):
-    """What a finished shard holds. unreadable: names of images that were left out."""
+    """Contents of a finished shard. unreadable: names of images that were left out."""
 
     images: int
     bytes: int
@@ -37,7 +37,7 @@ class _Shard(NamedTuple):
     unreadable: list[str]
 
     def is_whole(self, images: Path, records: Path) -> bool:
-        """Returns whether its files are there, with the checksums that they were written with."""
+        """Returns whether its files exist with the checksums with which they were written."""
         return (
             images.exists()
             and records.exists()
@@ -78,12 +78,12 @@ class PackTask:
         begun = workdir / "settings.json"
         if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != self._settings():
             raise UserError(
-                f"{workdir} holds a pack of other images or settings: take another --workdir, "
-                "or remove that one"
+                f"{workdir} holds a pack of other images or settings: use another --workdir, "
+                "or remove this one"
             )
 
     def plan(self, workdir: Path) -> str:
-        """Returns what a run would do, one line."""
+        """Returns what a run would do, in one line."""
         del workdir
         return (
             f"packs: {len(self.source):,} images into {self._count()} shards, {self.format}, "
@@ -94,7 +94,7 @@ class PackTask:
         """Writes the missing shards, then pack.json; returns no scores.
 
         Raises:
-          UserError: no image can be read, or a file not be written.
+          UserError: no image can be read, or a file cannot be written.
         """
         del config
         if launched_rank() == 0:
@@ -110,15 +110,15 @@ class PackTask:
                 self._finish(workdir, shards, monitor)
         except OSError as error:
             raise UserError(
-                f"{workdir} cannot be written ({error.strerror}): free some disk space or take "
-                "another --workdir; finished shards stay"
+                f"{workdir} cannot be written ({error.strerror}): free some disk space or use "
+                "another --workdir; finished shards are kept"
             ) from error
 
     def _count(self) -> int:
         return -(-len(self.source) // self.images_per_shard)
 
     def _settings(self) -> dict[str, Any]:
-        """Returns what finished shards depend on."""
+        """Returns the settings that determine the contents of shards."""
         return {
             "images": digest(self.source.fingerprint(deep=True)),
             "format": self.format,
@@ -142,8 +142,8 @@ class PackTask:
                     shards.append(shard)
         except BrokenProcessPool as error:
             raise UserError(
-                f"a process that packs was killed after {len(shards)} shards, by lack of memory "
-                "perhaps: give fewer workers or images_per_shard; finished shards stay"
+                f"a worker process was killed after {len(shards)} shards, perhaps for lack of "
+                "memory: use fewer pack.workers or pack.images_per_shard; finished shards are kept"
             ) from error
         return shards
 
@@ -153,8 +153,8 @@ class PackTask:
         if unreadable:
             (workdir / "unreadable.txt").write_text("\n".join(unreadable) + "\n", encoding="utf-8")
             monitor.message(
-                f"{len(unreadable)} images are unreadable and left out, the first is "
-                f"{unreadable[0]}; all are named in {workdir / 'unreadable.txt'}"
+                f"{len(unreadable)} unreadable images were left out, the first of them "
+                f"{unreadable[0]}; {workdir / 'unreadable.txt'} names all"
             )
         if not images:
             raise UserError(f"none of the {len(unreadable)} images can be read: check the source")
@@ -165,7 +165,7 @@ class PackTask:
 
 
 def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
-    """Writes a shard, unless it is there already: its summary, written last, says so."""
+    """Writes a shard unless it is finished, as its summary, which is written last, shows."""
     images, records = shard_files(workdir, number)
     summary = images.with_suffix(".json")
     if summary.exists():
@@ -195,7 +195,7 @@ def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
 
 
 def _resized(image: Tensor, shorter_side: int) -> Tensor:
-    """Returns uint8 [3, height, width], no larger than it was."""
+    """Shrinks uint8 [3, height, width] to a shorter side in pixels, if it is larger."""
     if min(image.shape[1:]) <= shorter_side:
         return image
     return transforms.resize(image, [shorter_side], antialias=True)

@@ -34,12 +34,12 @@ class Evaluator(Protocol):
 
     @property
     def every(self) -> int:
-        """Epochs between evaluations; 0 for the first step and the last only."""
+        """Epochs between evaluations; 0 for none between the first and the last step."""
 
     def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
-        """Returns scores by name, and beside each `<name>_chance`, what guessing scores.
+        """Returns scores by name, each with `<name>_chance`, the score of guessing.
 
-        Every rank calls it with the same encoder; it leaves the encoder's mode as it was.
+        Every rank calls it with the same encoder, whose mode stays as it was.
         """
 
 
@@ -48,10 +48,10 @@ class PretrainTask(TrainingTask):
     """Settings of pre-training; gin/base/pretrain.gin describes each of them.
 
     Attributes:
-      method: what is learned, such as `Jigsaw` or `SimClr`.
+      method: self-supervised method, such as `Jigsaw` or `SimClr`.
       micro_batch_size: images per device that the network sees at once; None for all.
       optimizer: of the trainable parameters.
-      learning_rate: the highest of the schedule.
+      learning_rate: peak of the schedule.
       evaluators: of the encoder, each with its own period.
     """
 
@@ -89,7 +89,7 @@ class PretrainTask(TrainingTask):
         )
 
     def check(self, workdir: Path) -> None:
-        """Finds mistakes before anything is written; see `TrainingTask.check`."""
+        """Raises UserError for settings that do not fit together; see `TrainingTask.check`."""
         super().check(workdir)
         size, local_batch = self.micro_batch_size, self.batch_size // launched_processes()
         if size is not None and (size < 1 or local_batch % size):
@@ -121,7 +121,7 @@ class PretrainTask(TrainingTask):
         ]
 
     def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
-        """Pre-trains from the latest checkpoint of the workdir, or from the start, to the end.
+        """Pre-trains to the last step, from the latest checkpoint of the workdir if it has one.
 
         Args:
           workdir: of the run, which must have passed `check`.
@@ -129,7 +129,7 @@ class PretrainTask(TrainingTask):
           should_stop: see `loop.train`.
 
         Raises:
-          UserError: what only training can find, such as a loss that is not finite.
+          UserError: an error that shows only in training, such as a loss that is not finite.
         """
         with self.process(workdir, config) as process:
             with progress.status("building the network"):
@@ -150,7 +150,7 @@ class PretrainTask(TrainingTask):
             )
 
     def batches(self, start_step: int, device: torch.device, machine: Machine) -> Iterator[Batch]:
-        """Yields this rank's crops of every step from a step on, on the device."""
+        """Yields this rank's crops for each step from start_step on, on the device."""
         loader = crop_loader(
             self.method.dataset(self.source, self.seed),
             self.sampler(start_step),
@@ -174,7 +174,7 @@ class PretrainTask(TrainingTask):
     def take_step(
         self, step: TrainingStep, chance: dict[str, Tensor], state: TrainState, inputs: StepInputs
     ) -> tuple[TrainState, dict[str, Tensor]]:
-        """Takes one step at the scheduled learning rate; returns state and metrics."""
+        """Takes one step at the scheduled learning rate; returns the next state and metrics."""
         rate = self.learning_rate * self.learning_rate_factor(state.step)
         state, metrics = step(state, inputs, rate)
         return state, metrics | chance
@@ -191,7 +191,7 @@ class PretrainTask(TrainingTask):
 
 
 class _Reader:
-    """Reads the batches of a run, and counts images that had to be skipped."""
+    """Reads the batches of a run and counts skipped images."""
 
     def __init__(self, task: PretrainTask, process: Process) -> None:
         self._task = task
@@ -199,7 +199,7 @@ class _Reader:
         self._unreadable = 0
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Yields this rank's crops of every step from a step on."""
+        """Yields this rank's crops for each step from start_step on."""
         for batch in self._task.batches(start_step, self._process.device, self._process.machine):
             self._unreadable += batch.unreadable
             yield batch

@@ -1,4 +1,4 @@
-"""Pre-training and all that it is judged by, in one go: stages, each from a gin file of its own."""
+"""Pre-training and its evaluations in one command: stages, each with its own gin file."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ class Task(Protocol):
     """A task of a gin file: it can be checked, planned and run."""
 
     def check(self, workdir: Path) -> None:
-        """Raises UserError for mistakes that show before anything is written."""
+        """Raises UserError for mistakes that can be found before anything is written."""
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines."""
@@ -35,7 +35,7 @@ class Task(Protocol):
 
 
 class Stage(Protocol):
-    """The configuration of a stage, see `config.Configuration`."""
+    """Configuration of a stage; see `config.Configuration`."""
 
     @property
     def task(self) -> Task:
@@ -53,13 +53,13 @@ class Stage(Protocol):
 
 
 class Load(Protocol):
-    """Reads gin files and bindings over them."""
+    """Reads gin files, then bindings that override them."""
 
     def __call__(self, files: Sequence[str], bindings: Sequence[str]) -> Stage: ...
 
 
 class Row(NamedTuple):
-    """A line of the table: what a stage scored, and what was published of it, if anything."""
+    """A row of the table: a score of a stage, and its published value, if any."""
 
     stage: str
     score: str
@@ -72,9 +72,9 @@ class ReproduceTask:
     """Runs stages one after another; finished ones are skipped, interrupted ones resume.
 
     Attributes:
-      stages: name (and folder in the workdir), gin file, bindings over it. In the bindings of
-        all stages but the first, {pretrained} stands for the last checkpoint of the first.
-      published: stage, score, and figure to compare with.
+      stages: name (and folder in the workdir), gin file, and bindings that override it. In the
+        bindings of later stages, {pretrained} stands for the last checkpoint of the first one.
+      published: stage, score and published value.
       load: reads gin files.
     """
 
@@ -88,11 +88,7 @@ class ReproduceTask:
         check(unique, "stages", names, "one or more, with different names")
 
     def check(self, workdir: Path) -> None:
-        """Finds mistakes in all stages, as far as they show before pre-training.
-
-        Raises:
-          UserError: of any stage.
-        """
+        """Raises UserError for a mistake in any stage that can be found before pre-training."""
         first = self.stages[0][0]
         for index, (name, _, bindings) in enumerate(self.stages):
             stage = self._stage(index, workdir)
@@ -109,7 +105,7 @@ class ReproduceTask:
                 raise UserError(f"stage {name}: {error}") from error
 
     def plan(self, workdir: Path) -> str:
-        """Returns the stages and the plan of the first."""
+        """Returns the names of the stages, and the plan of the first one."""
         listed = ", ".join(f"{name} ({file})" for name, file, _ in self.stages)
         first = self._stage(0, workdir).task.plan(workdir / self.stages[0][0])
         return f"stages: {listed}\n{first}"
@@ -134,7 +130,7 @@ class ReproduceTask:
         return RunResult({f"{row.stage}/{row.score}": row.ours for row in rows}, pretrained)
 
     def _run_stage(self, index: int, workdir: Path, monitor: Monitor) -> dict[str, float]:
-        """Returns the scores of a stage, which runs unless the same one has finished before."""
+        """Returns the scores of a stage, which runs unless it finished with the same settings."""
         name = self.stages[index][0]
         stage, folder = self._stage(index, workdir), workdir / name
         about: dict[str, Any] = {"config": stage.resolved, "weights": self._weights(index, workdir)}
@@ -142,13 +138,12 @@ class ReproduceTask:
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**about}
         finished: dict[str, float] | None = earlier.pop("scores", None)
         if finished is not None and earlier == about:
-            monitor.message(f"stage {name}: finished before")
+            monitor.message(f"stage {name}: already finished")
             return finished
         if earlier["weights"] != about["weights"] and checkpoint.latest(folder) is not None:
             raise UserError(
-                f"{folder} has a run that started from other weights than stage "
-                f"{self.stages[0][0]} has now: remove it to run the stage again, or use another "
-                "--workdir"
+                f"{folder} has a run that started from older weights of stage "
+                f"{self.stages[0][0]}: remove it to run the stage again, or use another --workdir"
             )
         monitor.message(f"stage {name}")
         stage.check(folder)
@@ -158,7 +153,7 @@ class ReproduceTask:
         return scores
 
     def _weights(self, index: int, workdir: Path) -> str | None:
-        """Returns the SHA-256 of the weights that a stage begins with, if the first made them."""
+        """Returns the SHA-256 of the pre-trained weights of a stage, or None if it uses none."""
         found = checkpoint.latest(workdir / self.stages[0][0])
         needed = index > 0 and PRETRAINED in str(self.stages[index][2])
         return sha256(found) if needed and found is not None else None
@@ -182,7 +177,7 @@ def _note(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns a Markdown table of ours beside the published figures."""
+    """Returns a Markdown table of our scores and the published ones."""
     lines = ["| stage | score | ours | published |", "|---|---|---|---|"]
     for row in rows:
         published = "" if row.published is None else f"{row.published:.4g}"

@@ -35,9 +35,9 @@ class SupervisedTask(TrainingTask):
       train_size: side of the random crops in pixels.
       crop_scale: least and most share of the image's area that a crop shows.
       crop_ratio: least and most width / height of a crop.
-      flip_probability: of left and right, in [0, 1].
+      flip_probability: of mirroring left and right, in [0, 1].
       eval_transform: of val; its mean and std normalize training images, too.
-      val_batch_size: images at once, per device.
+      val_batch_size: images per device and batch.
       evaluate_every: epochs between evaluations; 0 evaluates only after the last step.
     """
 
@@ -64,13 +64,13 @@ class SupervisedTask(TrainingTask):
 
     @property
     def training_crop(self) -> tuple[Any, ...]:
-        """Everything that the crops of training images depend on."""
+        """All settings that determine the crops of training images."""
         scale, ratio = self.crop_scale, self.crop_ratio
         return self.seed, self.train_size, scale, ratio, self.flip_probability
 
     @property
     def evaluation_crop(self) -> tuple[Any, ...]:
-        """Everything that the crops of evaluated images depend on."""
+        """All settings that determine the crops of evaluated images."""
         return self.eval_transform.resize, self.eval_transform.crop
 
     def training_images(self) -> RandomCropDataset:
@@ -85,7 +85,7 @@ class SupervisedTask(TrainingTask):
         )
 
     def evaluation_images(self, source: Source) -> ImageDataset:
-        """Returns the images of a source as they are evaluated."""
+        """Returns the images of a source, preprocessed for evaluation."""
         return ImageDataset(source=source, transform=self.eval_transform)
 
     def feature_settings(self, machine: Machine) -> FeatureSettings:
@@ -101,7 +101,7 @@ class SupervisedTask(TrainingTask):
     def labeled_batches(
         self, start_step: int, device: torch.device, machine: Machine
     ) -> Iterator[ClassificationInputs]:
-        """Yields this rank's images and labels of every step from a step on."""
+        """Yields this rank's images and labels for each step from start_step on."""
         loader = labeled_loader(
             self.training_images(),
             self.sampler(start_step),
@@ -148,7 +148,7 @@ def evaluate_probe(
 def log_classification(
     monitor: Monitor, step: int, counts: metrics.Counts, classes: list[str]
 ) -> metrics.Scores:
-    """Reports accuracy per class and a picture of confusions; returns the scores."""
+    """Reports per-class accuracy and the confusion matrix; returns the scores."""
     scores = metrics.to_scores(counts)
     images = counts.confusion.sum(1).tolist()
     rows = [
@@ -163,7 +163,7 @@ def log_classification(
 
 
 def describe_accuracy(history: History, images: int, details: str = "") -> list[str]:
-    """Returns a message with the last accuracy on val, if there is one."""
+    """Returns a message about the last accuracy on val, if there is one."""
     if not history:
         return []
     step, scores = history[-1]

@@ -1,1 +1,1 @@
-"""One training step, the loop around it, and what it leaves behind."""
+"""Training step, loop, checkpoints, reports and evaluators."""

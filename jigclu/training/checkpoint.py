@@ -1,8 +1,8 @@
-"""Checkpoints: whole files or none, read without running code.
+"""Checkpoint files: written atomically, read without running code.
 
-A checkpoint is a dict of plain values and tensors (`KEYS`), which
-`torch.load(weights_only=True)` reads. It appears under its name only once it is
-complete and on the disk, so a crash or a full disk never costs an older one.
+A checkpoint is a dict of plain values and tensors (`KEYS`), which `torch.load(weights_only=True)`
+can read. It gets its name only after it is complete and on the disk, so a crash or a full disk
+never destroys an older one.
 """
 
 import re
@@ -28,22 +28,22 @@ _NAME = re.compile(r"step_(\d{8,})\.pt")
 def save(
     workdir: Path, contents: Mapping[str, Any], step: int, keep_last: int, keep_every: int
 ) -> Path:
-    """Writes workdir/checkpoints/step_<step>.pt, then removes the ones no longer wanted.
+    """Writes workdir/checkpoints/step_<step>.pt, then removes outdated checkpoints.
 
     Args:
-      workdir: of the run; created where absent.
-      contents: a dict with `KEYS`, of plain values and tensors.
+      workdir: of the run; created if missing.
+      contents: plain values and tensors for all `KEYS`.
       step: steps taken so far.
-      keep_last: checkpoints kept at the end of the run, >= 1.
-      keep_every: steps; checkpoints at its multiples are kept for ever (0: none).
+      keep_last: number of latest checkpoints to keep, >= 1.
+      keep_every: steps; checkpoints at its multiples are kept forever (0: none).
 
     Returns:
       The path of the new checkpoint.
 
     Raises:
-      UserError: it cannot be written (disk full, no permission); older ones are untouched.
+      UserError: the file cannot be written (disk full, no permission); older ones are kept.
     """
-    path = path_of(workdir, step)
+    path = checkpoint_path(workdir, step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(path, lambda file: torch.save(dict(contents), file))
@@ -53,14 +53,14 @@ def save(
         reason = str(error).splitlines()[0]
         raise UserError(
             f"checkpoint {path} cannot be written: {reason}; "
-            "free some disk space or choose another workdir (older checkpoints are untouched)"
+            "free some disk space or choose another --workdir (older checkpoints are kept)"
         ) from error
     return path
 
 
 def _prune(newest: Path, keep_last: int, keep_every: int) -> None:
     for step, path in _steps(newest.parent)[:-keep_last]:
-        # A run that went back to an earlier step writes checkpoints that are not the last.
+        # A run that resumed from an earlier step writes checkpoints that are not the latest.
         if path != newest and not (keep_every and step % keep_every == 0):
             path.unlink(missing_ok=True)
     for leftover in newest.parent.glob(f"step_*{files.TEMPORARY_SUFFIX}"):
@@ -73,29 +73,29 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
 
 
 def latest(workdir: Path) -> Path | None:
-    """Returns the checkpoint of the most steps in workdir/checkpoints, or None."""
+    """Returns the checkpoint with the most steps in workdir/checkpoints, or None."""
     found = _steps(workdir / "checkpoints")
     return found[-1][1] if found else None
 
 
-def path_of(workdir: Path, step: int) -> Path:
+def checkpoint_path(workdir: Path, step: int) -> Path:
     """Returns the path of the checkpoint of a step."""
     return workdir / "checkpoints" / f"step_{step:08d}.pt"
 
 
 def load(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """Reads a checkpoint of this project, its tensors on the device.
+    """Reads a checkpoint of this project, with its tensors on the device.
 
     Raises:
-      UserError: no such file, unreadable, or not a checkpoint of this project.
+      UserError: the file is missing, unreadable, or not a checkpoint of this project.
     """
     return _check(tensor_files.read(path, device), path)
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """Reads the plain values of a checkpoint; its tensors stay on the disk.
+    """Reads only the plain values of a checkpoint; its tensors stay on the disk.
 
-    Raises: as `load`, except that damaged tensors go unnoticed.
+    Raises the same errors as `load`, but does not detect corrupt tensors.
     """
     return _check(tensor_files.peek(path), path)
 
@@ -107,14 +107,14 @@ def _check(contents: dict[str, Any], path: Path) -> dict[str, Any]:
     if version in _OLD_VERSIONS:
         raise UserError(
             f"checkpoint {path} was written by version {version}, whose settings had other "
-            "names: its run cannot resume; bind init_from to this file and choose another "
-            "--workdir, to start a new run with its weights"
+            "names: its run cannot resume; bind init_from to this file and use another --workdir "
+            "to start a new run from its weights"
         )
     missing = [key for key in KEYS if key not in contents]
     if missing:
         raise UserError(
-            f"checkpoint {path} lacks {', '.join(missing)}: it is not a checkpoint of a run of "
-            "this project; bind init_from to it to start with its weights"
+            f"checkpoint {path} lacks {', '.join(missing)}: it is not from a run of this project; "
+            "bind init_from to it to start from its weights"
         )
     kinds = {"step": int, "config": str, "data": str, "scores": list} | dict.fromkeys(
         ("rng", "versions", "parameters", "buffers", "optimizer", "settings", "machine"), dict
@@ -123,6 +123,6 @@ def _check(contents: dict[str, Any], path: Path) -> dict[str, Any]:
     if wrong:
         raise UserError(
             f"checkpoint {path} is corrupt: {', '.join(wrong)} have unexpected types; use another "
-            "one, or remove it to resume from the one before"
+            "one, or remove it to resume from an earlier one"
         )
     return contents

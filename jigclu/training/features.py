@@ -17,10 +17,10 @@ from jigclu.system.errors import UserError
 
 
 class FeatureSettings(NamedTuple):
-    """How images become features.
+    """Settings that turn images into features.
 
-    transform: of the images, which are cropped already; its mean and std normalize them.
-    batch_size: images at once, per rank.
+    transform: its mean and std normalize the images, which are already cropped.
+    batch_size: images per rank and batch.
     workers: processes that read images.
     prefetch: batches that each worker keeps ready.
     precision: of autocast in the encoder; float32 for none.
@@ -34,7 +34,7 @@ class FeatureSettings(NamedTuple):
 
 
 def rank_indices(images: int) -> range:
-    """Returns which of the images this rank encodes: every image is one rank's."""
+    """Returns the indices of the images that this rank encodes; ranks share no image."""
     return range(collectives.rank(), images, collectives.world_size())
 
 
@@ -44,19 +44,19 @@ def encode(
 ) -> Iterator[tuple[Tensor, LabeledBatch]]:
     """Yields features of this rank's share of the images, in order.
 
-    The encoder runs in eval mode, its statistics untouched, and is left in the
-    mode that it was in.
+    The encoder runs in eval mode, without changing its statistics, and then returns to the mode
+    in which it was.
 
     Args:
       encoder: on the device on which to compute.
       images: uint8 [3, height, width] each, all of one size.
-      settings: how.
+      settings: of batches, preprocessing and precision.
 
     Yields:
-      float32 [batch, channels] on the device, and the batch of images, on the CPU.
+      Features float32 [batch, channels] on the device, and their batch of images on the CPU.
 
     Raises:
-      UserError: a feature is not a finite number: of such, no score would say anything.
+      UserError: a feature is not finite.
     """
     device = next(encoder.parameters()).device
     was_training = encoder.training
@@ -79,8 +79,9 @@ def encode(
 def _check_finite(features: Tensor) -> None:
     if not features.isfinite().all():
         raise UserError(
-            "the encoder's features are not finite numbers: its training diverged, its "
-            "weights are damaged, or float16 is too narrow for them"
+            "the encoder's features are not finite: its training diverged, its weights are "
+            "corrupt, or they exceed float16; use other weights, or bind compute.precision = "
+            "'float32'"
         )
 
 

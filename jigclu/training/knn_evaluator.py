@@ -1,4 +1,4 @@
-"""Weighted nearest-neighbor classification of frozen features: an evaluation without training.
+"""Weighted nearest-neighbor classification of frozen features, without training.
 
 The bank is streamed; only the nearest neighbors of every query are kept, so a bank of any
 size fits into memory.
@@ -24,15 +24,15 @@ from jigclu.system.machine import choose_workers
 from jigclu.training.features import FeatureSettings, encode
 from jigclu.training.settings import EVERY_FIELD, Loading
 
-# Queries, and images of the bank, compared at once: bounds the memory of the similarities.
+# Queries and images of the bank that are compared at once, which bounds the memory.
 _QUERIES = 1024
 _BANK = 8192
 
 
 class Nearest(NamedTuple):
-    """The nearest of every query so far.
+    """Nearest neighbors of every query so far.
 
-    similarity: float32 [queries, neighbors], cosines, falling; -inf where there are fewer.
+    similarity: float32 [queries, neighbors], cosines in decreasing order; -inf if missing.
     labels: int64 [queries, neighbors].
     """
 
@@ -41,7 +41,7 @@ class Nearest(NamedTuple):
 
 
 def empty_nearest(queries: int, neighbors: int, device: torch.device) -> Nearest:
-    """Returns the nearest of an empty bank."""
+    """Returns the nearest neighbors in an empty bank."""
     return Nearest(
         torch.full((queries, neighbors), -torch.inf, device=device),
         torch.zeros(queries, neighbors, dtype=torch.int64, device=device),
@@ -49,10 +49,10 @@ def empty_nearest(queries: int, neighbors: int, device: torch.device) -> Nearest
 
 
 def update_nearest(nearest: Nearest, queries: Tensor, bank: Tensor, labels: Tensor) -> Nearest:
-    """Returns the nearest with those of one more piece of the bank.
+    """Returns the nearest neighbors after one more piece of the bank.
 
     Args:
-      nearest: so far.
+      nearest: neighbors so far.
       queries: float32 [queries, channels], L2-normalized.
       bank: float32 [piece, channels], L2-normalized.
       labels: int64 [piece], from 0.
@@ -61,7 +61,7 @@ def update_nearest(nearest: Nearest, queries: Tensor, bank: Tensor, labels: Tens
     for rows in torch.arange(len(queries), device=queries.device).split(_QUERIES):
         similarity = queries[rows] @ bank.t()
         pieces.append(
-            _nearest_of(
+            _keep_nearest(
                 torch.cat([nearest.similarity[rows], similarity], 1),
                 torch.cat([nearest.labels[rows], labels.expand(len(rows), -1)], 1),
                 nearest.labels.shape[1],
@@ -70,15 +70,15 @@ def update_nearest(nearest: Nearest, queries: Tensor, bank: Tensor, labels: Tens
     return Nearest(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
 
-def _nearest_of(similarity: Tensor, labels: Tensor, neighbors: int) -> Nearest:
+def _keep_nearest(similarity: Tensor, labels: Tensor, neighbors: int) -> Nearest:
     kept, positions = similarity.topk(neighbors, 1)
     return Nearest(kept, labels.gather(1, positions))
 
 
 def merge_ranks(nearest: Nearest) -> Nearest:
-    """Returns the nearest in the banks of all ranks, on every rank."""
+    """Returns the nearest neighbors in the banks of all ranks, on every rank."""
     merged = [
-        _nearest_of(
+        _keep_nearest(
             collectives.gather(similarity, dim=1),
             collectives.gather(labels, dim=1),
             nearest.labels.shape[1],
@@ -89,19 +89,19 @@ def merge_ranks(nearest: Nearest) -> Nearest:
 
 
 def vote(nearest: Nearest, classes: int, temperature: float) -> Tensor:
-    """Classifies by a vote of the nearest, each weighing exp(cosine / temperature).
+    """Classifies by a vote of the nearest neighbors with weights exp(cosine / temperature).
 
     The rule of Wu et al. 2018 (arXiv 1805.01978, section 3.4).
 
     Args:
-      nearest: of every query, the nearest first.
-      classes: how many there are.
-      temperature: > 0 (usual 0.07).
+      nearest: neighbors of every query, the nearest first.
+      classes: number of classes.
+      temperature: > 0 (usually 0.07).
 
     Returns:
-      int64 [queries]: the class of the most votes.
+      int64 [queries], the class with the largest sum of weights.
     """
-    # Only ratios count. Against the nearest, not against 1: else a low temperature makes all 0.
+    # Only ratios count. Relative to the nearest neighbor, weights do not underflow to 0.
     weights = ((nearest.similarity - nearest.similarity[:, :1]) / temperature).exp()
     votes = weights.new_zeros(len(weights), classes)
     return votes.scatter_add_(1, nearest.labels, weights).argmax(1)
@@ -112,13 +112,13 @@ class KnnEvaluator:
     """kNN accuracy of an encoder on a labeled data set; gin/base/knn.gin describes each setting.
 
     Attributes:
-      every: epochs between evaluations during pre-training; 0 for none in between.
+      every: epochs between evaluations; 0 for none between the first and the last step.
       bank: images with known classes.
       queries: images to classify.
-      eval_transform: of both.
-      neighbors: number of nearest neighbors that vote, at most the size of the bank.
-      temperature: of the votes' weights, see `vote`.
-      batch_size: images at once, per device.
+      eval_transform: preprocessing of both.
+      neighbors: number of neighbors that vote, at most the size of the bank.
+      temperature: of the votes, see `vote`.
+      batch_size: images per device and batch.
       loading: worker processes.
     """
 
@@ -143,7 +143,7 @@ class KnnEvaluator:
         check(self.temperature > 0, "temperature", self.temperature, "above 0")
 
     def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
-        """Returns knn_accuracy and knn_accuracy_chance, the share of the commonest class.
+        """Returns knn_accuracy and knn_accuracy_chance, the share of the most frequent class.
 
         Every rank calls it with the same encoder, whose mode stays as it was. The device holds
         the features of all queries, and pieces of the bank.
@@ -179,14 +179,14 @@ class KnnEvaluator:
         queries = torch.zeros(len(self.queries), encoder.channels, device=device)
         for piece, batch in encode(encoder, self._images(self.queries), settings):
             queries[batch.image_index.to(device)] = functional.normalize(piece, dim=1)
-        # Every row was filled by one rank and is 0 elsewhere.
+        # Each row is filled by one rank, and 0 on all others.
         return collectives.sum_over_ranks(queries)
 
 
 def _pieces(
     batches: Iterable[tuple[Tensor, LabeledBatch]],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Joins batches of features to larger pieces, each with its labels."""
+    """Joins batches of features into larger pieces, each with its labels."""
     joined: list[Tensor] = []
     labels: list[Tensor] = []
     for piece, batch in batches:

@@ -1,4 +1,4 @@
-"""The training loop, and what it returns."""
+"""The training loop and its result."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,9 +23,9 @@ Scores = dict[str, float]
 class Evaluation(NamedTuple):
     """An evaluation of the network, and when it takes place.
 
-    every: steps between evaluations; 0 for none in between. The last step is always evaluated.
-    before_training: whether the initial weights are evaluated, too.
-    evaluate: returns scores by name, on every rank; the monitor takes further reports.
+    every: steps between evaluations; 0 for none before the last step, which always has one.
+    before_training: whether the initial weights are also evaluated.
+    evaluate: (monitor, step) to scores by name, on every rank; may report more to the monitor.
     """
 
     every: int
@@ -36,8 +36,8 @@ class Evaluation(NamedTuple):
 class RunResult(NamedTuple):
     """Result of a run.
 
-    scores: the last ones, by name.
-    checkpoint: file of the last step; None for tasks that do not train.
+    scores: last scores, by name.
+    checkpoint: of the last step; None for tasks that do not train.
     """
 
     scores: Scores
@@ -45,7 +45,7 @@ class RunResult(NamedTuple):
 
 
 def never() -> bool:
-    """Returns False: a run goes on to its last step."""
+    """Returns False: the run continues to its last step."""
     return False
 
 
@@ -63,20 +63,20 @@ def train(
     summarize: Callable[[History], list[str]],
     should_stop: Callable[[], bool] = never,
 ) -> RunResult:
-    """Trains from the latest checkpoint, or from the start, to the last step.
+    """Trains to the last step, from the latest checkpoint if there is one.
 
     Args:
-      task: groups of settings (schedule, saving, reporting), and what to resume or start from.
-      process: where and how this process runs.
-      state: before the first step; resuming fills its tensors in place.
-      initialize: loads a file of initial weights into the state; returns a message.
-      batches: yields this rank's batches from a step on, on its device.
+      task: schedule, saving, reporting, and where to resume or initialize from.
+      process: of this rank.
+      state: before the first step; a checkpoint is copied into its tensors.
+      initialize: loads a file of initial weights into the state, and returns a message.
+      batches: yields this rank's batches from a given step on, on its device.
       prepare: turns a batch into the inputs of a step, given the number of steps before it.
       take_step: returns the next state and metrics, scalars [] on the device.
-      evaluations: run at their steps, in this order.
-      draw: draws inputs as uint8 [3, height, width]; None if there is nothing to see.
-      summarize: turns all scores, with their steps, into messages at the end.
-      should_stop: asked after every step; must return the same on every rank. True saves a
+      evaluations: run in this order at their steps.
+      draw: draws inputs as uint8 [3, height, width]; None for no pictures.
+      summarize: turns the history of scores into messages at the end.
+      should_stop: called after every step, and returns the same on every rank. True saves a
         checkpoint and ends the run early.
     """
     path = task.starting_checkpoint(process.workdir)
@@ -110,7 +110,7 @@ def train(
 
 
 def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Yields every batch with the seconds spent waiting for it."""
+    """Yields each batch with the seconds spent waiting for it."""
     started = time.monotonic()
     for batch in batches:
         yield batch, time.monotonic() - started
@@ -147,7 +147,7 @@ def _is_multiple(step: int, every: int) -> bool:
 
 
 def _evaluate(evaluations: Sequence[Evaluation], monitor: Monitor, step: int) -> History:
-    """Runs evaluations and reports their scores; returns them with the step, if any."""
+    """Runs evaluations and reports their scores; returns (step, scores), if there are any."""
     scores: Scores = {}
     for evaluation in evaluations:
         with monitor.pause(), progress.status(f"evaluating at step {step}"):
@@ -181,7 +181,7 @@ def _save(
                 task.saving.keep_last,
                 task.saving.keep_every,
             )
-    return checkpoint.path_of(process.workdir, state.step)
+    return checkpoint.checkpoint_path(process.workdir, state.step)
 
 
 def _closing_lines(task: TrainingTask, process: Process, step: int) -> list[str]:

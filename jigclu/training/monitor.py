@@ -1,7 +1,7 @@
-"""Progress reporting of a run: TensorBoard, and a live line or a log line every N steps.
+"""Progress reporting of a run: TensorBoard, and a live line or log lines.
 
-Metrics stay on the device and are summed there; one transfer a window brings
-their means to the host, so that the monitor never makes a step wait.
+Metrics are summed on the device and transferred to the host once per window of steps, so that
+the monitor never makes a step wait.
 """
 
 import math
@@ -30,19 +30,19 @@ class _Throughput(NamedTuple):
 
 
 class Monitor:
-    """Reports the progress of a run; on ranks other than the main one it only checks.
+    """Reports the progress of a run; ranks other than the main one only check the metrics.
 
-    Steps are counted as steps taken so far: 0 before the first, total_steps after the last.
+    A step is given as the number of steps taken: 0 before the first, total_steps after the last.
 
     Args:
-      workdir: of the run; event files go to workdir/tensorboard.
+      workdir: of the run; event files are written to workdir/tensorboard.
       total_steps: of the whole run.
-      start_step: steps taken by earlier processes of this run; what they wrote
-        to TensorBoard beyond it is dropped, for it will be done again.
+      start_step: steps taken by earlier processes of this run. Their TensorBoard events after
+        this step are dropped, since those steps are repeated.
       images_per_step: images of the global batch.
-      log_every: steps of a window, >= 1.
+      log_every: steps per window, >= 1.
       is_main: whether this rank writes and prints.
-      console: where to print (by default that of the process).
+      console: where to print; by default the console of the process.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Monitor:
 
     @classmethod
     def of_one_step(cls, workdir: Path, is_main: bool) -> "Monitor":
-        """Returns the monitor of a task that takes no steps, only reports what it finds."""
+        """Returns the monitor of a task without training steps."""
         return cls(
             workdir=workdir,
             total_steps=1,
@@ -88,12 +88,12 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         if self._is_main:
-            # The window that ends at start_step is done and stays; all after it goes.
+            # Keeps the window that ends at start_step, and drops everything after it.
             try:
                 self._writer = SummaryWriter(str(self._folder), purge_step=self._start_step + 1)
             except OSError as error:
                 raise UserError(
-                    f"{self._folder} cannot be written ({error.strerror}): take another --workdir"
+                    f"{self._folder} cannot be written ({error.strerror}): use another --workdir"
                 ) from error
         return self
 
@@ -109,26 +109,26 @@ class Monitor:
             self._writer.close()
 
     def step(self, step: int, metrics: Mapping[str, Tensor], data_wait: float) -> None:
-        """Takes in one step; reports when a window of log_every steps or the run ends.
+        """Adds one step; reports at the end of each window of log_every steps and of the run.
 
         Args:
-          step: steps taken so far, this one included: start_step + 1 to total_steps.
-          metrics: scalars [] on one device, of the same names at every step.
+          step: steps taken so far, including this one: start_step + 1 to total_steps.
+          metrics: scalars [] on one device, with the same names at every step.
           data_wait: seconds for which this step waited for its batch.
 
         Raises:
-          UserError: a metric was not finite somewhere in the window.
-          ValueError: a step outside the run, or metrics of other names.
+          UserError: a metric was not finite in some step of the window.
+          ValueError: the step is outside the run, or metrics have other names.
         """
         if not self._start_step < step <= self._total_steps:
             raise ValueError(
                 f"step {step} is not in ({self._start_step}, {self._total_steps}]: "
-                "count the steps taken, this one included"
+                "count the steps taken, including this one"
             )
         self._add(metrics)
         self._data_wait += data_wait
         if step == self._start_step + 1:
-            # The first step compiles: its time says nothing about the others.
+            # The first step may compile, so its time does not represent the others.
             self._start_clock(timed_from=step)
         if step % self._log_every == 0 or step == self._total_steps:
             self._report(step)
@@ -172,7 +172,7 @@ class Monitor:
           step: steps taken so far.
 
         Raises:
-          UserError: one is not finite.
+          UserError: a mean is not finite.
         """
         sums = [] if self._sums is None else self._sums.tolist()
         steps = max(step - self._window_start, 1)
@@ -198,9 +198,9 @@ class Monitor:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Keeps the time of a block (a checkpoint, an evaluation) out of images a second."""
+        """Excludes the time of a block, such as an evaluation, from images per second."""
         if self._sums is not None:
-            # Reading waits for the steps still queued on the device: their time is their own.
+            # Reading the sums waits for the steps queued on the device, whose time counts.
             self._sums.tolist()
         began = time.monotonic()
         try:
@@ -224,7 +224,7 @@ class Monitor:
             self._writer.add_text(tag, text, step)
 
     def message(self, text: str) -> None:
-        """Prints a line of its own, above the live line where there is one."""
+        """Prints a separate line, above the live line if there is one."""
         if self._is_main:
             self._console.message(text)
 
@@ -239,7 +239,7 @@ class Monitor:
         self._drawn_at = time.monotonic()
 
     def _parts(self, step: int) -> list[str]:
-        """Returns the parts of the line, the most important ones first."""
+        """Returns the parts of the progress line, the most important first."""
         metrics = dict(self._reported)
         rate = metrics.pop("images_per_second", None)
         wait = metrics.pop("data_wait_fraction", None)
@@ -261,7 +261,7 @@ def _describe(name: str, value: float) -> str:
 
 
 def _join_fitting(parts: Sequence[str], columns: int) -> str:
-    """Joins the first parts that fit into so many columns, the very first one in any case."""
+    """Joins as many parts as fit into the columns, at least the first one."""
     line = parts[0][:columns]
     for part in parts[1:]:
         longer = f"{line}{_SEPARATOR}{part}"

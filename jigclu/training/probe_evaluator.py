@@ -1,4 +1,4 @@
-"""Linear probe: accuracy of linear classifiers trained on frozen features."""
+"""Linear probe: accuracy of a linear classifier trained on frozen features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class LabeledFeatures(NamedTuple):
 
     features: float32 [images, channels].
     labels: int64 [images].
-    image_index: int64 [images], in the source.
+    image_index: int64 [images], index in the source.
     """
 
     features: Tensor
@@ -50,13 +50,13 @@ class ProbeEvaluator:
     images. The result is the same on any number of ranks.
 
     Attributes:
-      every: epochs of pre-training between evaluations; 0 for none in between.
+      every: epochs between evaluations; 0 for none between the first and the last step.
       source: labeled images to train the probe on.
       val: labeled images to evaluate it on.
-      eval_transform: of both.
+      eval_transform: preprocessing of both.
       epochs: passes of the probe over the features.
       batch_size: images of the global batch of the probe, and images encoded at once per device.
-      learning_rate: at the start of the probe's training; falls linearly to 0.
+      learning_rate: initial learning rate of the probe; decreases linearly to 0.
       momentum: in [0, 1).
       seed: of the probe's initial weights and of the order of images.
       loading: worker processes.
@@ -84,7 +84,7 @@ class ProbeEvaluator:
         check_momentum(self.momentum)
 
     def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
-        """Returns probe_accuracy and probe_accuracy_chance, the share of the commonest class.
+        """Returns probe_accuracy and probe_accuracy_chance, the share of the most frequent class.
 
         Every rank calls it with the same encoder, whose mode stays as it was.
 

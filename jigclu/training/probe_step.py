@@ -1,4 +1,4 @@
-"""One training step of several linear probes at once, on any number of ranks."""
+"""A training step of several linear probes at once, on any number of ranks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -93,6 +93,6 @@ class ProbeStep:
             )
             for old, new in zip((*current, *momenta), (*moved, *new_momenta), strict=True):
                 old.copy_(new)
-        # Probes with a large learning rate may diverge: a sweep is there to find that out.
+        # Probes with a large learning rate may diverge, which a sweep is meant to find out.
         loss = metrics[0].nan_to_num(nan=torch.inf).min()
         return state._replace(step=state.step + 1), {"loss": loss, "accuracy": metrics[1].max()}

@@ -1,4 +1,4 @@
-"""One process of a run: where it runs, and with which settings."""
+"""One process of a run, with its device and settings."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,12 +9,12 @@ from jigclu.system.machine import Machine
 
 
 class Process(NamedTuple):
-    """Where and how one process runs a task.
+    """One process of a run.
 
-    workdir: folder of everything that the run writes.
+    workdir: output folder of the run.
     config: all effective bindings, one per line.
     device: of this process.
-    machine: settings that depend on the machine, with their reasons.
+    machine: settings chosen for the machine.
     """
 
     workdir: Path

@@ -1,4 +1,4 @@
-"""From a run to a checkpoint, and back."""
+"""Conversion of a run to a checkpoint and back."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ History = list[tuple[int, dict[str, float]]]
 
 
 class Recipe(NamedTuple):
-    """What determines the result of a run; a resumed run must have the same.
+    """Settings and images that determine what a run learns; a resumed run must have the same.
 
     settings: values by their path from the task, as `settings.learning_settings` returns them.
     images: fingerprint of the training images.
@@ -36,12 +36,12 @@ def start(
     state: TrainState,
     initialize: Callable[[Path], str],
 ) -> tuple[TrainState, History, str]:
-    """Returns the state with which this process starts, earlier scores, and a message.
+    """Returns the initial state of this process, earlier scores, and a message.
 
     Args:
       path: checkpoint to resume, or None to start a new run.
       init_from: file of initial weights of a new run, or None.
-      process: where and how this process runs.
+      process: of this rank.
       state: before the first step; its tensors are filled in place.
       initialize: loads initial weights into the state; returns a message.
     """
@@ -73,7 +73,7 @@ def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path) -> N
         more = f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else ""
         raise UserError(
             f"{changed[0]}{more}: {path} comes from another run; use the old values to resume "
-            "it, or another --workdir (and init_from, to start with its weights)"
+            "it, or another --workdir (and init_from, to start from its weights)"
         )
 
 
@@ -84,7 +84,7 @@ def to_checkpoint(
 
     Args:
       state: after its last step.
-      process: where and how the run runs.
+      process: of this rank.
       recipe: of the run.
       history: steps, and the scores after them, by name.
     """
@@ -128,11 +128,11 @@ def restore(
       state: before the first step.
       contents: of the checkpoint.
       path: of the checkpoint, for messages.
-      precision: in which the run continues. A loss scale belongs to a precision: after a
-        change it starts anew.
+      precision: of the resumed run. If it differs from the checkpoint's, the loss scale
+        is initialized anew.
 
     Raises:
-      UserError: the checkpoint holds another network.
+      UserError: the checkpoint contains another network.
     """
     optimizer = contents["optimizer"]
     for own, found in (
@@ -151,7 +151,7 @@ def restore(
 
 
 def copy(to: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copies values into tensors of the same names."""
+    """Copies values into the tensors with the same names."""
     with torch.no_grad():
         for name, tensor in to.items():
             tensor.copy_(values[name])

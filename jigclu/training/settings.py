@@ -1,7 +1,7 @@
-"""Groups of settings that every training task shares; each group checks its own values.
+"""Groups of settings that all training tasks share; each group checks its own values.
 
-`MAY_CHANGE_ON_RESUME` names the fields that change how a run computes or what it
-reports, but not what it learns: a resumed run may have other values there.
+`MAY_CHANGE_ON_RESUME` names the fields that a resumed run may change, because they affect how
+the run computes or what it reports, but not what it learns.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ Owner = TypeVar("Owner")
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Device and arithmetic of a run.
+    """Device and arithmetic.
 
     Attributes:
       device: "cpu", "cuda", or "auto" (CUDA if there is a GPU).
       precision: "float32", autocast to "bfloat16" or "float16", or "auto".
-      compile: whether forward pass and update are compiled by torch.compile, or "auto".
-      channels_last: memory format of images and weights, or "auto".
+      compile: whether torch.compile compiles forward pass and update, or "auto".
+      channels_last: whether images and weights are in channels-last format, or "auto".
       loss_scaling: dynamic loss scale, used in float16 only.
     """
 
@@ -51,7 +51,7 @@ class Loading:
     """Worker processes that read images.
 
     Attributes:
-      workers: processes per device; 0 reads in the training process; "auto" chooses by cores.
+      workers: per device; 0 reads in the training process, "auto" chooses by the cores.
       prefetch: batches that each worker keeps ready.
     """
 
@@ -67,13 +67,13 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Length of a run, and the learning rate along it.
+    """Length of a run, and its learning-rate schedule.
 
     Attributes:
       epochs: passes over the training images.
       warmup_epochs: epochs of linear warm-up, in [0, epochs).
       decay: factor of the learning rate after warm-up, a function of the epoch.
-      per_epoch: whether the decay moves only between epochs, or at every step.
+      per_epoch: whether the rate decays only between epochs, or at every step.
       stop_after_steps: steps after which the run ends early, on the schedule of the whole
         run; None runs all epochs.
     """
@@ -121,8 +121,8 @@ class Saving:
 
     Attributes:
       every: steps between checkpoints; the last step is always saved.
-      keep_last: number of latest checkpoints that are kept.
-      keep_every: steps; checkpoints at its multiples are kept forever. 0 keeps none.
+      keep_last: number of latest checkpoints to keep.
+      keep_every: steps; checkpoints at its multiples are kept forever (0: none).
     """
 
     MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
@@ -142,8 +142,8 @@ class Reporting:
     """Log lines and pictures of a run.
 
     Attributes:
-      log_every: steps between reports; each reports means over those steps.
-      picture_every: steps between pictures of training images; 0 draws none.
+      log_every: steps between log lines; each has the means over those steps.
+      picture_every: steps between pictures of training images (0: none).
     """
 
     MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
@@ -157,13 +157,13 @@ class Reporting:
 
 
 def with_settings(owner: Owner, **changes: Any) -> Owner:
-    """Returns a dataclass with other values, of its own fields or of its groups.
+    """Returns a copy of a dataclass with other values of its fields, or of its groups' fields.
 
     `with_settings(task, epochs=3)` replaces `task.schedule`, the first field of the task whose
     value has a field `epochs`.
 
     Raises:
-      ValueError: there is no such setting.
+      ValueError: no field has that name.
     """
     own = {field.name for field in dataclasses.fields(owner)}  # type: ignore[arg-type]
     direct = {name: changes.pop(name) for name in list(changes) if name in own}

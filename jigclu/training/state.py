@@ -1,4 +1,4 @@
-"""The whole state of a training run, as plain data."""
+"""State of a training run, as plain data."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ class TrainState(NamedTuple):
     """State of a run between two steps.
 
     step: steps taken so far.
-    parameters: trainable ones, by name, float32.
-    buffers: all other tensors of the network, by name: running statistics of batch
-      normalization, and the state of a method.
+    parameters: trainable parameters, by name, float32.
+    buffers: all other tensors of the network, by name, such as the running statistics of
+      batch normalization and the state of a method.
     momentum: of the optimizer, by parameter name, float32.
     loss_scale: float32 [], factor of the loss before the backward pass (1 except in float16).
     good_steps: int64 [], steps since the loss scale last changed.

@@ -1,7 +1,7 @@
 """The training step: forward pass, gradients averaged over all ranks, parameter update.
 
-Forward pass and update are compiled as one graph each. The update writes its results into
-the tensors that DistributedDataParallel holds, the only impure place.
+Forward pass and update are compiled as one graph each. The only side effect is the update, which
+writes into the tensors that DistributedDataParallel holds.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from jigclu.ops.optim import LossScaling, Optimizer, next_loss_scale, update, up
 from jigclu.system import collectives
 from jigclu.training.state import TrainState
 
-# Statistics are those of the global batch already, so there is nothing to broadcast.
+# Buffers are equal on all ranks already: their statistics are of the global batch.
 # torch 2.15 renamed the option.
 _NO_BROADCAST: dict[str, Any] = {
     "forward_sync_buffers"
@@ -27,7 +27,7 @@ _UNSCALED = LossScaling(initial=1.0, growth=1.0, backoff=0.5, interval=1)
 
 
 class TrainingStep:
-    """One training step on any number of ranks: (state, inputs) to (state, metrics).
+    """A training step on any number of ranks: (state, inputs) to (state, metrics).
 
     Every rank must build and call it in the same way. Nothing in a step waits for the device.
     """
@@ -55,7 +55,7 @@ class TrainingStep:
         self.network = forward.network.to(device)
         self._advance = self._update
         if use_compile:
-            # Before wrapping: compiling DistributedDataParallel itself compiles nothing.
+            # Before wrapping, because compiling DistributedDataParallel itself has no effect.
             forward.compile_graphs()
             self._advance = torch.compile(self._update, fullgraph=True, dynamic=False)
         self._forward: nn.Module = forward
@@ -102,7 +102,7 @@ class TrainingStep:
         """
         losses = self._forward(*inputs)
         (losses[0] * state.loss_scale).backward()
-        # A tensor, since a Python number would recompile at each change; filling never waits.
+        # A tensor, because a changed Python number would trigger a recompilation.
         rate = torch.full((), learning_rate, device=self._device)
         parameters = [value for value in self.network.parameters() if value.requires_grad]
         with torch.no_grad():
@@ -136,7 +136,7 @@ class TrainingStep:
         """Updates parameters and momenta in place; returns scale, good steps, norm, finite."""
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         if self._scaling is _UNSCALED:
-            # Nothing to divide by, and an overflow must be seen as it is.
+            # Without a loss scale, an overflow must stay visible in the norm.
             finite = norm.isfinite()
             new_parameters, new_momenta = update_where(
                 finite, parameters, gradients, momenta, learning_rate, self._optimizer
@@ -145,7 +145,7 @@ class TrainingStep:
             new_parameters, new_momenta, finite = update(
                 parameters, gradients, momenta, learning_rate, loss_scale, self._optimizer
             )
-            # An overflow is an event that the scale answers.
+            # An overflow is handled by the loss scale, and its norm counts as 0.
             norm = torch.where(finite, norm / loss_scale, 0.0)
             loss_scale, good_steps = next_loss_scale(loss_scale, good_steps, finite, self._scaling)
         torch._foreach_copy_(parameters, new_parameters)

@@ -1,4 +1,4 @@
-"""Settings that every training task has, and their checks before anything runs."""
+"""Settings of all training tasks, with checks before anything runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,11 +30,11 @@ _SEED_LIMIT = 2**63
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """Settings of every task that trains; gin/base describes each of them.
+    """Settings of all training tasks; gin/base describes each of them.
 
     Attributes:
-      seed: of all random draws, in [0, 2**63).
-      source: training images; a resumed run compares their fingerprint.
+      seed: of all random numbers, in [0, 2**63).
+      source: training images; resuming compares their fingerprint.
       batch_size: images of the global batch.
       encoder: name of a ResNet of torchvision.
       small_stem: whether the encoder starts with a 3x3 convolution, for small images.
@@ -63,12 +63,12 @@ class TrainingTask:
         if self.init_from is not None and self.resume_from is not None:
             raise UserError(
                 f"init_from is {self.init_from!r}, but resume_from is {self.resume_from!r}: "
-                "bind only one of them, since a checkpoint that is resumed brings its own weights"
+                "bind only one of them, since a resumed checkpoint contains its own weights"
             )
 
     @property
     def training_source(self) -> Source:
-        """Training images: all of the source, or a part of it."""
+        """Training images: all of the source or a part of it."""
         return self.source
 
     @property
@@ -95,7 +95,7 @@ class TrainingTask:
         return self.schedule.factor(step, self.steps_per_epoch)
 
     def sampler(self, start_step: int) -> GlobalBatchSampler:
-        """Returns the batches of this rank from a step on."""
+        """Returns the batches of this rank from start_step on."""
         return GlobalBatchSampler(
             length=len(self.training_source),
             batch_size=self.batch_size,
@@ -107,14 +107,14 @@ class TrainingTask:
         )
 
     def check(self, workdir: Path) -> None:
-        """Finds mistakes that need files, devices or all settings, before anything is written.
+        """Checks files, devices and combinations of settings before anything is written.
 
         Args:
           workdir: of the run; it may hold an interrupted run with the same settings.
 
         Raises:
-          UserError: settings that do not fit together, a missing file or device, or a workdir
-            with a run of other settings.
+          UserError: settings do not fit together, a file or device is missing, or the workdir
+            holds a run with other settings.
         """
         check_batch_size(self.batch_size, len(self.training_source), launched_processes())
         local_device(self.compute.device)
@@ -130,7 +130,7 @@ class TrainingTask:
         resume.check_same_run(checkpoint.peek(found), self.recipe(), found)
 
     def recipe(self) -> resume.Recipe:
-        """Returns what a run and its continuation must have in common."""
+        """Returns the settings and images that a resumed run must share with its checkpoint."""
         images = self.training_source.fingerprint(deep=False)
         return resume.Recipe(learning_settings(self), images)
 
@@ -143,7 +143,7 @@ class TrainingTask:
         """Chooses the settings that depend on the machine, with one precision on all ranks.
 
         Args:
-          workdir: of the run, which keeps the precision in which it started; None for no run.
+          workdir: of the run, whose precision is kept when it resumes; None without a run.
         """
         device = local_device(self.compute.device)
         path = None if workdir is None else self.starting_checkpoint(workdir)
@@ -168,7 +168,7 @@ class TrainingTask:
         return "\n".join([self.choose_machine(workdir).summary()])
 
     def summary(self) -> list[str]:
-        """Returns the lines of the plan that all tasks have."""
+        """Returns the lines of the plan that all tasks share."""
         return [
             f"devices: {launched_processes()} x {local_device(self.compute.device).type}",
             f"data: {len(self.training_source):,} images, {len(self.source.classes)} classes",
@@ -179,7 +179,7 @@ class TrainingTask:
 
     @contextmanager
     def process(self, workdir: Path, config: str) -> Iterator[Process]:
-        """Joins the process group, and applies the settings chosen for the machine.
+        """Joins the process group and applies the settings chosen for the machine.
 
         Args:
           workdir: of the run.

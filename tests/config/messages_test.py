@@ -55,7 +55,7 @@ class SyntaxTest(ConfigTestCase):
         ("pretrain.seed", "expected ':' or '='"),
         ("jigsaw.crop_scale=(1", "jigsaw.crop_scale=(1", "EOF in multi-line statement"),
         ("=3", "Unexpected token"),
-        ("pretrain.seed=@pretrain()", "a reference or macro leads back to itself"),
+        ("pretrain.seed=@pretrain()", "a reference or macro refers to itself"),
         ("import no_such_module", "No module named 'no_such_module'"),
         ("include 'none.gin'", "Unable to open file: none.gin"),
     )

@@ -154,7 +154,8 @@ class ExportTest(FolderTestCase):
         with (
             mock.patch.dict(FORMATS, safetensors=wrong),
             self.assertRaisesRegex(
-                UserError, r"resnet18\.safetensors does not give the features .* by 0\.01, at most"
+                UserError,
+                r"resnet18\.safetensors does not reproduce .* differ by 0\.01 instead of at most",
             ) as raised,
         ):
             self.run_task(formats=("torchvision", "safetensors"))
@@ -174,7 +175,7 @@ class ExportTest(FolderTestCase):
         with (
             mock.patch.dict(FORMATS, torchvision=wrong),
             mock.patch.object(ExportTask, "_features", lambda *arguments: arguments[2]),
-            self.assertRaisesRegex(UserError, "they differ by nan, at most 0.0001"),
+            self.assertRaisesRegex(UserError, "they differ by nan instead of at most 0.0001"),
         ):
             self.run_task(formats=("torchvision",))
 
@@ -205,10 +206,10 @@ class ExportTest(FolderTestCase):
         self.assertEqual(stat.S_IMODE(mode), 0o644)
 
     @parameterized.parameters(
-        ({"formats": ()}, "formats is empty; give some of torchvision, safetensors"),
-        ({"formats": ("onxx",)}, "format 'onxx' is unknown; known: torchvision"),
-        ({"images": 0}, r"images is 0; it must lie in \[1, 10\]"),
-        ({"images": 11}, r"images is 11; it must lie in \[1, 10\]"),
+        ({"formats": ()}, "formats is empty; choose from torchvision, safetensors"),
+        ({"formats": ("onxx",)}, "formats contains 'onxx', .* unknown; choose from torchvision"),
+        ({"images": 0}, r"images is 0; it must be in \[1, 10\]"),
+        ({"images": 11}, r"images is 11; it must be in \[1, 10\]"),
         ({"crop": 41}, r"crop is 41; it must be in \[1, resize = 40\]"),
         ({"std": (0.0, 1.0, 1.0)}, "std is .0.0, 1.0, 1.0.; it must be three numbers above 0"),
         ({"encoder": "resnet50"}, "encoder = 'resnet18' and small_stem = False: bind these"),
@@ -231,7 +232,7 @@ class ExportTest(FolderTestCase):
 
     def test_rejects_detectron2_with_a_small_stem(self) -> None:
         torch.save(_trained_encoder(True), self.origin)
-        with self.assertRaisesRegex(UserError, "'detectron2' cannot hold small_stem = True"):
+        with self.assertRaisesRegex(UserError, "'detectron2', which cannot hold small_stem = True"):
             self.changed(small_stem=True).check(self.workdir)
 
     @parameterized.parameters("timm", "onnx")
@@ -240,7 +241,9 @@ class ExportTest(FolderTestCase):
         packages = " ".join(FORMATS[name].packages)
         with (
             mock.patch.object(importlib.util, "find_spec", return_value=None),
-            self.assertRaisesRegex(UserError, f"'{name}' needs .*: pip install {packages}, or"),
+            self.assertRaisesRegex(
+                UserError, f"'{name}', which needs .*: pip install {packages}, or"
+            ),
         ):
             self.changed(formats=("torchvision", name)).check(self.workdir)
 
@@ -249,7 +252,7 @@ class ExportTest(FolderTestCase):
         self.assertEqual(
             plan,
             "writes: resnet18.onnx, resnet18.timm.pth, card.md\n"
-            "compares: features of 4 images of 32x32 pixels, which may differ by 0.0001",
+            "compares: features of 4 images of 32x32 pixels, at most 0.0001 apart",
         )
 
     def test_compared_images_are_spread_over_the_source(self) -> None:

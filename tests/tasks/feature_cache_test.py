@@ -67,7 +67,9 @@ class FeatureCacheTest(FolderTestCase):
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with (
             mock.patch.object(os, "posix_fallocate", side_effect=full),
-            self.assertRaisesRegex(UserError, "No space left on device.*another cache folder"),
+            self.assertRaisesRegex(
+                UserError, "No space left on device.*another feature_cache.folder"
+            ),
         ):
             self.features()
         self.assertEmpty(list(self.folder.iterdir()))
@@ -87,7 +89,7 @@ class FeatureCacheTest(FolderTestCase):
     def test_rejects_features_beyond_float16(self) -> None:
         encoder = small_encoder()
         encoder.get_parameter("layer4.0.bn2.bias").data[0] = 1e6
-        with self.assertRaisesRegex(UserError, "too large for float16"):
+        with self.assertRaisesRegex(UserError, "exceed the range of float16"):
             self.features(encoder)
 
 

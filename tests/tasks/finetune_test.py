@@ -137,7 +137,7 @@ class FinetuneTest(TaskTestCase):
 
     def test_one_rate_is_the_optimizers_own(self) -> None:
         task = changed(head_learning_rate=None)
-        self.assertIs(task.optimizer_of(task.network()), task.optimizer)
+        self.assertIs(task.create_optimizer(task.network()), task.optimizer)
 
     def test_compiled_and_half_precision(self) -> None:
         task = changed(compile=True, precision="bfloat16", stop_after_steps=2)
@@ -159,7 +159,6 @@ class FinetuneTest(TaskTestCase):
         ({"evaluate_every": -1}, "evaluate_every is -1"),
         ({"train_size": 0}, "train_size is 0"),
         ({"val": ONE_CLASS}, "source has 10 classes and val 1"),
-        # What matters more comes first: there are fewer images than a batch, too.
         ({"source": ONE_CLASS, "val": ONE_CLASS}, "source only has images of class a"),
     )
     def test_rejects_settings_out_of_range(self, changes: dict[str, Any], message: str) -> None:

@@ -242,7 +242,7 @@ class LinearTest(TaskTestCase):
     def test_a_cache_that_cannot_be_written(self) -> None:
         (self.folder / "file").write_text("")
         cache = FeatureCache(folder=str(self.folder / "file"), views=0)
-        with self.assertRaisesRegex(UserError, "give another cache folder"):
+        with self.assertRaisesRegex(UserError, "use another feature_cache.folder"):
             run(changed(cache=cache), self.folder / "run")
 
 

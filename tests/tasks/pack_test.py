@@ -149,7 +149,7 @@ class PackTest(FolderTestCase):
     def test_killed_process_is_reported(self) -> None:
         with (
             mock.patch.object(pack, "ProcessPoolExecutor") as pool,
-            self.assertRaisesRegex(UserError, "killed after 0 shards.*finished shards stay"),
+            self.assertRaisesRegex(UserError, "killed after 0 shards.*finished shards are kept"),
         ):
             pool.return_value.__enter__.return_value.map.side_effect = BrokenProcessPool()
             pool.return_value.__exit__.return_value = None

@@ -136,8 +136,8 @@ class ReproduceTest(FolderTestCase):
         self.assertIn("stage two\n", first)
         self.calls.clear()
         again = self.run_task(self.task())
-        self.assertIn("stage two: finished before\n", again)
-        self.assertEqual(again.replace(": finished before", ""), first)
+        self.assertIn("stage two: already finished\n", again)
+        self.assertEqual(again.replace(": already finished", ""), first)
         self.assertNotIn("run", " ".join(self.calls))
         self.run_task(self.task("y=1"))
         self.assertEqual([call for call in self.calls if "run" in call], ["run b.gin"])
@@ -154,7 +154,7 @@ class ReproduceTest(FolderTestCase):
         (self.folder / "two" / "checkpoints").mkdir()
         (self.folder / "two" / "checkpoints" / "step_00000001.pt").touch()
         weights.write_bytes(b"of a third seed")
-        with self.assertRaisesRegex(UserError, "two has a run that started from other weights"):
+        with self.assertRaisesRegex(UserError, "two has a run that started from older weights"):
             self.run_task(self.task())
 
     def test_result_has_all_scores_and_the_checkpoint_of_the_first_stage(self) -> None:
@@ -221,7 +221,9 @@ class ReproduceTest(FolderTestCase):
             ("export", "gin/export.gin", bindings),
         )
         task = config.load(["gin/reproduce_tiny.gin"], [f"reproduce.stages={stages}"]).task
-        with self.assertRaisesRegex(UserError, "stage export: format 'onxx' is unknown"):
+        with self.assertRaisesRegex(
+            UserError, "stage export: export.formats contains 'onxx', which is unknown"
+        ):
             task.check(self.folder / "run")
 
     def test_stages_of_gin_files_run(self) -> None:

@@ -80,7 +80,7 @@ class EncodeTest(absltest.TestCase):
     def test_rejects_features_that_are_not_finite(self) -> None:
         encoder = small_encoder()
         encoder.get_parameter("layer4.0.bn2.bias").data[0] = torch.nan
-        with self.assertRaisesRegex(UserError, "not finite numbers: its training diverged"):
+        with self.assertRaisesRegex(UserError, "not finite: its training diverged"):
             next(features.encode(encoder, seven_images(), SETTINGS))
 
     def test_gradients_are_off_in_the_encoder_only(self) -> None:
