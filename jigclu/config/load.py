@@ -56,7 +56,9 @@ class Configuration(NamedTuple):
             write_file(workdir / "config.gin", self.given.encode())
             write_file(workdir / "operative_config.gin", self.operative.encode())
             for name in self.unused:
-                logging.warning("%s has no effect: the command line replaced what read it", name)
+                logging.warning(
+                    "%s has no effect: the command line replaced what it configures", name
+                )
             logging.info("workdir %s\n%s", workdir, self.task.plan(workdir))
         return self.task.run(workdir, self.resolved)
 

@@ -39,7 +39,7 @@ class Written(NamedTuple):
     difference: largest absolute difference of a feature from the original encoder's.
     """
 
-    format: str
+    name: str
     path: Path
     sha256: str
     difference: float
@@ -230,7 +230,7 @@ def _describe(features: Tensor) -> str:
 
 def _table(written: list[Written], expected: Tensor) -> str:
     rows = [
-        f"| `{file.path.name}` | {FORMATS[file.format].usage} | {file.difference:.2g} "
+        f"| `{file.path.name}` | {FORMATS[file.name].usage} | {file.difference:.2g} "
         f"| `{file.sha256}` |"
         for file in written
     ]

@@ -52,7 +52,7 @@ class PackTask:
 
     Attributes:
       source: of the images and labels.
-      format: "jpeg" or "raw".
+      image_format: "jpeg" or "raw".
       shorter_side: pixels to which the shorter side of larger images is resized.
       quality: of JPEG, in [1, 100].
       images_per_shard: images of the source per shard; a shard is built in memory.
@@ -60,14 +60,15 @@ class PackTask:
     """
 
     source: Source
-    format: str
+    image_format: str
     shorter_side: int
     quality: int
     images_per_shard: int
     workers: int | Auto
 
     def __post_init__(self) -> None:
-        check(self.format in FORMATS, "format", self.format, f"one of {', '.join(FORMATS)}")
+        known = f"one of {', '.join(FORMATS)}"
+        check(self.image_format in FORMATS, "image_format", self.image_format, known)
         check(1 <= self.quality <= 100, "quality", self.quality, "in [1, 100]")
         check_workers(self.workers, least=1)
         for name in ("shorter_side", "images_per_shard"):
@@ -86,7 +87,7 @@ class PackTask:
         """Returns what a run would do, in one line."""
         del workdir
         return (
-            f"packs: {len(self.source):,} images into {self._count()} shards, {self.format}, "
+            f"packs: {len(self.source):,} images into {self._count()} shards, {self.image_format}, "
             f"shorter side at most {self.shorter_side} pixels"
         )
 
@@ -121,9 +122,9 @@ class PackTask:
         """Returns the settings that determine the contents of shards."""
         return {
             "images": digest(self.source.fingerprint(deep=True)),
-            "format": self.format,
+            "format": self.image_format,
             "shorter_side": self.shorter_side,
-            "quality": self.quality if self.format == "jpeg" else None,
+            "quality": self.quality if self.image_format == "jpeg" else None,
             "images_per_shard": self.images_per_shard,
         }
 
@@ -159,7 +160,9 @@ class PackTask:
         if not images:
             raise UserError(f"none of the {len(unreadable)} images can be read: check the source")
         entries = [{name: getattr(shard, name) for name in SHARD_FIELDS} for shard in shards]
-        _write_json(workdir / INDEX, build_index(self.format, list(self.source.classes), entries))
+        _write_json(
+            workdir / INDEX, build_index(self.image_format, list(self.source.classes), entries)
+        )
         total = sum(shard.bytes for shard in shards)
         monitor.message(f"{images:,} images, {total / 1e6:,.1f} MB, in {workdir}")
 
@@ -178,13 +181,13 @@ def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
     first = number * task.images_per_shard
     for index in range(first, min(first + task.images_per_shard, len(task.source))):
         try:
-            image = _resized(task.source.read(index), task.shorter_side)
+            image = _shrink(task.source.read(index), task.shorter_side)
         except UnreadableImageError as error:
             unreadable.append(f"{task.source.name(index)} ({error})")
             continue
         label = -1 if task.source.labels is None else task.source.labels[index]
         offset = data.tell()
-        data.write(_encoded(image, task.format, task.quality))
+        data.write(_encode(image, task.image_format, task.quality))
         rows.append((offset, data.tell() - offset, *image.shape[1:], label, index))
     files.write_atomically(images, lambda file: file.write(data.getbuffer()))
     files.write_atomically(records, lambda file: np.save(file, np.array(rows, RECORD)))
@@ -194,15 +197,15 @@ def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
     return shard
 
 
-def _resized(image: Tensor, shorter_side: int) -> Tensor:
+def _shrink(image: Tensor, shorter_side: int) -> Tensor:
     """Shrinks uint8 [3, height, width] to a shorter side in pixels, if it is larger."""
     if min(image.shape[1:]) <= shorter_side:
         return image
     return transforms.resize(image, [shorter_side], antialias=True)
 
 
-def _encoded(image: Tensor, format: str, quality: int) -> bytes:
-    if format == "raw":
+def _encode(image: Tensor, image_format: str, quality: int) -> bytes:
+    if image_format == "raw":
         return image.numpy().tobytes()
     file = io.BytesIO()
     pixels = image.permute(1, 2, 0).contiguous().numpy()

@@ -28,7 +28,7 @@ class PackedImagesTest(FolderTestCase):
         self.source = ImageFolder(str(self.folder / "tree"), "train")
         PackTask(
             source=self.source,
-            format="raw",
+            image_format="raw",
             shorter_side=64,
             quality=90,
             images_per_shard=3,

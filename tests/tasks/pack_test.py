@@ -45,7 +45,7 @@ class PackTest(FolderTestCase):
         write_image_tree(self.tree)
 
     def task(self, **settings: Any) -> PackTask:
-        given = {"format": "raw", "shorter_side": 64, "quality": 90, "images_per_shard": 3}
+        given = {"image_format": "raw", "shorter_side": 64, "quality": 90, "images_per_shard": 3}
         source = ImageFolder(str(self.tree), "train")
         return PackTask(**{"source": source, "workers": 2, **given, **settings})
 
@@ -72,10 +72,10 @@ class PackTest(FolderTestCase):
         self.assertEqual(addresses[0], images.read(0).data_ptr())
 
     @parameterized.parameters("jpeg", "raw")
-    def test_larger_images_are_resized(self, format: str) -> None:
+    def test_larger_images_are_resized(self, image_format: str) -> None:
         source, images = (
             ImageFolder(str(self.tree), "train"),
-            self.pack(format=format, shorter_side=22),
+            self.pack(image_format=image_format, shorter_side=22),
         )
         for index in range(7):
             before, after = source.read(index).shape[1:], images.read(index).shape[1:]
@@ -91,7 +91,7 @@ class PackTest(FolderTestCase):
         raw = self.pack()
         sizes = (self.workdir / "shard_00000.bin").stat().st_size
         self.workdir = self.folder / "jpeg"
-        jpeg = self.pack(format="jpeg", quality=95)
+        jpeg = self.pack(image_format="jpeg", quality=95)
         self.assertLess((self.workdir / "shard_00000.bin").stat().st_size, sizes)
         difference = (jpeg.read(0).float() - raw.read(0).float()).abs().mean()
         self.assertBetween(difference, 0.01, 3)
@@ -155,14 +155,16 @@ class PackTest(FolderTestCase):
             pool.return_value.__exit__.return_value = None
             self.task().run(self.workdir, "")
 
-    @parameterized.parameters({"shorter_side": 20}, {"format": "jpeg"}, {"images_per_shard": 2})
+    @parameterized.parameters(
+        {"shorter_side": 20}, {"image_format": "jpeg"}, {"images_per_shard": 2}
+    )
     def test_rejects_a_workdir_with_another_pack(self, **settings: Any) -> None:
         self.pack()
         with self.assertRaisesRegex(UserError, "holds a pack of other images or settings"):
             self.task(**settings).check(self.workdir)
 
     @parameterized.parameters(
-        ({"format": "png"}, "format is 'png'; it must be one of jpeg, raw"),
+        ({"image_format": "png"}, "image_format is 'png'; it must be one of jpeg, raw"),
         ({"quality": 101}, "quality is 101"),
         ({"quality": 0}, "quality is 0"),
         ({"shorter_side": 0}, "shorter_side is 0"),

@@ -150,7 +150,7 @@ def _packs(source: Source) -> Iterator[dict[str, PackedImages]]:
         for name in FORMATS:
             PackTask(
                 source=source,
-                format=name,
+                image_format=name,
                 shorter_side=SHORTER_SIDE,
                 quality=_QUALITY,
                 images_per_shard=len(source),
