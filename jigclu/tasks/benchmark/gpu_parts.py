@@ -47,6 +47,7 @@ from jigclu.tasks.benchmark.tables import (
 )
 from jigclu.tasks.benchmark.timing import time_call
 from jigclu.tasks.benchmark.workload import (
+    RECOMPILATIONS,
     Workload,
     all_arithmetics,
     all_variants,
@@ -63,8 +64,6 @@ _IMAGES = {"resnet50": 128, "resnet18": 256}
 _PATCHES = (1024, 4096, 16384, 65536)  # Of the global batch, in the clustering loss.
 _LONGEST = 2.0  # Seconds; larger clustering losses are left out.
 _TRAINING_SECONDS = 120.0
-# Compilations that torch keeps per function: every kind of arithmetic needs another one.
-_RECOMPILATIONS = 128
 _SHARE = 0.95  # Target: JigClu's images/s as a share of the supervised step's.
 _RESNET50_RATE = 2500.0  # Target: images/s in bfloat16 on an H100.
 
@@ -318,7 +317,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one part on the first GPU; returns the exit status, 1 if it failed."""
     name, path = arguments
     torch.backends.cudnn.benchmark = True  # As in training.
-    with torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS):
+    with torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS):
         findings = PARTS[name](device_instruments(torch.device("cuda", 0)))
     write_findings(findings, Path(path))
     return 1 if findings.failure else 0

@@ -1,8 +1,8 @@
-"""The published way, to compare with: how its code reads images and takes a step.
+"""The published reading and training step, as a baseline.
 
-Chen et al. 2021 and the code published with it: PIL and a chain of torchvision's first
-transforms for every patch; float32, eager, contiguous; a clustering loss that holds all
-pairs of patches, as matrices.
+Chen et al., CVPR 2021, and the code published with it: PIL and a chain of torchvision's
+original transforms for every patch; float32, eager, contiguous; a clustering loss that keeps
+matrices of all pairs of patches.
 """
 
 import random
@@ -19,12 +19,12 @@ from jigclu.models.jigclu import JigClu
 from jigclu.ops import jigsaw
 from jigclu.ops.augment import AugmentationSettings
 
-# Fixed in the published code, whatever the map.
+# Fixed in the published code, for feature maps of any size.
 _POOLING_MAP = 8
 
 
 class PublishedPatches:
-    """Reads an image file to augmented patches: PIL, and a chain of transforms a patch."""
+    """Reads an image file to augmented patches, with PIL and a chain of transforms per patch."""
 
     def __init__(
         self,
@@ -73,11 +73,11 @@ class PublishedPatches:
 def clustering_loss(
     embeddings: Tensor, image: Tensor, temperature: float, base_temperature: float
 ) -> Tensor:
-    """Returns `losses.clustering_loss` of all patches, by matrices of all pairs.
+    """Returns `losses.clustering_loss` of all patches, from matrices of all pairs.
 
     Args:
       embeddings: [patches, channels], L2-normalized, in any order.
-      image: int64 [patches]: which one each patch is of.
+      image: int64 [patches], the index of each patch's image.
       temperature: > 0.
       base_temperature: > 0.
     """
@@ -91,7 +91,7 @@ def clustering_loss(
 
 
 class PublishedStep:
-    """A training step on augmented patches, on one device."""
+    """A training step on augmented patches, on one device, with a learning rate of 0."""
 
     def __init__(
         self,

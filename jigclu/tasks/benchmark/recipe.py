@@ -1,7 +1,7 @@
-"""The published recipe of pre-training without gin, for machines that do not have it.
+"""The published pre-training recipe without gin, for machines that do not have gin.
 
 Chen et al., CVPR 2021, and the code published with it. The values are those of
-gin/pretrain_r50.gin, where each has its unit and source; a test compares the two.
+gin/pretrain_r50.gin, which states their units and sources; a test compares the two.
 """
 
 import dataclasses
@@ -94,7 +94,7 @@ def published_recipe(source: Source, batch_size: int = 256) -> PretrainTask:
 
 
 def with_patch_size(task: PretrainTask, patch_size: int, **changes: Any) -> PretrainTask:
-    """Returns a published recipe for patches of another size, blurred in proportion."""
+    """Returns the published recipe for patches of another size, with the blur in proportion."""
     sigma = _AUGMENTATION.blur_sigma_max * patch_size / _METHOD.patch_size
     augmentation = dataclasses.replace(_AUGMENTATION, blur_sigma_max=sigma)
     method = dataclasses.replace(_METHOD, patch_size=patch_size, augmentation=augmentation)

@@ -18,7 +18,6 @@ from jigclu.tasks.benchmark.workload import Arithmetic, Variant, with_variant
 from jigclu.tasks.pretrain import PretrainTask
 
 PUBLISHED = Variant(False, Arithmetic("float32", False))
-_BUILDERS = {"published": published_step, "JigClu": jigsaw_step, "supervised": supervised_step}
 
 
 class StepCost(NamedTuple):
@@ -64,11 +63,12 @@ def measure_steps(
       repetitions: >= 1.
       instruments: of the device.
     """
+    builders = {"published": published_step, "JigClu": jigsaw_step, "supervised": supervised_step}
     # The published code has no small stem.
     kinds = [] if task.small_stem else [("published", PUBLISHED)]
     kinds += [(kind, variant) for variant in variants for kind in ("JigClu", "supervised")]
     actions = {
-        f"{kind}, {variant}": _BUILDERS[kind](with_variant(task, variant), instruments.device)
+        f"{kind}, {variant}": builders[kind](with_variant(task, variant), instruments.device)
         for kind, variant in kinds
     }
     costs = measure_costs(actions, repetitions, instruments)

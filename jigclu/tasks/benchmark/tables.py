@@ -145,7 +145,7 @@ def end_to_end_table(workload: Workload, run: EndToEnd) -> Table:
         ],
         note=(
             f"{workload.encoder}, {workload.batch_size} images, {_mode(workload)}; "
-            f"{workload.workers} worker processes; one run of {run.steps} steps after "
+            f"worker processes: {workload.workers}; one run of {run.steps} steps after "
             f"{run.warm_up} that do not count. On a GPU, the host may wait for data while the "
             "device still computes: the last column shows the cost of reading."
         ),
@@ -280,7 +280,7 @@ def training_table(workload: Workload, training: ShortTraining) -> Table:
         note=(
             f"{workload.encoder}, {workload.batch_size} images per step, montages of "
             f"{workload.montage_size} pixels, {_mode(workload)}, "
-            f"{workload.workers} worker processes, learning rate {workload.learning_rate:g}."
+            f"worker processes: {workload.workers}, learning rate {workload.learning_rate:g}."
         ),
         panels=(),
     )

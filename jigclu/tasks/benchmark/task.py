@@ -37,13 +37,16 @@ from jigclu.tasks.benchmark.tables import (
     start_table,
     step_table,
 )
-from jigclu.tasks.benchmark.workload import all_arithmetics, all_variants, describe, final_stage
+from jigclu.tasks.benchmark.workload import (
+    RECOMPILATIONS,
+    all_arithmetics,
+    all_variants,
+    describe,
+    final_stage,
+)
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
-
-# Compilations that torch keeps per function: every kind of arithmetic needs another one.
-_RECOMPILATIONS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,7 @@ class BenchmarkTask:
         tables: list[Table] = []
         with (
             Monitor.of_one_step(workdir, is_main=True) as monitor,
-            torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS),
+            torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS),
         ):
             monitor.text("config", 0, f"```\n{config}\n```")
             for part in self.parts:

@@ -9,6 +9,9 @@ from jigclu.methods.jigsaw import Jigsaw
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training.settings import with_settings
 
+# Compilations that torch may keep per function: every variant needs another one.
+RECOMPILATIONS = 128
+
 
 class Workload(NamedTuple):
     """What one training step processes, and how.

@@ -74,12 +74,23 @@ class ExchangeTest(absltest.TestCase):
                 count * PATCH_BYTES, expected.patches, delta=0.05 * expected.patches
             )
 
-    def test_every_kind_for_one_rank_and_four(self) -> None:
+    def test_every_kind_for_one_rank_and_several(self) -> None:
         network = NetworkSize(parameters=1000, statistics=50)
         self.assertEqual(
-            exchange.compute_exchange(describe(TASK), network, (1, 4)),
+            exchange.compute_exchange(describe(TASK), network, (1, 2, 4)),
             [
                 Exchange(1, Received(0, 0, 0, 0), 0),
+                Exchange(
+                    ranks=2,
+                    received=Received(
+                        # A rank shows 8 patches, of which 4 are those of the other.
+                        patches=4 * PATCH_BYTES,
+                        embeddings=8 * 16 * 4 * 2,
+                        statistics=50 * 1 * 4 * 2,
+                        gradients=1000 * 4 * 2 / 2,
+                    ),
+                    published_patches=8 * PATCH_BYTES * 4,
+                ),
                 Exchange(
                     ranks=4,
                     received=Received(

@@ -150,7 +150,7 @@ class GpuCheckTest(parameterized.TestCase):
         self.assertIn("| rate | 2,100 | 2,500 | no |", text)
         self.assertIn(FINDINGS["markdown"][0], text)
 
-    def test_every_part_is_run_and_what_is_timed_is_compiled_before(self) -> None:
+    def test_every_part_runs_and_timed_steps_are_compiled_first(self) -> None:
         side_by_side, one_by_one = gpu_check.stages(16)
         names = [part.name for part in (*side_by_side.parts, *one_by_one.parts)]
         self.assertCountEqual(names, PARTS)

@@ -80,6 +80,12 @@ class GrowthTest(absltest.TestCase):
         self.assertEqual(found[2], LossCost(256, None, None))
         self.assertNotIn(("ours", 256), self.called)
 
+    def test_the_size_before_predicts_the_time(self) -> None:
+        # Not 64 s, which the first size predicts for the last one, but 16 s.
+        found = self.measure((16, 32, 64), 31, ours=lambda n: n / 8, theirs=lambda n: n / 8)
+        self.assertIsNotNone(found[2].ours)
+        self.assertIsNotNone(found[2].published)
+
     def test_a_slow_loss_is_measured_once(self) -> None:
         # 16 s are expected for 64 patches.
         for longest, repetitions in ((32, 3), (31, 1)):

@@ -1,4 +1,4 @@
-"""Tests of jigclu.tasks.benchmark.published: it does what this project does, another way."""
+"""Tests of jigclu.tasks.benchmark.published against the functions of this project."""
 
 import dataclasses
 from pathlib import Path

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from absl.testing import absltest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from jigclu.tasks.benchmark import report
@@ -56,6 +58,17 @@ class ReportTest(absltest.TestCase):
         self.assertGreater(pixels.float().std(), 5)
         alone = report.plot([NAMES], self.folder / "one.png")
         self.assertLess(alone.shape[1], pixels.shape[1])
+
+    def test_plot_draws_the_columns_of_a_panel(self) -> None:
+        axes: Any = Figure().subplots()
+        report._draw_lines(axes, NUMBERS, ("s", "s, other"))
+        lines = [(line.get_label(), line.get_xydata().tolist()) for line in axes.get_lines()]
+        # Empty cells and zeros are left out.
+        self.assertEqual(lines, [("s", [[1024, 0.01234]]), ("s, other", [[1024, 0.5]])])
+        axes = Figure().subplots()
+        report._draw_bars(axes, NAMES, ("images/s",))
+        self.assertEqual([bar.get_width() for bar in axes.patches], [81.04, 1434.4])
+        self.assertEqual([label.get_text() for label in axes.get_yticklabels()], ["slow", "fast"])
 
 
 if __name__ == "__main__":

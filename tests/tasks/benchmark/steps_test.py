@@ -47,11 +47,13 @@ class StepsTest(absltest.TestCase):
 
             return build
 
-        fakes = {kind: builder(kind) for kind in ("published", "JigClu", "supervised")}
-        with (
-            mock.patch.dict(steps._BUILDERS, fakes, clear=True),
-            mock.patch.object(steps, "network_operations", return_value=Operations(300, 200)),
-            mock.patch.object(steps, "matmul_rate", lambda dtype, *_: RATES[dtype]),
+        with mock.patch.multiple(
+            steps,
+            published_step=builder("published"),
+            jigsaw_step=builder("JigClu"),
+            supervised_step=builder("supervised"),
+            network_operations=lambda _: Operations(jigclu=300, supervised=200),
+            matmul_rate=lambda dtype, *_: RATES[dtype],
         ):
             return steps.measure_steps(task, variants, 2, machine.instruments)
 

@@ -156,7 +156,7 @@ class TablesTest(absltest.TestCase):
         )
         self.assertStartsWith(
             table.note,
-            "resnet50, 8 images, bfloat16, compiled; 3 worker processes; one run of 5 steps "
+            "resnet50, 8 images, bfloat16, compiled; worker processes: 3; one run of 5 steps "
             "after 7 that do not count.",
         )
         # The steps of a run are not faster than the same steps on noise.
@@ -264,7 +264,7 @@ class TablesTest(absltest.TestCase):
         self.assertEqual(
             table.note,
             "resnet50, 8 images per step, montages of 224 pixels, bfloat16, compiled, "
-            "3 worker processes, learning rate 0.03.",
+            "worker processes: 3, learning rate 0.03.",
         )
 
     def test_compilation(self) -> None:
