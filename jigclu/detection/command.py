@@ -17,7 +17,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from jigclu.detection import datasets, initial_weights, schedule
+from jigclu.detection import datasets, initial_weights, loading, schedule
 from jigclu.detection.schedule import Schedule
 from jigclu.detection.trainer import Trainer, draw_predictions
 from jigclu.system.errors import UserError
@@ -216,6 +216,8 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _check_start(cfg: CfgNode, args: argparse.Namespace) -> None:
+    layout = "fpn" if "fpn" in cfg.MODEL.BACKBONE.NAME else "c4"
+    initial_weights.check_layout(cfg.MODEL.RESNETS.DEPTH, layout)
     last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
     weights = cfg.MODEL.WEIGHTS
     if args.resume:
@@ -235,15 +237,15 @@ def _check_start(cfg: CfgNode, args: argparse.Namespace) -> None:
             raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint")
         print("MODEL.WEIGHTS is empty: training starts from random weights")
         return
-    layout = "fpn" if "fpn" in cfg.MODEL.BACKBONE.NAME else "c4"
-    whole = args.eval_only or args.resume
+    is_whole = args.eval_only or args.resume
     initial_weights.check(
         weights,
         cfg.MODEL.RESNETS.DEPTH,
         layout,
-        classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES if whole else None,
+        classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES if is_whole else None,
         unpickle=args.unpickle_weights,
     )
+    loading.check(cfg, weights, layout, is_whole=is_whole)
 
 
 def _check_folder(folder: Path) -> None:

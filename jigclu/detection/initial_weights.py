@@ -8,12 +8,27 @@ from torch import Tensor
 
 from jigclu.models import state_dicts
 from jigclu.models.detectron2_names import PREFIXES, is_name, to_detectron2
-from jigclu.models.encoder import create_encoder
+from jigclu.models.encoder import create_encoder, has_basic_blocks
 from jigclu.system import tensor_files
 from jigclu.system.errors import UserError
 
 _CLASSIFIER = "roi_heads.box_predictor.cls_score.bias"
 _FORMATS = {"fpn": "detectron2", "c4": "detectron2_c4"}
+
+
+def check_layout(depth: int, layout: str) -> None:
+    """Rejects C4 detectors of basic blocks, whose res5 detectron2 cannot load.
+
+    Args:
+      depth: number of layers of the ResNet.
+      layout: "fpn" or "c4".
+    """
+    if layout == "c4" and has_basic_blocks(f"resnet{depth}"):
+        raise UserError(
+            f"MODEL.RESNETS.DEPTH is {depth}, but detectron2 builds C4 detectors only of "
+            "bottleneck blocks, so that res5 would stay random: use 50 or more, or a "
+            "configuration with FPN"
+        )
 
 
 def check(path: str, depth: int, layout: str, *, classes: int | None, unpickle: bool) -> None:

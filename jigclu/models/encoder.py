@@ -21,6 +21,11 @@ def encoder_names() -> list[str]:
     ]
 
 
+def has_basic_blocks(name: str) -> bool:
+    """Returns whether an encoder consists of basic instead of bottleneck blocks."""
+    return name in ("resnet18", "resnet34")
+
+
 class Encoder(nn.Module):
     """A ResNet without pooling and classifier, with torchvision's parameter names."""
 

@@ -18,7 +18,12 @@ from torch import Tensor
 from jigclu.data.images import ImageDataset
 from jigclu.data.sources import Source
 from jigclu.data.transform import EvalTransform
-from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
+from jigclu.models.encoder import (
+    Encoder,
+    create_encoder,
+    encoder_tensors,
+    has_basic_blocks,
+)
 from jigclu.models.weights import check_encoder, load_into
 from jigclu.ops.normalize import pool
 from jigclu.system import files, progress, tensor_files
@@ -85,7 +90,7 @@ class ExportTask:
         if not self.formats:
             raise UserError(f"formats is empty; choose from {', '.join(FORMATS)}")
         for name in self.formats:
-            _check_format(name, self.small_stem)
+            _check_format(name, self.encoder, self.small_stem)
         if not 1 <= self.images <= len(self.source):
             raise UserError(
                 f"images is {self.images}; it must be in [1, {len(self.source)}], the number of "
@@ -202,7 +207,7 @@ class ExportTask:
         return "\n\n".join(sections) + "\n"
 
 
-def _check_format(name: str, small_stem: bool) -> None:
+def _check_format(name: str, encoder: str, small_stem: bool) -> None:
     if name not in FORMATS:
         raise UserError(
             f"formats contains {name!r}, which is unknown; choose from {', '.join(FORMATS)}"
@@ -211,6 +216,12 @@ def _check_format(name: str, small_stem: bool) -> None:
         raise UserError(
             f"formats contains {name!r}, which cannot hold small_stem = True, because its first "
             "convolution is 7x7, followed by max-pooling; remove it"
+        )
+    if has_basic_blocks(encoder) and not FORMATS[name].basic_blocks:
+        raise UserError(
+            f"formats contains {name!r}, which cannot hold encoder = {encoder!r}, because "
+            "detectron2 builds C4 detectors only of bottleneck blocks; remove it, or use a "
+            "resnet50 or deeper"
         )
     absent = [package for package in FORMATS[name].packages if not _is_installed(package)]
     if absent:

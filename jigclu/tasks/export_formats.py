@@ -33,6 +33,7 @@ class Format(NamedTuple):
     read: (path, encoder's name, whether its stem is small) to a function that computes
       features with only the libraries of the format.
     small_stem: whether it can hold an encoder with a small stem.
+    basic_blocks: whether it can hold an encoder of basic blocks: ResNet-18 and ResNet-34.
     """
 
     suffix: str
@@ -41,6 +42,7 @@ class Format(NamedTuple):
     serialize: Callable[[Encoder, int], bytes]
     read: Callable[[Path, str, bool], Features]
     small_stem: bool = True
+    basic_blocks: bool = True
 
 
 def _torch_bytes(contents: dict[str, object]) -> bytes:
@@ -140,6 +142,8 @@ def _detectron2(layout: str, suffix: str, kind: str) -> Format:
         serialize=functools.partial(_write_detectron2, layout),
         read=functools.partial(_read_detectron2, layout),
         small_stem=False,
+        # detectron2 builds res5 of a C4 detector only of bottleneck blocks.
+        basic_blocks=layout != "c4",
     )
 
 

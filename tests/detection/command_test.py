@@ -234,6 +234,36 @@ class CommandTest(FolderTestCase):
             "hold a ResNet-34 .*; expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
         )
 
+    @parameterized.parameters(
+        ("MODEL.RESNETS.STEM_OUT_CHANNELS 32", "res2.0.conv1.weight, "),
+        ("MODEL.RESNETS.NORM GN", "res2.0.conv1.norm.running_mean, "),
+    )
+    def test_rejects_weights_that_detectron2_would_load_only_in_part(
+        self, pairs: str, message: str
+    ) -> None:
+        weights = self.folder / "weights.pth"
+        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        self.assert_rejected(
+            f"weights.pth would be loaded only in part, because .*{message}",
+            pairs=("MODEL.WEIGHTS", str(weights), *pairs.split()),
+        )
+
+    def test_rejects_a_detector_that_detectron2_cannot_build(self) -> None:
+        weights = self.folder / "weights.pth"
+        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        self.assert_rejected(
+            "detectron2 cannot build this detector .*RES2_OUT_CHANNELS = 64",
+            pairs=("MODEL.WEIGHTS", str(weights), "MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
+        )
+
+    def test_rejects_c4_detectors_of_basic_blocks(self) -> None:
+        data = ("--coco", "mine", str(self.folder), str(self.folder / "boxes.json"))
+        flags = (*data, "--train-data", "mine", "--test-data", "mine")
+        pairs = ("MODEL.WEIGHTS", "", "OUTPUT_DIR", str(self.output), *SMALL.split())
+        status, _, errors = self.run_command(*flags, *pairs, config="R50-C4-JigClu")
+        self.assertEqual(status, 2)
+        self.assertIn("MODEL.RESNETS.DEPTH is 18, but detectron2 builds C4 detectors", errors)
+
     def test_rejects_a_missing_image(self) -> None:
         (self.folder / "2.png").unlink()
         self.assert_rejected("data set mine: 2.png is not in")

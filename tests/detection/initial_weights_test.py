@@ -16,8 +16,8 @@ class WeightsTest(parameterized.TestCase):
         super().setUp()
         self.path = Path(self.create_tempdir()) / "weights.pth"
 
-    def write(self, layout: str, heads: tuple[str, ...] = ()) -> None:
-        tensors = create_encoder("resnet18", False).state_dict()
+    def write(self, layout: str, heads: tuple[str, ...] = (), depth: int = 18) -> None:
+        tensors = create_encoder(f"resnet{depth}", False).state_dict()
         model = {to_detectron2(name, layout): value for name, value in tensors.items()}
         model |= {name: torch.zeros(4) for name in heads}
         torch.save({"model": model}, self.path)
@@ -25,12 +25,19 @@ class WeightsTest(parameterized.TestCase):
     def check(self, depth: int = 18, layout: str = "fpn", classes: int | None = None) -> None:
         initial_weights.check(str(self.path), depth, layout, classes=classes, unpickle=False)
 
-    @parameterized.parameters("fpn", "c4")
-    def test_accepts_a_backbone_for_training_only(self, layout: str) -> None:
-        self.write(layout)
-        self.check(layout=layout)
+    @parameterized.parameters(("fpn", 18), ("c4", 50))
+    def test_accepts_a_backbone_for_training_only(self, layout: str, depth: int) -> None:
+        self.write(layout, depth=depth)
+        self.check(depth, layout)
         with self.assertRaisesRegex(UserError, "hold only a backbone: for evaluation"):
-            self.check(layout=layout, classes=3)
+            self.check(depth, layout, classes=3)
+
+    @parameterized.parameters(18, 34)
+    def test_rejects_c4_detectors_of_basic_blocks(self, depth: int) -> None:
+        with self.assertRaisesRegex(UserError, f"DEPTH is {depth}, but .* bottleneck blocks"):
+            initial_weights.check_layout(depth, "c4")
+        initial_weights.check_layout(depth, "fpn")
+        initial_weights.check_layout(50, "c4")
 
     def test_accepts_a_detector_with_the_same_classes(self) -> None:
         self.write("fpn", ("roi_heads.box_predictor.cls_score.bias",))
@@ -58,9 +65,9 @@ class WeightsTest(parameterized.TestCase):
     def test_rejects_another_layout(self) -> None:
         self.write("fpn")
         with self.assertRaisesRegex(
-            UserError, "in layout fpn; expected a ResNet-18 in layout c4 .*'detectron2_c4'"
+            UserError, "in layout fpn; expected a ResNet-50 in layout c4 .*'detectron2_c4'"
         ):
-            self.check(layout="c4")
+            self.check(depth=50, layout="c4")
 
     def test_rejects_another_width(self) -> None:
         self.write("fpn")

@@ -31,7 +31,7 @@ TASK = ExportTask(
     init_from="",
     encoder="resnet18",
     small_stem=False,
-    formats=tuple(FORMATS),
+    formats=tuple(name for name, form in FORMATS.items() if form.basic_blocks),
     source=ProceduralImages(images=10, size=48, seed=0, split="val"),
     images=4,
     eval_transform=samples.eval_transform(resize=40, crop=32),
@@ -75,7 +75,7 @@ class ExportTest(FolderTestCase):
     def test_writes_every_format_and_a_card(self) -> None:
         torch.save(_trained_encoder(False), self.origin)
         printed = self.run_task()
-        names = {f"resnet18{form.suffix}" for form in FORMATS.values()}
+        names = {f"resnet18{form.suffix}" for form in FORMATS.values() if form.basic_blocks}
         self.assertEqual(self.files(), names | {"card.md"})
         card = (self.workdir / "card.md").read_text()
         for name in names:
@@ -234,6 +234,19 @@ class ExportTest(FolderTestCase):
         torch.save(_trained_encoder(True), self.origin)
         with self.assertRaisesRegex(UserError, "'detectron2', which cannot hold small_stem = True"):
             self.changed(small_stem=True).check(self.workdir)
+
+    @parameterized.parameters("resnet18", "resnet34")
+    def test_rejects_a_c4_detector_of_basic_blocks(self, encoder: str) -> None:
+        torch.save(create_encoder(encoder, False).state_dict(), self.origin)
+        with self.assertRaisesRegex(
+            UserError, f"'detectron2_c4', which cannot hold encoder = '{encoder}'"
+        ):
+            self.changed(encoder=encoder, formats=("detectron2_c4",)).check(self.workdir)
+
+    def test_writes_a_c4_detector_of_bottleneck_blocks(self) -> None:
+        torch.save(create_encoder("resnet50", False).state_dict(), self.origin)
+        self.run_task(encoder="resnet50", formats=("detectron2_c4",))
+        self.assertEqual(self.files(), {"resnet50.detectron2_c4.pth", "card.md"})
 
     @parameterized.parameters("timm", "onnx")
     def test_missing_packages_are_named(self, name: str) -> None:

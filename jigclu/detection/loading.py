@@ -1,0 +1,67 @@
+"""Check that detectron2 loads weights completely into the detector that it builds."""
+
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from jigclu.models.detectron2_names import is_name
+from jigclu.system.errors import UserError
+
+_SHOWN_NAMES = 3
+
+
+class _Probe(DetectionCheckpointer):
+    """Keeps the names that differ, which detectron2 only logs."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        self.incompatible = incompatible
+
+
+def check(cfg: CfgNode, weights: str, layout: str, *, is_whole: bool) -> None:
+    """Loads weights into a detector on the CPU and rejects those that detectron2 skips.
+
+    detectron2 itself only logs a warning and leaves the tensors random.
+
+    Args:
+      cfg: configuration of the detector.
+      weights: file or URL.
+      layout: "fpn" or "c4".
+      is_whole: whether the weights must fill the whole detector instead of its ResNet.
+
+    Raises:
+      UserError: detectron2 cannot build the detector, or names the tensors that do not fit.
+    """
+    probe = _Probe(_build(cfg))
+    probe.load(weights, checkpointables=[])
+    missing, unexpected, reshaped = probe.incompatible
+    lost = [name for name, *_ in reshaped] + missing
+    if not is_whole:
+        # Pickles of Caffe2 hold no statistics, because theirs are merged into scale and offset.
+        lost = [
+            name for name in lost if is_name(name, layout) and name.endswith((".weight", ".bias"))
+        ]
+    lost += [name for name in unexpected if is_name(name, layout)]
+    # Counters of batches are not used.
+    names = sorted({name for name in lost if not name.endswith(".num_batches_tracked")})
+    if names:
+        more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+        raise UserError(
+            f"weights {weights} would be loaded only in part, because {len(names)} tensors do not "
+            f"fit the detector: {', '.join(names[:_SHOWN_NAMES])}{more}: use the MODEL settings "
+            "that the weights were made for, or other weights"
+        )
+
+
+def _build(cfg: CfgNode) -> Any:
+    on_cpu = cfg.clone()
+    on_cpu.defrost()
+    on_cpu.MODEL.DEVICE = "cpu"
+    try:
+        return build_model(on_cpu)
+    except (AssertionError, AttributeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"detectron2 cannot build this detector ({reason}): fix the MODEL settings"
+        ) from error
