@@ -7,11 +7,12 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, hooks
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 from torch import nn
 
 from jigclu.detection import extra_norm, predictions
+from jigclu.detection.evaluators import CocoEvaluator
 from jigclu.system.errors import UserError
 
 # The import registers extra_norm with detectron2; configurations refer to it by name.
@@ -38,9 +39,7 @@ class Trainer(DefaultTrainer):
         """Returns the evaluator of a data set, which computes COCO's or VOC's AP, AP50 and AP75."""
         kind = MetadataCatalog.get(dataset_name).evaluator_type
         if kind == "coco":
-            # COCO's official implementation of AP instead of detectron2's faster one.
-            folder = Path(cfg.OUTPUT_DIR) / "inference"
-            return COCOEvaluator(dataset_name, output_dir=str(folder), use_fast_impl=False)
+            return CocoEvaluator(dataset_name, Path(cfg.OUTPUT_DIR) / "inference")
         if kind == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         raise UserError(
