@@ -6,55 +6,22 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from jigclu.detection import datasets, initial_weights, loading, schedule
+from jigclu.detection import coco_layout, datasets, initial_weights, loading, schedule, voc_layout
+from jigclu.detection.own_data import VOC_LAYOUT, OwnData
 from jigclu.detection.schedule import Schedule
 from jigclu.detection.trainer import Trainer, draw_predictions
 from jigclu.system.errors import UserError
 
 _CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
-
-
-class OwnData(NamedTuple):
-    """The user's own data sets, from flags.
-
-    coco: name, image folder and JSON file of each data set.
-    voc: name, folder and split of each data set.
-    classes: class names of the VOC data sets.
-    """
-
-    coco: list[list[str]]
-    voc: list[list[str]]
-    classes: list[str]
-
-    def register(self) -> None:
-        """Registers the data sets with detectron2, as every process must.
-
-        Raises:
-          UserError: a name is taken, or the class names of VOC data sets are missing.
-        """
-        if self.voc and not self.classes:
-            raise UserError("--voc needs class names: give --class-names")
-        known = set(DatasetCatalog.list())
-        for name, *_ in (*self.coco, *self.voc):
-            if name in known:
-                raise UserError(f"data set {name} is registered already; choose another name")
-            known.add(name)
-        for name, images, annotations in self.coco:
-            register_coco_instances(name, {}, annotations, images)
-        for name, folder, split in self.voc:
-            register_pascal_voc(name, folder, split, 2007, self.classes)
-            MetadataCatalog.get(name).evaluator_type = "pascal_voc"
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -106,7 +73,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status, which is 2 after an error of the user."""
     args = argument_parser().parse_args(arguments)
-    own_data = OwnData(args.coco, args.voc, [name for name in args.class_names.split(",") if name])
+    own_data = _own_data(args)
     try:
         own_data.register()
         cfg = configuration(args)
@@ -180,6 +147,11 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
     _check_start(cfg, args)
     _check_folder(Path(cfg.OUTPUT_DIR))
+
+
+def _own_data(args: argparse.Namespace) -> OwnData:
+    classes = [name.strip() for name in args.class_names.split(",")]
+    return OwnData(args.coco, args.voc, [name for name in classes if name])
 
 
 def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -282,7 +254,7 @@ def _merge(args: argparse.Namespace) -> CfgNode:
         if names:
             cfg.DATASETS[key] = tuple(names)
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
-    own = [name for name in names if name in _own_names(args)]
+    own = [name for name in names if name in _own_data(args).names()]
     if own:
         # The data determine the width of the head.
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_summary(own[0], is_evaluated=False).classes)
@@ -291,10 +263,6 @@ def _merge(args: argparse.Namespace) -> CfgNode:
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(f"KEY VALUE pairs: {_first_line(error)}") from error
     return cfg
-
-
-def _own_names(args: argparse.Namespace) -> list[str]:
-    return [name for name, *_ in (*args.coco, *args.voc)]
 
 
 def _first_line(error: Exception) -> str:
@@ -324,17 +292,21 @@ def _summary(name: str, *, is_evaluated: bool) -> datasets.Summary:
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type")
     if kind == "coco":
-        return datasets.check_coco(
+        return coco_layout.check(
             name,
             Path(metadata.image_root),
             Path(metadata.json_file),
             _known_categories(metadata),
             is_evaluated=is_evaluated,
         )
-    if kind == "pascal_voc":
-        folder = Path(metadata.dirname)
-        return datasets.check_voc(
-            name, folder, metadata.split, metadata.thing_classes, is_evaluated=is_evaluated
+    if kind in ("pascal_voc", VOC_LAYOUT):
+        return voc_layout.check(
+            name,
+            Path(metadata.dirname),
+            metadata.split,
+            metadata.thing_classes,
+            is_evaluated=is_evaluated,
+            is_official=kind != VOC_LAYOUT,
         )
     raise UserError(f"data set {name} is of type {kind!r}; expected COCO's boxes or VOC")
 

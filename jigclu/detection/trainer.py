@@ -7,12 +7,12 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, hooks
-from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from jigclu.detection import extra_norm, predictions
-from jigclu.detection.evaluators import CocoEvaluator
+from jigclu.detection import extra_norm, own_data, predictions
+from jigclu.detection.evaluators import CocoEvaluator, VocEvaluator
 from jigclu.system.errors import UserError
 
 # The import registers extra_norm with detectron2; configurations refer to it by name.
@@ -38,10 +38,13 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Returns the evaluator of a data set, which computes COCO's or VOC's AP, AP50 and AP75."""
         kind = MetadataCatalog.get(dataset_name).evaluator_type
-        if kind == "coco":
-            return CocoEvaluator(dataset_name, Path(cfg.OUTPUT_DIR) / "inference")
+        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        if kind == own_data.VOC_LAYOUT:
+            own_data.write_as_coco(dataset_name, folder)
+        if kind in ("coco", own_data.VOC_LAYOUT):
+            return CocoEvaluator(dataset_name, folder)
         if kind == "pascal_voc":
-            return PascalVOCDetectionEvaluator(dataset_name)
+            return VocEvaluator(dataset_name)
         raise UserError(
             f"data set {dataset_name} in DATASETS.TEST has the evaluator {kind!r}; expected 'coco' "
             "or 'pascal_voc': use another data set, or register it with --coco or --voc"

@@ -9,13 +9,29 @@ from typing import Any
 
 import torch
 from absl.testing import absltest, parameterized
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data.datasets import register_coco_instances, register_pascal_voc
+from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from jigclu.detection.evaluators import CocoEvaluator
+from jigclu.detection.evaluators import CocoEvaluator, VocEvaluator
+from jigclu.detection.own_data import OwnData
+from jigclu.detection.trainer import Trainer
 from tests.folder_case import FolderTestCase
+
+
+def instances(record: dict[str, Any], annotations: list[dict[str, Any]]) -> Instances:
+    """Returns annotated boxes as predictions for the image of a record."""
+    boxes = [
+        BoxMode.convert(box["bbox"], box["bbox_mode"], BoxMode.XYXY_ABS) for box in annotations
+    ]
+    return Instances(
+        (record["height"], record["width"]),
+        pred_boxes=Boxes(torch.tensor(boxes).view(-1, 4)),
+        scores=torch.linspace(0.9, 0.8, len(boxes)),
+        pred_classes=torch.tensor([box["category_id"] for box in annotations]),
+    )
 
 
 class EvaluatorTestCase(FolderTestCase):
@@ -33,16 +49,7 @@ class EvaluatorTestCase(FolderTestCase):
         """Returns the metrics of the annotated boxes as predictions."""
         evaluator.reset()
         for record in DatasetCatalog.get(name):
-            boxes = [
-                BoxMode.convert(box["bbox"], box["bbox_mode"], BoxMode.XYXY_ABS)
-                for box in record["annotations"]
-            ]
-            found = Instances(
-                (record["height"], record["width"]),
-                pred_boxes=Boxes(torch.tensor(boxes).view(-1, 4)),
-                scores=torch.linspace(0.9, 0.8, len(boxes)),
-                pred_classes=torch.tensor([box["category_id"] for box in record["annotations"]]),
-            )
+            found = instances(record, record["annotations"])
             evaluator.process([record], [{"instances": found}])
         with contextlib.redirect_stdout(io.StringIO()):
             return evaluator.evaluate()["bbox"]
@@ -76,6 +83,102 @@ class CocoEvaluatorTest(EvaluatorTestCase):
         metrics = self.score("mine", CocoEvaluator("mine", self.folder))
         self.assertAlmostEqual(metrics["AP"], 100)
         self.assertAlmostEqual(metrics["AP-dog"], 100)
+
+    def test_classes_without_boxes_are_left_out_and_reported(self) -> None:
+        self.write(
+            range(8), categories=[{"id": 4 + number, "name": f"c{number}"} for number in range(4)]
+        )
+        with self.assertLogs("jigclu.detection.evaluators") as logs:
+            metrics = self.score("mine", CocoEvaluator("mine", self.folder))
+        self.assertIn("mine has no boxes of c1, c2: the mean leaves", logs.output[0])
+        self.assertAlmostEqual(metrics["AP"], 100)
+        self.assertNotIn("AP-c1", metrics)
+        # All boxes are small: metrics of larger ones are not defined.
+        self.assertNotIn("APl", metrics)
+
+    def test_no_predictions_score_0(self) -> None:
+        self.write(range(8))
+        evaluator = CocoEvaluator("mine", self.folder)
+        evaluator.reset()
+        record = DatasetCatalog.get("mine")[0]
+        evaluator.process([record], [{"instances": instances(record, [])}])
+        self.assertEqual(evaluator.evaluate()["bbox"], {"AP": 0, "AP50": 0, "AP75": 0})
+
+
+_OBJECT = """<object><name>{}</name><pose>x</pose><truncated>0</truncated>
+<difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>
+</bndbox></object>"""
+
+
+class VocTest(EvaluatorTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        for name in ("ImageSets/Main", "Annotations"):
+            (self.folder / name).mkdir(parents=True)
+        (self.folder / "ImageSets/Main/test.txt").write_text("0\n1\n2\n", encoding="utf-8")
+        for number in range(3):
+            self.annotate(number, ("cat", 0, 1, 1, 30, 20), (" dog ", 0, 40, 9, 80, 60))
+
+    def annotate(self, number: int, *objects: tuple[object, ...]) -> None:
+        text = "".join(_OBJECT.format(*values) for values in objects)
+        (self.folder / f"Annotations/{number}.xml").write_text(
+            f"<annotation><size><width>90</width><height>60</height></size>{text}</annotation>",
+            encoding="utf-8",
+        )
+
+    def own(self, *classes: str) -> DatasetEvaluator:
+        OwnData([], [["mine", str(self.folder), "test"]], list(classes)).register()
+        cfg = get_cfg()
+        cfg.OUTPUT_DIR = str(self.folder / "run")
+        return Trainer.build_evaluator(cfg, "mine")
+
+    def official(self, *classes: str, year: int = 2007) -> DatasetEvaluator:
+        register_pascal_voc("mine", str(self.folder), "test", year, classes)
+        return VocEvaluator("mine")
+
+    def test_own_data_are_scored_with_cocos_ap(self) -> None:
+        self.assertIsInstance(self.own("cat", "dog"), CocoEvaluator)
+
+    def test_perfect_predictions_of_own_data_score_100(self) -> None:
+        self.annotate(1, ("cat", 0, 2.5, 1.25, 30.5, 20.75), ("dog", 1, 40, 1, 80, 60))
+        with self.assertLogs("jigclu.detection.evaluators") as logs:
+            metrics = self.score("mine", self.own("cat", "cow", "dog"))
+        self.assertIn("mine has no boxes of cow: ", logs.output[0])
+        for key in ("AP", "AP50", "AP75", "AP-cat", "AP-dog"):
+            self.assertAlmostEqual(metrics[key], 100, msg=key)
+        self.assertNotIn("AP-cow", metrics)
+
+    @parameterized.parameters(2007, 2012)
+    def test_perfect_predictions_by_vocs_rules_score_100(self, year: int) -> None:
+        for number in range(3):
+            self.annotate(number, ("cat", 0, 1, 1, 30, 20), ("dog", number % 2, 40, 9, 80, 60))
+        self.annotate(2, ("cow", 1, 40, 1, 80, 60))
+        evaluator = self.official("cat", "cow", "dog", "pig", year=year)
+        with self.assertLogs("jigclu.detection.evaluators") as logs:
+            metrics = self.score("mine", evaluator)
+        self.assertIn("mine has no boxes of cow, pig: the mean leaves", logs.output[0])
+        for key in ("AP", "AP50", "AP75", "AP-cat", "AP-dog"):
+            self.assertAlmostEqual(metrics[key], 100, msg=key)
+        self.assertNotIn("AP-cow", metrics)
+
+    def test_vocs_rules_give_detectron2s_scores(self) -> None:
+        for number in range(3):
+            self.annotate(number, ("cat", 0, 1, 1, 30, 20), ("dog", 0, 40, 9, 80, 60))
+        ours = self.official("cat", "dog")
+        theirs = PascalVOCDetectionEvaluator("mine")
+        for evaluator in (ours, theirs):
+            # The dog of the first image is found too far left, that of the last one not at all.
+            shift = [torch.tensor(edges) for edges in ([0.0] * 4, [-4.0, 0, -4, 0])]
+            evaluator.reset()
+            for record in DatasetCatalog.get("mine")[:2]:
+                found = instances(record, record["annotations"])
+                found.pred_boxes.tensor[1] += shift[record["image_id"] == "0"]
+                evaluator.process([record], [{"instances": found}])
+        found, expected = ours.evaluate()["bbox"], theirs.evaluate()["bbox"]
+        for key, value in expected.items():
+            self.assertAlmostEqual(found[key], value, msg=key)
+        self.assertBetween(found["AP"], 20, 80)
+        self.assertAlmostEqual((found["AP-cat"] + found["AP-dog"]) / 2, found["AP"])
 
 
 if __name__ == "__main__":

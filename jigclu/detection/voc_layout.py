@@ -1,0 +1,181 @@
+"""Data sets in VOC's layout: reading, checks, and conversion to COCO's layout."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from jigclu.detection import datasets
+from jigclu.detection.datasets import Box, Summary
+from jigclu.system.errors import UserError
+
+
+class VocObject(NamedTuple):
+    """An annotated object.
+
+    box: edges in pixels, counted from 0, while VOC's files count from 1.
+    is_difficult: evaluation ignores the object.
+    """
+
+    class_name: str
+    box: Box
+    is_difficult: bool
+
+
+class VocImage(NamedTuple):
+    """An annotated image; its name has no suffix."""
+
+    name: str
+    width: int
+    height: int
+    objects: tuple[VocObject, ...]
+
+
+def read(name: str, folder: Path, split: str, *, is_official: bool = False) -> list[VocImage]:
+    """Reads a split of a data set in VOC's layout.
+
+    Args:
+      name: name of the data set, for messages.
+      folder: folder with Annotations, ImageSets/Main and JPEGImages.
+      split: name of a list in ImageSets/Main.
+      is_official: also require what detectron2's evaluation of VOC reads.
+
+    Raises:
+      UserError: a file is missing or is not in VOC's format, or an image is listed twice.
+    """
+    names = _read_list(name, folder / "ImageSets" / "Main" / f"{split}.txt")
+    annotations = folder / "Annotations"
+    datasets.reject_missing(name, annotations, [f"{image}.xml" for image in names])
+    return [_read_image(name, annotations / f"{image}.xml", is_official) for image in names]
+
+
+def check(
+    name: str,
+    folder: Path,
+    split: str,
+    classes: Sequence[str],
+    *,
+    is_evaluated: bool,
+    is_official: bool = False,
+) -> Summary:
+    """Checks a split of a data set in VOC's layout.
+
+    Args:
+      name: name of the data set, for messages.
+      folder: folder with Annotations, ImageSets/Main and JPEGImages.
+      split: name of a list in ImageSets/Main.
+      classes: class names that may occur.
+      is_evaluated: also require boxes that evaluation counts.
+      is_official: whether detectron2 reads and evaluates this data set by VOC's rules.
+
+    Raises:
+      UserError: in the same cases as `coco_layout.check`.
+    """
+    images = read(name, folder, split, is_official=is_official and is_evaluated)
+    if is_official and len(images) == 1:
+        raise UserError(
+            f"data set {name}: split {split} names only one image, but detectron2 needs two of "
+            "this data set: register it under another name with --voc"
+        )
+    objects = [found for image in images for found in image.objects]
+    datasets.reject_empty(name, folder, len(images), len(classes), len(objects))
+    datasets.reject_repeated(name, classes, "is the name of two classes")
+    datasets.reject_images(
+        name,
+        folder / "JPEGImages",
+        {f"{image.name}.jpg": (image.width, image.height) for image in images},
+    )
+    unknown, outside = [], []
+    for image in images:
+        for found in image.objects:
+            if found.class_name not in classes:
+                unknown.append(f"class {found.class_name!r} in {image.name}.xml")
+            if not datasets.is_inside(found.box, image.width, image.height):
+                outside.append(_describe(found.box, image))
+    datasets.reject(name, unknown, f"is not one of the classes {', '.join(classes)}")
+    datasets.reject(name, outside, "exceeds its image")
+    if is_evaluated and all(found.is_difficult for found in objects):
+        raise UserError(
+            f"data set {name}: all {len(objects)} boxes are difficult, which evaluation ignores: "
+            "set <difficult> of some objects to 0, or choose another split"
+        )
+    return Summary(len(images), len(objects), tuple(classes))
+
+
+def to_coco(images: Sequence[VocImage], classes: Sequence[str]) -> dict[str, Any]:
+    """Returns the contents of a JSON file in COCO's layout, for evaluation with COCO's AP.
+
+    Difficult objects become crowds, which evaluation ignores. Numbers of classes count from 0.
+    """
+    annotations = [
+        {
+            "image_id": image.name,
+            "category_id": classes.index(found.class_name),
+            "bbox": [left, top, right - left, bottom - top],
+            "area": (right - left) * (bottom - top),
+            "iscrowd": int(found.is_difficult),
+        }
+        for image in images
+        for found in image.objects
+        for left, top, right, bottom in [found.box]
+    ]
+    return {
+        "images": [
+            {"id": image.name, "width": image.width, "height": image.height} for image in images
+        ],
+        "annotations": [
+            {"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes)],
+    }
+
+
+def _read_list(name: str, path: Path) -> list[str]:
+    """Returns the image names in a list of VOC, which holds one per line."""
+    lines = [line.split() for line in datasets.read_text(name, path).splitlines() if line.strip()]
+    if not lines or any(len(words) > 1 for words in lines):
+        raise UserError(
+            f"data set {name}: {path} must name at least one image, one per line and nothing "
+            "else: choose another split, or fix the list"
+        )
+    images = [image for (image,) in lines]
+    datasets.reject_repeated(name, images, f"is listed twice in {path}")
+    return images
+
+
+def _read_image(name: str, path: Path, is_official: bool) -> VocImage:
+    try:
+        tree = ElementTree.parse(path).getroot()
+        width, height = (int(_text(tree, f"size/{side}")) for side in ("width", "height"))
+        objects = tuple(_read_object(found, is_official) for found in tree.iterfind("object"))
+    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
+        raise UserError(
+            f"data set {name}: {path} is not an annotation of VOC ({error}): fix or replace it"
+        ) from error
+    return VocImage(path.stem, width, height, objects)
+
+
+def _read_object(found: ElementTree.Element, is_official: bool) -> VocObject:
+    texts = [_text(found, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+    if is_official:
+        # detectron2's evaluation of VOC reads these, and reads only whole pixels.
+        _text(found, "pose")
+        for text in (*texts, _text(found, "truncated"), _text(found, "difficult")):
+            int(text)
+    left, top, right, bottom = (float(text) for text in texts)
+    # VOC counts pixels from 1 and includes the last ones.
+    box = Box(left - 1, top - 1, right, bottom)
+    is_difficult = int(found.findtext("difficult", "0").strip()) != 0
+    return VocObject(_text(found, "name"), box, is_difficult)
+
+
+def _text(tree: ElementTree.Element, path: str) -> str:
+    found = tree.findtext(path)
+    if found is None:
+        raise ValueError(f"{path} is missing")
+    return found.strip()
+
+
+def _describe(box: Box, image: VocImage) -> str:
+    annotated = (box.left + 1, box.top + 1, box.right, box.bottom)
+    return datasets.describe_box(annotated, image.width, image.height, f"{image.name}.xml")

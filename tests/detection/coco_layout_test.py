@@ -1,0 +1,205 @@
+"""Tests of jigclu.detection.coco_layout."""
+
+import json
+from typing import Any
+
+from absl.testing import absltest, parameterized
+from PIL import ExifTags, Image
+
+from jigclu.detection import coco_layout
+from jigclu.detection.datasets import Summary
+from jigclu.system.errors import UserError
+from tests.folder_case import FolderTestCase
+
+
+class CocoTest(FolderTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        Image.new("RGB", (40, 30)).save(self.folder / "a.jpg")
+        self.contents: dict[str, Any] = {
+            "images": [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}],
+            "categories": [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}],
+            "annotations": [
+                {"id": 1, "image_id": 7, "category_id": 9, "bbox": [0, 0, 40, 30]},
+                {"id": 2, "image_id": 7, "category_id": 3, "bbox": [-0.5, 5, 40.6, 0]},
+            ],
+        }
+
+    def check(self, expected: dict[int, str] | None = None, is_evaluated: bool = False) -> Summary:
+        path = self.folder / "boxes.json"
+        path.write_text(json.dumps(self.contents), encoding="utf-8")
+        return coco_layout.check("mine", self.folder, path, expected, is_evaluated=is_evaluated)
+
+    def test_classes_are_ordered_by_number(self) -> None:
+        self.assertEqual(self.check(), Summary(1, 2, ("cat", "dog")))
+
+    @parameterized.parameters(
+        [[-2, 0, 5, 5]], [[0, -2, 5, 5]], [[36, 0, 6, 5]], [[0, 26, 5, 6]], [[5, 5, -1, 3]]
+    )
+    def test_rejects_a_box_that_exceeds_its_image(self, box: list[float]) -> None:
+        self.contents["annotations"][1]["bbox"] = box
+        with self.assertRaisesRegex(UserError, r"mine: box \[.*\] of a.jpg, 40x30 pixels, exceeds"):
+            self.check()
+
+    def test_rejects_a_box_with_nan(self) -> None:
+        self.contents["annotations"][1]["bbox"] = [0, 0, float("nan"), 1]
+        with self.assertRaisesRegex(UserError, "exceeds"):
+            self.check()
+
+    def test_missing_images_are_named_and_counted(self) -> None:
+        for number in (8, 9):
+            self.contents["images"].append(
+                {"id": number, "file_name": f"{number}.jpg", "width": 4, "height": 3}
+            )
+        with self.assertRaisesRegex(UserError, r"mine: 8.jpg is not in .*\(and 1 more\)"):
+            self.check()
+
+    def test_rejects_an_unlisted_category(self) -> None:
+        self.contents["annotations"][0]["category_id"] = 4
+        with self.assertRaisesRegex(UserError, "category 4 in a.jpg is not listed in"):
+            self.check()
+
+    def test_rejects_an_unlisted_image(self) -> None:
+        self.contents["annotations"][0]["image_id"] = 4
+        with self.assertRaisesRegex(UserError, "annotation 1 of image 4 is not listed in"):
+            self.check()
+
+    def test_rejects_a_data_set_without_images(self) -> None:
+        self.contents |= {"images": [], "annotations": []}
+        with self.assertRaisesRegex(UserError, "has 0 images, 2 classes and 0 boxes"):
+            self.check()
+
+    def test_rejects_a_data_set_without_boxes(self) -> None:
+        self.contents["annotations"] = []
+        with self.assertRaisesRegex(UserError, "has 1 images, 2 classes and 0 boxes"):
+            self.check()
+
+    @parameterized.parameters(
+        ("images", "id"),
+        ("images", "file_name"),
+        ("images", "width"),
+        ("categories", "name"),
+        ("annotations", "id"),
+        ("annotations", "image_id"),
+        ("annotations", "category_id"),
+        ("annotations", "bbox"),
+    )
+    def test_rejects_records_without_a_field(self, key: str, field: str) -> None:
+        record = self.contents[key][-1]
+        wrong = (
+            rf"mine: {field} of {key}\[{len(self.contents[key]) - 1}\] is missing in .*boxes.json"
+        )
+        record[field] = {}
+        with self.assertRaisesRegex(UserError, wrong):
+            self.check()
+        del record[field]
+        with self.assertRaisesRegex(UserError, wrong):
+            self.check()
+
+    @parameterized.parameters("images", "categories", "annotations")
+    def test_rejects_invalid_records(self, key: str) -> None:
+        self.contents[key].append("a")
+        with self.assertRaisesRegex(UserError, rf"of {key}\[\d\] is missing in"):
+            self.check()
+
+    @parameterized.parameters("area", "iscrowd")
+    def test_evaluation_needs_more_fields_than_training(self, field: str) -> None:
+        for annotation in self.contents["annotations"]:
+            annotation |= {"area": 5.5, "iscrowd": 0}
+        self.check(is_evaluated=True)
+        del self.contents["annotations"][1][field]
+        self.check()
+        with self.assertRaisesRegex(UserError, rf"{field} of annotations\[1\] is missing"):
+            self.check(is_evaluated=True)
+
+    @parameterized.parameters(
+        ({"bbox": [1, 2, 3]}, r"bbox of annotation 2 in .* is not \[left, top, width, height\]"),
+        ({"bbox": [1, 2, 3, "4"]}, "bbox of annotation 2 in "),
+        ({"ignore": 1}, "annotation 2 in .* is marked ignore, which detectron2 does not support"),
+    )
+    def test_rejects_annotations_that_detectron2_cannot_read(
+        self, change: dict[str, Any], message: str
+    ) -> None:
+        self.contents["annotations"][1] |= change
+        with self.assertRaisesRegex(UserError, message):
+            self.check()
+
+    @parameterized.parameters(
+        ("annotations", "id", 1, "annotation 1"),
+        ("categories", "id", 9, "category 9"),
+        ("categories", "name", "dog", "category dog"),
+        ("images", "id", 7, "image 7"),
+        ("images", "file_name", "a.jpg", "image a.jpg"),
+    )
+    def test_rejects_records_that_occur_twice(
+        self, key: str, field: str, value: object, message: str
+    ) -> None:
+        self.contents["images"].append({"id": 8, "file_name": "b.jpg", "width": 40, "height": 30})
+        self.contents[key][-1][field] = value
+        with self.assertRaisesRegex(UserError, f"{message} occurs twice in .*boxes.json"):
+            self.check()
+
+    def test_evaluation_needs_boxes_that_are_not_crowds(self) -> None:
+        for annotation in self.contents["annotations"]:
+            annotation |= {"area": 5.5, "iscrowd": 1}
+        self.check()
+        with self.assertRaisesRegex(UserError, "mine: all 2 boxes are crowds"):
+            self.check(is_evaluated=True)
+
+    def test_rejects_an_image_of_another_size(self) -> None:
+        self.contents["images"][0]["width"] = 50
+        with self.assertRaisesRegex(
+            UserError, r"a.jpg .40x30, annotated as 50x30 pixels. has another size"
+        ):
+            self.check()
+
+    def test_image_size_is_that_of_the_upright_image(self) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        Image.new("RGB", (30, 40)).save(self.folder / "a.jpg", exif=exif)
+        self.check()
+
+    def test_rejects_files_that_are_not_images(self) -> None:
+        (self.folder / "a.jpg").write_bytes(b"nothing")
+        with self.assertRaisesRegex(UserError, "mine: a.jpg in .* is not an image"):
+            self.check()
+
+    @parameterized.parameters(
+        [{9: "dog"}],
+        [{9: "dog", 3: "cow"}],
+        [{9: "dog", 4: "cat"}],
+        [{3: "cat", 9: "dog", 5: "cow"}],
+    )
+    def test_rejects_categories_other_than_the_known_ones(self, expected: dict[int, str]) -> None:
+        self.check({3: "cat", 9: "dog"})
+        with self.assertRaisesRegex(
+            UserError, rf"categories of .*boxes.json are not the {len(expected)} of the known"
+        ):
+            self.check(expected)
+
+    def test_rejects_another_layout(self) -> None:
+        del self.contents["categories"]
+        with self.assertRaisesRegex(
+            UserError, "lacks lists of categories; expected the layout of COCO"
+        ):
+            self.check()
+
+    @parameterized.parameters(
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "lacks lists of images, categories, annotations"),
+        ('{"images": [], "categories": {}, "annotations": []}', "lacks lists of categories"),
+    )
+    def test_rejects_other_json(self, text: str, message: str) -> None:
+        path = self.folder / "bad.json"
+        path.write_text(text, encoding="utf-8")
+        with self.assertRaisesRegex(UserError, message):
+            coco_layout.check("mine", self.folder, path, is_evaluated=False)
+
+    def test_rejects_a_missing_file(self) -> None:
+        with self.assertRaisesRegex(UserError, "none.json cannot be read .No such file"):
+            coco_layout.check("mine", self.folder, self.folder / "none.json", is_evaluated=False)
+
+
+if __name__ == "__main__":
+    absltest.main()
