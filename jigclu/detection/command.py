@@ -15,10 +15,18 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from jigclu.detection import coco_layout, datasets, initial_weights, loading, schedule, voc_layout
+from jigclu.detection import (
+    coco_layout,
+    datasets,
+    initial_weights,
+    loading,
+    record,
+    schedule,
+    voc_layout,
+)
 from jigclu.detection.own_data import VOC_LAYOUT, OwnData
 from jigclu.detection.schedule import Schedule
-from jigclu.detection.trainer import Trainer, draw_predictions
+from jigclu.detection.trainer import Trainer, draw_predictions, fixed_settings
 from jigclu.system.errors import UserError
 
 _CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
@@ -139,13 +147,13 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     datasets.check_same_classes(summaries)
     for name, summary in summaries.items():
         print(f"{name}: {summary.images:,} images, {summary.boxes:,} boxes")
-    classes = len(next(iter(summaries.values())).classes)
-    if classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+    classes = next(iter(summaries.values())).classes
+    if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise UserError(
-            f"{_CLASSES_KEY} is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the data have {classes} "
-            f"classes: give {_CLASSES_KEY} {classes}"
+            f"{_CLASSES_KEY} is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the data have "
+            f"{len(classes)} classes: give {_CLASSES_KEY} {len(classes)}"
         )
-    _check_start(cfg, args)
+    _check_start(cfg, args, classes)
     _check_folder(Path(cfg.OUTPUT_DIR))
 
 
@@ -187,7 +195,7 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
 
 
-def _check_start(cfg: CfgNode, args: argparse.Namespace) -> None:
+def _check_start(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str]) -> None:
     layout = "fpn" if "fpn" in cfg.MODEL.BACKBONE.NAME else "c4"
     initial_weights.check_layout(cfg.MODEL.RESNETS.DEPTH, layout)
     last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
@@ -217,6 +225,12 @@ def _check_start(cfg: CfgNode, args: argparse.Namespace) -> None:
         classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES if is_whole else None,
         unpickle=args.unpickle_weights,
     )
+    if is_whole:
+        message = record.check_classes(weights, classes)
+        if message:
+            print(message)
+    if args.resume and not args.eval_only:
+        record.check_resumed(weights, fixed_settings(cfg), cfg.SOLVER.MAX_ITER)
     loading.check(cfg, weights, layout, is_whole=is_whole)
 
 

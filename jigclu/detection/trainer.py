@@ -1,5 +1,6 @@
 """detectron2's trainer with COCO's and VOC's evaluators and pictures of predictions."""
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from jigclu.detection import extra_norm, own_data, predictions
+from jigclu.detection import extra_norm, own_data, predictions, record
 from jigclu.detection.evaluators import CocoEvaluator, VocEvaluator
 from jigclu.system.errors import UserError
 
@@ -34,6 +35,12 @@ class Trainer(DefaultTrainer):
         if self.iter >= self.max_iter:
             draw_predictions(self.cfg, self.model, self.max_iter)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what checkpoints hold besides the model: also class names and settings."""
+        state: dict[str, Any] = super().state_dict()
+        classes = list(MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0]).thing_classes)
+        return state | {record.CLASSES: classes, record.SETTINGS: fixed_settings(self.cfg)}
+
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Returns the evaluator of a data set, which computes COCO's or VOC's AP, AP50 and AP75."""
@@ -49,6 +56,14 @@ class Trainer(DefaultTrainer):
             f"data set {dataset_name} in DATASETS.TEST has the evaluator {kind!r}; expected 'coco' "
             "or 'pascal_voc': use another data set, or register it with --coco or --voc"
         )
+
+
+def fixed_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Returns the settings that a resumed run must share with the run that it resumes."""
+    return {
+        key: functools.reduce(lambda node, part: node[part], key.split("."), cfg)
+        for key in record.FIXED_SETTINGS
+    }
 
 
 def draw_predictions(cfg: CfgNode, model: nn.Module, step: int) -> None:

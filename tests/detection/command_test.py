@@ -135,8 +135,30 @@ class CommandTest(FolderTestCase):
         self.assertEqual(status, 0, errors)
         self.assertLen(list((self.folder / "evaluation/predictions").glob("*.png")), 4)
 
+        for pair in ("SOLVER.BASE_LR 0.001", "SOLVER.MOMENTUM 0.5"):
+            status, _, errors = self.on_coco(*short, "--resume", pairs=(*longer, *pair.split()))
+            self.assertEqual(status, 2)
+            self.assertIn(f"--resume: {pair.replace(' ', ' is ')}, but the run was", errors)
+        fewer = ("--images-per-batch", "4", "--schedule-as-given", "--resume")
+        status, _, errors = self.on_coco(*fewer, pairs=longer)
+        self.assertEqual(status, 2)
+        self.assertIn("SOLVER.IMS_PER_BATCH is 4, but the run was started with 2", errors)
+        status, _, errors = self.on_coco(*short, "--resume", pairs=tuple(SHORT.split()))
+        self.assertEqual(status, 2)
+        self.assertIn("SOLVER.MAX_ITER is 2, but", errors)
+
         contents = json.loads((self.folder / "boxes.json").read_text(encoding="utf-8"))
-        contents["categories"].append({"id": 3, "name": "cow"})
+        for names in (("dog", "cat"), ("cat", "cow")):
+            for category, name in zip(contents["categories"], names, strict=True):
+                category["name"] = name
+            (self.folder / "boxes.json").write_text(json.dumps(contents), encoding="utf-8")
+            for again in (["--eval-only"], ["--resume", *short]):
+                status, _, errors = self.on_coco(*again, pairs=(*weights, *longer))
+                self.assertEqual(status, 2)
+                message = f"trained on the classes cat, dog, but the data have {', '.join(names)}"
+                self.assertIn(message, errors)
+
+        contents["categories"].append({"id": 3, "name": "pig"})
         (self.folder / "boxes.json").write_text(json.dumps(contents), encoding="utf-8")
         for flags in (("--eval-only",), ("--eval-only", "--resume"), ("--resume", *short)):
             status, _, errors = self.on_coco(*flags, pairs=(*weights, *longer))

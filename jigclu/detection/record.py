@@ -1,0 +1,91 @@
+"""What the checkpoint of a detector says about its training besides tensors."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jigclu.system import tensor_files
+from jigclu.system.errors import UserError
+
+# Keys in the trainer's part of the checkpoint.
+CLASSES, SETTINGS = "class_names", "settings"
+# A resumed run has them from its checkpoint, or cannot have other ones.
+FIXED_SETTINGS = (
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.BASE_LR",
+    "SOLVER.BIAS_LR_FACTOR",
+    "SOLVER.MOMENTUM",
+    "SOLVER.NESTEROV",
+    "SOLVER.WEIGHT_DECAY",
+    "SOLVER.WEIGHT_DECAY_NORM",
+    "SOLVER.WEIGHT_DECAY_BIAS",
+    "SOLVER.AMP.ENABLED",
+    "MODEL.BACKBONE.FREEZE_AT",
+)
+
+
+def check_classes(weights: str, classes: Sequence[str]) -> str | None:
+    """Rejects data whose classes are not those that a detector was trained on.
+
+    Args:
+      weights: file or URL of the detector; only .pth files on this machine are read.
+      classes: class names of the data, in the order of their numbers.
+
+    Returns:
+      A message if the file does not hold class names, as files of other projects; else None.
+
+    Raises:
+      UserError: other names, or another order.
+    """
+    trained = _trainer_state(weights).get(CLASSES)
+    if trained is None:
+        return f"{weights} holds no class names: check that its classes are {', '.join(classes)}"
+    if list(trained) != list(classes):
+        raise UserError(
+            f"weights {weights} were trained on the classes {', '.join(trained)}, but the data "
+            f"have {', '.join(classes)}: use the same names in the same order"
+        )
+    return None
+
+
+def check_resumed(weights: str, settings: Mapping[str, Any], iterations: int) -> None:
+    """Rejects settings with which a run cannot be resumed.
+
+    Args:
+      weights: checkpoint of the run.
+      settings: values of `FIXED_SETTINGS`.
+      iterations: number at which training is to end.
+
+    Raises:
+      UserError: another value, fewer iterations than trained, or not a checkpoint of this command.
+    """
+    state = _trainer_state(weights)
+    trained = state.get(SETTINGS)
+    if not isinstance(trained, Mapping):
+        raise UserError(
+            f"--resume: {weights} does not hold the settings of its training: start a new run "
+            "from it with MODEL.WEIGHTS and another OUTPUT_DIR"
+        )
+    changed = [
+        f"{key} is {value}, but the run was started with {trained.get(key)}"
+        for key, value in settings.items()
+        if trained.get(key) != value
+    ]
+    if changed:
+        raise UserError(
+            f"--resume: {'; '.join(changed)}: give the same values, or start a new run in another "
+            "OUTPUT_DIR"
+        )
+    done = state["iteration"] + 1
+    if done > iterations:
+        raise UserError(
+            f"--resume: SOLVER.MAX_ITER is {iterations}, but {weights} was trained for {done} "
+            "iterations already: give as many or more"
+        )
+
+
+def _trainer_state(weights: str) -> Mapping[str, Any]:
+    if "://" in weights or not weights.endswith(".pth"):
+        return {}
+    state = tensor_files.peek(Path(weights)).get("trainer")
+    return state if isinstance(state, Mapping) else {}
