@@ -18,7 +18,7 @@ with progress.status("loading libraries"):
     from jigclu.system.device import launched_rank
 
 _GIN_FILES = flags.DEFINE_multi_string(
-    "gin_file", None, "gin file to read; repeatable, the last one wins."
+    "gin_file", None, "gin file to read; repeatable, later files override earlier ones."
 )
 _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "Binding that overrides the files: 'pretrain.batch_size=512'; repeatable."
@@ -72,7 +72,10 @@ def main(arguments: list[str]) -> None:
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted; the same command resumes from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

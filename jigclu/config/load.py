@@ -55,9 +55,10 @@ class Configuration(NamedTuple):
         if launched_rank() == 0:
             write_file(workdir / "config.gin", self.given.encode())
             write_file(workdir / "operative_config.gin", self.operative.encode())
-            for name in self.unused:
+            if self.unused:
                 logging.warning(
-                    "%s has no effect: the command line replaced what it configures", name
+                    "the command line replaced what these bindings of files configure: %s",
+                    ", ".join(self.unused),
                 )
             logging.info("workdir %s\n%s", workdir, self.task.plan(workdir))
         return self.task.run(workdir, self.resolved)

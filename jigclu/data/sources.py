@@ -134,7 +134,7 @@ class ImageFolder(ImageFiles):
           UserError: root is missing, contains no class folders or no images, or contains only
             other splits.
         """
-        folder = _split_folder(_require_folder(root), split)
+        folder = _split_folder(_require_folder(root, "ImageFolder.root"), split)
         classes = _subfolders(folder)
         if not classes:
             raise UserError(
@@ -160,7 +160,7 @@ class UnlabeledImages(ImageFiles):
         Raises:
           UserError: root is missing or contains no images.
         """
-        root = _require_folder(root)
+        root = _require_folder(root, "UnlabeledImages.root")
         super().__init__(root, _list_images(root), classes=[], labels=None)
 
 
@@ -173,7 +173,7 @@ def open_folder(root: str) -> ImageFiles:
     Raises:
       UserError: root is missing or contains no images.
     """
-    root = _require_folder(root)
+    root = _require_folder(root, "images")
     files = _list_images(root)
     if any(os.sep not in file for file in files):
         return ImageFiles(root, files, classes=[], labels=None)
@@ -196,7 +196,7 @@ class ImageList(ImageFiles):
         Raises:
           UserError: the list, root or a listed file is missing, or the list is empty.
         """
-        root, lines = _require_folder(root), read_list(path)
+        root, lines = _require_folder(root, "ImageList.root"), read_list(path)
         tracked = progress.track(lines, f"looking for the images of {path}")
         found = [_find_listed(root, line) for line in tracked]
         missing = [line for line, file in zip(lines, found, strict=True) if file is None]
@@ -333,11 +333,11 @@ def _unknown_message(kind: str, given: str, valid: tuple[str, ...]) -> str:
     return f"{given!r} is not a {kind}: expected one of {', '.join(valid)}{hint}"
 
 
-def _require_folder(root: str) -> str:
-    """Returns the path with ~ expanded; raises UserError unless it is a folder."""
+def _require_folder(root: str, setting: str) -> str:
+    """Returns the path with ~ expanded; raises UserError, which names the setting, if missing."""
     root = os.path.expanduser(root)
     if not os.path.isdir(root):
-        raise UserError(f"{root} is not a folder: expected the root folder of the images")
+        raise UserError(f"{root} is not a folder: {setting} must be the root folder of the images")
     return root
 
 

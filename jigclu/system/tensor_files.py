@@ -9,11 +9,12 @@ import torch
 
 from jigclu.system.errors import UserError
 
+_SUFFIXES = (".pt", ".pth", ".safetensors", ".tar", ".bin")
 _REMEDY = "use another file; to resume from an older checkpoint, remove this one"
 
 
 def check_exists(path: Path) -> None:
-    """Raises UserError, which lists other files of the folder, unless the file exists."""
+    """Raises UserError, which lists the weights in its folder, unless the file exists."""
     if path.is_dir():
         raise UserError(f"checkpoint {path} is a folder: expected a file; {_neighbors(path / '_')}")
     if not path.is_file():
@@ -74,7 +75,7 @@ def _neighbors(path: Path) -> str:
     if not path.parent.is_dir():
         return f"its folder {path.parent} does not exist either: check the path"
     # A long run may leave hundreds of files; the last names are the newest checkpoints.
-    names = sorted(entry.name for entry in path.parent.iterdir())[-5:]
-    return (
-        f"its folder has {', '.join(names)}: choose one of them" if names else "its folder is empty"
-    )
+    names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in _SUFFIXES)[-5:]
+    if not names:
+        return f"its folder contains no file of weights ({', '.join(_SUFFIXES)}): check the path"
+    return f"its folder contains {', '.join(names)}: choose one of them"

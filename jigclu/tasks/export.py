@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import jigclu
 from jigclu.data.images import ImageDataset
 from jigclu.data.sources import Source
 from jigclu.data.transform import EvalTransform
@@ -283,10 +284,10 @@ def _scores(contents: Mapping[Any, Any]) -> str:
 
 
 def _versions(formats: tuple[str, ...], contents: Mapping[Any, Any]) -> str:
-    packages = ["jigclu", "torch", "torchvision", "safetensors"]
+    packages = ["torch", "torchvision", "safetensors"]
     packages += [package for name in formats for package in FORMATS[name].packages]
-    now = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
-    lines = [f"Exported by {now}."]
+    others = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+    lines = [f"Exported by jigclu {jigclu.__version__}, {others}."]
     if "versions" in contents:
         then = ", ".join(f"{package} {value}" for package, value in contents["versions"].items())
         lines.insert(0, f"Trained by {then}.")

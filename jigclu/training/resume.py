@@ -68,7 +68,7 @@ def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path) -> N
         if before.get(name) != now.get(name)
     ]
     if not changed and contents["data"] != recipe.images:
-        changed = ["source has other images than before: their number or names differ"]
+        changed = ["source has other images than before (their number or names differ)"]
     if changed:
         more = f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else ""
         raise UserError(

@@ -169,9 +169,10 @@ class TrainingTask:
 
     def summary(self) -> list[str]:
         """Returns the lines of the plan that all tasks share."""
+        labels = f"{len(self.source.classes)} classes" if self.source.classes else "no labels"
         return [
             f"devices: {launched_processes()} x {local_device(self.compute.device).type}",
-            f"data: {len(self.training_source):,} images, {len(self.source.classes)} classes",
+            f"data: {len(self.training_source):,} images, {labels}",
             f"steps: {self.total_steps:,}, {self.steps_per_epoch:,} per epoch, "
             f"{self.schedule.epochs} epochs",
             f"samples: {self.total_steps * self.batch_size:,} images, {self.batch_size} per step",

@@ -130,7 +130,7 @@ class OpenFolderTest(FilesTestCase):
         self.assertEqual((source.classes, source.labels), ([], None))
 
     def test_rejects_missing_and_empty_folders(self) -> None:
-        with self.assertRaisesRegex(UserError, "nowhere is not a folder: expected the root"):
+        with self.assertRaisesRegex(UserError, "nowhere is not a folder: images must be the root"):
             sources.open_folder(os.path.join(self.root, "nowhere"))
         with self.assertRaisesRegex(UserError, "contains no images"):
             sources.open_folder(self.root)

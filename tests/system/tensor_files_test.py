@@ -35,6 +35,14 @@ class TensorFilesTest(FolderTestCase):
         with self.assertRaisesRegex(UserError, r"its folder .*no does not exist either"):
             tensor_files.read(self.folder / "no" / "weights.pt", "cpu")
 
+    def test_only_weights_are_suggested_for_a_missing_file(self) -> None:
+        (self.folder / "card.md").touch()
+        with self.assertRaisesRegex(UserError, r"its folder contains weights\.pt: choose"):
+            tensor_files.read(self.folder / "other.pt", "cpu")
+        self.path.unlink()
+        with self.assertRaisesRegex(UserError, r"its folder contains no file of weights"):
+            tensor_files.read(self.folder / "other.pt", "cpu")
+
     def test_rejects_a_folder(self) -> None:
         with self.assertRaisesRegex(UserError, r"is a folder: expected a file; .*weights\.pt"):
             tensor_files.check_exists(self.folder)

@@ -16,6 +16,7 @@ import torch
 from absl.testing import absltest, parameterized
 from torch import Tensor
 
+import jigclu
 from jigclu.data.procedural import ProceduralImages
 from jigclu.models import weights
 from jigclu.models.encoder import create_encoder, encoder_tensors
@@ -131,7 +132,9 @@ class ExportTest(FolderTestCase):
         card = (self.workdir / "card.md").read_text()
         self.assertIn("70 steps of this configuration:\n\n```\npretrain.batch_size = 4\n", card)
         self.assertIn("| after 70 steps | |\n|---|---|\n| knn_accuracy | 0.875 |", card)
-        self.assertIn("Trained by torch 2.11.0.\nExported by jigclu ", card)
+        self.assertIn(
+            f"Trained by torch 2.11.0.\nExported by jigclu {jigclu.__version__}, torch ", card
+        )
         self.assertNotIn("## Notes", card)
 
     def test_card_shows_what_a_published_checkpoint_says(self) -> None:

@@ -155,6 +155,7 @@ class PretrainTest(TaskTestCase):
             Image.new("RGB", (40, 30), (60 * index, 0, 0)).save(data / f"{index}.png")
         (data / "2.png").write_bytes(b"no image")
         task = changed(source=UnlabeledImages(str(data)), epochs=3)
+        self.assertIn("images, no labels\n", task.plan(self.folder / "run"))
         printed = run(task, self.folder / "run")
         self.assertIn("3 unreadable images were skipped", printed)
 
