@@ -89,7 +89,7 @@ def _parse(arguments: list[str]) -> list[str]:
 
 def console() -> None:
     """Runs the command `jigclu`, which is the same as `python -m jigclu.launch`."""
-    # absl's --help lists the flags of the script that was started; the one of pip defines none.
+    # absl's --help lists the flags of the script that was started, and pip's script has none.
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=_parse)

@@ -1,4 +1,4 @@
-"""Tests of docs/compare/compare.py: what it parses and prints, not the programs it runs."""
+"""Tests of docs/compare/compare.py: parsing and tables, without running the programs."""
 
 import dataclasses
 import importlib.util
@@ -50,7 +50,7 @@ class StepTimesTest(absltest.TestCase):
         ]
         self.assertEqual(compare.step_times(lines), [2.0, 3.0, 4.0])
 
-    def test_lines_drawn_over_each_other_are_one_line(self) -> None:
+    def test_redrawn_lines_are_one_line(self) -> None:
         self.assertEqual(compare.step_times([(1.0, "step 1/2\rstep 2/2\n")]), [1.0, 1.0])
 
 
@@ -68,7 +68,7 @@ class TableTest(absltest.TestCase):
         self.assertEqual(lines[3], "| peer | 1 | 50 | 0.5 | 0.25 | 20.5 | 8 | 1,500 |")
         self.assertLen({line.count("|") for line in lines}, 1)
 
-    def test_runs_survive_the_file(self) -> None:
+    def test_runs_are_restored_from_a_file(self) -> None:
         path = Path(self.create_tempdir()) / "runs.jsonl"
         self.assertEqual(compare.read_runs(path), [])
         path.write_text(json.dumps(dataclasses.asdict(RUN)) + "\n")

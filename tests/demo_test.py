@@ -1,4 +1,4 @@
-"""The first steps of the demo itself, on this CPU and as one without bfloat16 would take them."""
+"""The first steps of the demo, on this CPU and restricted to AVX2."""
 
 import os
 import platform
@@ -46,7 +46,7 @@ class DemoTest(absltest.TestCase):
             self.assertTrue(torch.isfinite(value).all())
         return done.stderr, contents["machine"]["precision"][0]
 
-    def test_trains_in_the_precision_that_its_plan_shows(self) -> None:
+    def test_trains_in_the_planned_precision(self) -> None:
         printed, precision = self.first_steps()
         self.assertIn(f"  precision: {precision} (", printed)
         self.assertIn("step 2/2  loss ", printed)

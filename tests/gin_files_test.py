@@ -1,4 +1,4 @@
-"""Every gin file of the tree loads, and every binding in it is used."""
+"""Every gin file loads, and every binding in it takes effect."""
 
 import dataclasses
 import re
@@ -32,7 +32,7 @@ FILES = sorted(str(path.relative_to(config.ROOT)) for path in FOLDER.rglob("*.gi
 PROBE = "gin/base/probe.gin"
 RUN_FILES = [file for file in FILES if not file.startswith("gin/base/")]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# The task of a file, and what it leaves to its user to bind, by the base that it includes.
+# The task of a file, and the bindings that its user must add, by the base that it includes.
 TASKS = {
     "gin/benchmark.gin": (BenchmarkTask, ()),
     "gin/base/pretrain.gin": (PretrainTask, ()),
@@ -48,7 +48,7 @@ INCLUDE = re.compile(r"^include '(.+)'$")
 
 def bindings_of(file: str) -> dict[str, tuple[str, str | None]]:
     """Returns what a file itself binds: name to (value, comment)."""
-    # A value of several lines goes on in lines that are indented, up to its last parenthesis.
+    # A value of several lines continues in indented lines, up to its last parenthesis.
     text = re.sub(r"\n(?: +|(?=\)))", " ", (config.ROOT / file).read_text())
     matches = filter(None, map(BINDING.match, text.splitlines()))
     return {match[1]: (match[2], match[3]) for match in matches}
@@ -62,7 +62,7 @@ def includes_of(file: str) -> list[str]:
 
 
 def task_of(file: str) -> tuple[type, tuple[str, ...]]:
-    """Returns the class of a file's task, and the names that it leaves to be bound."""
+    """Returns the class of a file's task, and the names that its user must bind."""
     known = (TASKS[base] for base in TASKS if base in (file, *includes_of(file)))
     return next(known, (ReproduceTask, ()))
 
@@ -76,7 +76,7 @@ def knn_of(task: object) -> KnnEvaluator:
 
 
 class FakeCifar:
-    """What torchvision would download."""
+    """Stands in for the data set that torchvision would download."""
 
     def __init__(self, root: str, train: bool, download: bool) -> None:
         self.data = np.zeros((300, 32, 32, 3), np.uint8)
@@ -89,7 +89,7 @@ class GinFilesTest(parameterized.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        """Makes a tree of images that nobody opens: enough for a batch of 1 % of each class."""
+        """Creates a tree of empty image files: enough for a batch from 1 % of each class."""
         super().setUpClass()
         temporary = tempfile.TemporaryDirectory()
         cls.addClassCleanup(temporary.cleanup)
@@ -102,7 +102,7 @@ class GinFilesTest(parameterized.TestCase):
         (cls.root / "list.txt").write_text("".join(names))
 
     def load(self, file: str, *bindings: str, more: tuple[str, ...] = ()) -> config.Configuration:
-        """Loads a file on the tree of images instead of the data that it names."""
+        """Loads a file with the tree of images in place of its data."""
         root = self.root
         places = {
             "ImageFolder.root": root,
@@ -165,7 +165,7 @@ class GinFilesTest(parameterized.TestCase):
     @parameterized.parameters(*[file for file in FILES if file.startswith("gin/base/")])
     def test_base_values_have_unit_and_source(self, file: str) -> None:
         for name, (value, comment) in bindings_of(file).items():
-            # References and macros are explained where what they stand for is bound.
+            # References and macros are explained where their targets are bound.
             if not value.startswith(("@", "%")) and not name.isupper():
                 self.assertIsNotNone(comment, name)
 
@@ -238,10 +238,10 @@ class GinFilesTest(parameterized.TestCase):
         self.assertLen(task.source, 300)
 
     def test_knn_during_training_as_the_file_describes(self) -> None:
-        told = (FOLDER / "pretrain_r50.gin").read_text().split("# kNN accuracy every 10 epochs")[1]
-        told = " ".join(line.strip("# ") for line in told.split("\n\n")[0].splitlines())
-        (file,) = re.findall(r"--gin_file=(\S+)", told)
-        texts = re.findall(r"(?<=\s)[\w./]+=[^\s]+(?=\s|$)", told)
+        text = (FOLDER / "pretrain_r50.gin").read_text().split("# kNN accuracy every 10 epochs")[1]
+        text = " ".join(line.strip("# ") for line in text.split("\n\n")[0].splitlines())
+        (file,) = re.findall(r"--gin_file=(\S+)", text)
+        texts = re.findall(r"(?<=\s)[\w./]+=[^\s]+(?=\s|$)", text)
         configuration = self.load("gin/pretrain_r50.gin", *texts, more=(file,))
         self.assertEmpty(configuration.unused)
         evaluator = knn_of(configuration.task)

@@ -1,4 +1,4 @@
-"""Tests of the scripts in launch/: run with stand-ins that print what they were given."""
+"""Tests of the scripts in launch/, run with stand-ins that print their arguments."""
 
 import os
 import re
@@ -16,7 +16,7 @@ SLURM = {
     "SLURM_JOB_ID": "77",
     "SLURM_SUBMIT_DIR": str(ROOT),
 }
-# Flags of jigclu.launch that the scripts, or the examples in them, give.
+# Flags of jigclu.launch that the scripts, or the examples in them, pass.
 FLAGS = {"--gin_file", "--gin_bindings", "--workdir", "--dry_run"}
 LAUNCHER = ["-m", "jigclu.launch", "--gin_file=gin/pretrain_r50.gin", "--workdir=runs/pretrain_r50"]
 
@@ -57,7 +57,7 @@ class LaunchScriptsTest(parameterized.TestCase):
         # The Python script is tested in tests/tasks/benchmark/gpu_check_test.py.
         self.assertCountEqual([path.name for path in LAUNCH.iterdir()], (*SCRIPTS, "gpu_check.py"))
 
-    def test_one_machine(self) -> None:
+    def test_one_machine_starts_torchrun(self) -> None:
         self.assertEqual(
             self._run("one_machine.sh"),
             ["torchrun", str(ROOT), "--standalone", "--nproc-per-node=1", *LAUNCHER],
@@ -68,7 +68,7 @@ class LaunchScriptsTest(parameterized.TestCase):
         self.assertIn("--nproc-per-node=3", self._run("one_machine.sh"))
         self.assertIn("--nproc-per-node=2", self._run("one_machine.sh", GPUS="2"))
 
-    def test_several_machines(self) -> None:
+    def test_several_machines_start_torchrun(self) -> None:
         variables = {"NODES": "4", "HEAD": "10.0.0.1", "PORT": "5", "RUN_ID": "x", "GPUS": "8"}
         self.assertEqual(
             self._run("several_machines.sh", **variables),
@@ -84,7 +84,7 @@ class LaunchScriptsTest(parameterized.TestCase):
             self._run("several_machines.sh", NODES="2")
         self.assertIn("HEAD", raised.exception.stderr)
 
-    def test_slurm(self) -> None:
+    def test_slurm_starts_torchrun_on_every_node(self) -> None:
         self.assertEqual(
             self._run("slurm.sbatch", SLURM_GPUS_ON_NODE="4", **SLURM),
             [
@@ -110,14 +110,14 @@ class LaunchScriptsTest(parameterized.TestCase):
         self.assertEqual(words[words.index("jigclu.launch") + 1 :], expected)
 
     @parameterized.parameters(*SCRIPTS)
-    def test_failure_of_torchrun_is_the_scripts(self, script: str) -> None:
+    def test_scripts_exit_with_the_status_of_torchrun(self, script: str) -> None:
         self._stand_in("torchrun", "exit 3")
         with self.assertRaises(subprocess.CalledProcessError) as raised:
             self._run(script, HEAD="node3", **SLURM)
         self.assertEqual(raised.exception.returncode, 3)
 
     @parameterized.parameters(*SCRIPTS)
-    def test_gives_only_flags_of_the_launcher(self, script: str) -> None:
+    def test_passes_only_flags_of_the_launcher(self, script: str) -> None:
         # Its flags are written with underscores, those of torchrun and sbatch with dashes.
         named = set(re.findall(r"--[a-z]+_[a-z]+|--workdir", (LAUNCH / script).read_text()))
         self.assertContainsSubset(named, FLAGS)

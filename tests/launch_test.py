@@ -13,7 +13,7 @@ from jigclu import config
 from jigclu.training import checkpoint
 from tests.folder_case import FolderTestCase
 
-# The demo in miniature: 3 steps in all.
+# A small demo with 3 steps.
 SMALL = """
 include 'gin/demo.gin'
 ProceduralImages.size = 32
@@ -50,7 +50,7 @@ class LaunchTest(FolderTestCase):
     def command(
         self, *flags: str, program: tuple[str, ...] = MODULE
     ) -> "subprocess.CompletedProcess[str]":
-        """Runs the command from an empty folder; nothing is ever asked of the network."""
+        """Runs the command from an empty folder, without network access."""
         environment = {name: v for name, v in os.environ.items() if name != "RANK"}
         environment |= {
             "PYTHONPATH": str(config.ROOT),
@@ -145,7 +145,7 @@ class LaunchTest(FolderTestCase):
         self.assertIn("steps: 3, 3 per epoch, 1 epochs", lines)
         self.assertIn("samples: 12 images, 4 per step", lines)
         self.assertIn("montages: 4 of 32x32 pixels per device", lines)
-        # resnet18 less its last layer, with a 3x3 stem, has 11,168,832 parameters; the heads
+        # resnet18 without its last layer, with a 3x3 stem, has 11,168,832 parameters, the heads
         # 512*512+512 + 512*128+128 + 512*4+4 = 330,372: 11,499,204 numbers of 4 bytes.
         self.assertIn("(parameters 46.0, momentum 46.0, ", done.stdout)
         self.assertIn(f"workdir: {self.workdir}", lines)

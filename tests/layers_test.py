@@ -1,4 +1,4 @@
-"""Structural rules: rooms whose imports go strictly downward, and what no module may do."""
+"""Structural rules: imports go strictly downward, and few modules may make certain calls."""
 
 import ast
 import graphlib
@@ -20,7 +20,7 @@ ROOMS = [
     ["ops"],
     ["system"],
 ]
-# Detection has a command of its own, and needs nothing of training.
+# Detection has its own command, and does not use training.
 DETECTION = ["models", "data", "system"]
 BELOW = {
     room: [lower for line in ROOMS[number + 1 :] for lower in line]
@@ -46,12 +46,12 @@ def _modules() -> dict[str, ast.Module]:
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
-    """Yields the dotted names that a module imports, wherever in it; `from a import b` is a.b."""
+    """Yields all dotted names that a module imports; `from a import b` is a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            # A relative import has no name that the rules could judge.
+            # Relative imports keep their dots, which the rules reject.
             yield from (
                 f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names
             )
@@ -76,7 +76,7 @@ def _import_faults(name: str, tree: ast.Module) -> list[str]:
 
 
 def _cycle(modules: Mapping[str, ast.Module]) -> list[str]:
-    """Returns modules each of which imports the one before it, back to the first; or none."""
+    """Returns the modules of a cycle, each importing the one before it; empty if there is none."""
 
     def own_module(name: str) -> str:
         while name not in modules and "." in name:
@@ -179,12 +179,12 @@ class LayersTest(absltest.TestCase):
     def test_imports_go_strictly_downward(self) -> None:
         self.assertEmpty([f for item in _modules().items() for f in _import_faults(*item)])
 
-    def test_no_imports_go_in_a_circle(self) -> None:
+    def test_imports_have_no_cycles(self) -> None:
         modules = _modules()
         del modules["jigclu"]  # Imports the API only when a name of it is used.
         self.assertEmpty(_cycle(modules))
 
-    def test_only_the_shell_knows_gin_and_flags(self) -> None:
+    def test_only_config_and_launch_use_gin_and_flags(self) -> None:
         self.assertEmpty([f for item in _modules().items() for f in _shell_faults(*item)])
 
     def test_checkpoints_never_run_code(self) -> None:
@@ -202,13 +202,13 @@ class LayersTest(absltest.TestCase):
     def test_only_collectives_and_device_call_torch_distributed(self) -> None:
         self.assertEmpty([f for item in _modules().items() for f in _distributed_faults(*item)])
 
-    def test_gin_holds_no_python(self) -> None:
+    def test_gin_contains_no_python(self) -> None:
         # A module there would hide the library of the same name.
         self.assertEmpty(list((ROOT / "gin").rglob("*.py")))
 
 
 class RulesTest(parameterized.TestCase):
-    """The rules themselves see what they are there to see."""
+    """The rules find violations."""
 
     @parameterized.parameters(
         ("jigclu.ops.jigsaw", "from jigclu.models import encoder"),
@@ -234,10 +234,10 @@ class RulesTest(parameterized.TestCase):
         ("jigclu.api", "def f():\n    from jigclu import config"),
         ("jigclu", "from jigclu.api import load_encoder"),
     )
-    def test_downward_import_is_none(self, name: str, source: str) -> None:
+    def test_downward_import_is_no_fault(self, name: str, source: str) -> None:
         self.assertEmpty(_import_faults(name, ast.parse(source)))
 
-    def test_cycle(self) -> None:
+    def test_cycle_is_found(self) -> None:
         sources = {
             "jigclu.ops": "",
             "jigclu.ops.a": "from jigclu.ops import b",
@@ -248,19 +248,19 @@ class RulesTest(parameterized.TestCase):
         self.assertEqual(set(_cycle(modules)), {"jigclu.ops.a", "jigclu.ops.b", "jigclu.ops.c"})
         self.assertEmpty(_cycle(modules | {"jigclu.ops.c": ast.parse("import jigclu.ops")}))
 
-    def test_readme_tree(self) -> None:
+    def test_readme_tree_is_parsed(self) -> None:
         readme = (
             "x\n\n    jigclu/\n      launch.py  it\n      ops/  that\n        a  b/\n        c\n\ny"
         )
         self.assertEqual(_readme_rooms(readme), {"launch": set(), "ops": {"a", "b/", "c"}})
 
-    def test_gin_and_absl(self) -> None:
+    def test_gin_and_absl_are_faults(self) -> None:
         source = ast.parse("import gin\nfrom absl import logging, flags\nfrom gin import query")
         self.assertLen(_shell_faults("jigclu.ops.losses", source), 4)
         self.assertLen(_shell_faults("jigclu.training.monitor", source), 3)
         self.assertEmpty(_shell_faults("jigclu.config.load", source))
 
-    def test_torch_distributed(self) -> None:
+    def test_torch_distributed_is_a_fault(self) -> None:
         source = ast.parse(
             "import torch.distributed as dist\nfrom torch import distributed\n"
             "from torch.nn.parallel import DistributedDataParallel\ntorch.distributed.barrier\n"
@@ -270,7 +270,7 @@ class RulesTest(parameterized.TestCase):
         self.assertLen(_distributed_faults("jigclu.launch", source), 3)
         self.assertEmpty(_distributed_faults("jigclu.system.device", source))
 
-    def test_torch_load(self) -> None:
+    def test_torch_load_of_code_is_a_fault(self) -> None:
         source = (
             "torch.load(p)\ntorch.load(p, weights_only=False)\ntorch.load(p, weights_only=True)"
         )

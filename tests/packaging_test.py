@@ -1,4 +1,4 @@
-"""Tests of what pip sees: packages, versions, requirements, their pins, and the wheel."""
+"""Tests of the package: metadata, requirements and their pins, and the wheel."""
 
 import configparser
 import importlib.metadata
@@ -46,11 +46,11 @@ class PackagingTest(parameterized.TestCase):
         self.assertCountEqual(listed, [*folders, "jigclu.gin"])
 
     def test_import_gin_is_the_library(self) -> None:
-        import gin  # The working directory may hold the folder gin/.
+        import gin  # The working directory may contain the folder gin/.
 
         self.assertTrue(hasattr(gin, "parse_config"))
 
-    def test_lower_bounds(self) -> None:
+    def test_lower_bounds_of_versions(self) -> None:
         self.assertEqual(_setup()["options"]["python_requires"], ">=3.10")
         bounds = {requirement.name: str(requirement.specifier) for requirement in INSTALL}
         self.assertEqual(bounds["torch"], ">=2.11")
@@ -60,7 +60,7 @@ class PackagingTest(parameterized.TestCase):
         self.assertRegex(jigclu.__version__, r"^\d+\.\d+\.\d+$")
         self.assertEqual(_setup()["metadata"]["version"], "attr: jigclu.__version__")
 
-    def test_developing_tests_all_extras(self) -> None:
+    def test_dev_extra_contains_all_others(self) -> None:
         own = next(requirement for requirement in DEVELOP if requirement.name == "jigclu")
         self.assertEqual(own.extras, {"export", "benchmark"})
 
@@ -68,9 +68,7 @@ class PackagingTest(parameterized.TestCase):
         requirement=[*INSTALL, *EXPORT, *BENCHMARK, *(r for r in DEVELOP if r.name != "jigclu")],
         python=PYTHONS,
     )
-    def test_one_pin_that_satisfies_the_requirement(
-        self, requirement: Requirement, python: str
-    ) -> None:
+    def test_every_requirement_has_one_pin(self, requirement: Requirement, python: str) -> None:
         pins = [
             pin
             for pin in PINS
@@ -82,14 +80,14 @@ class PackagingTest(parameterized.TestCase):
         self.assertEqual(specifier.operator, "==")
         self.assertTrue(requirement.specifier.contains(specifier.version))
 
-    def test_what_runs_satisfies_the_requirements(self) -> None:
+    def test_installed_packages_satisfy_the_requirements(self) -> None:
         for requirement in INSTALL:
             version = importlib.metadata.version(requirement.name)
             self.assertTrue(requirement.specifier.contains(version), f"{requirement} is {version}")
 
 
 class WheelTest(absltest.TestCase):
-    """The wheel, installed into a folder of its own and run from an empty one."""
+    """The wheel, installed into its own folder and run from an empty one."""
 
     wheel: Path
     wheel_of_sdist: Path
@@ -155,7 +153,7 @@ class WheelTest(absltest.TestCase):
         return self.run_installed(str(self.site / "bin" / "jigclu"), *flags)
 
     def dry_run(self, done: "subprocess.CompletedProcess[str]") -> tuple[str, str]:
-        """Returns the resolved configuration that a dry run printed, and the work folder."""
+        """Returns the resolved configuration that a dry run printed, and its workdir line."""
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout.partition("\n\n")[0], done.stdout.splitlines()[-1]
 
@@ -216,7 +214,7 @@ class WheelTest(absltest.TestCase):
         self.assertIn("pretrain.seed = 7", configuration.splitlines())
         self.assertEqual(workdir, "workdir: runs/own")
 
-    def test_mistakes_are_one_line_and_status_2(self) -> None:
+    def test_user_errors_are_one_line_with_status_2(self) -> None:
         done = self.console("--gin_file=dmeo.gin")
         self.assertEqual(done.returncode, 2, done.stderr)
         self.assertEqual(

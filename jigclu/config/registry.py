@@ -179,7 +179,7 @@ def _as_written(name: str, parameter: str) -> str:
 
 
 def _spell(value: Any) -> str:
-    """Returns a value with its type; an object that a reference made, by its name in gin."""
+    """Describes a value with its type, or an object by the reference that built it."""
     if value is None or type(value) in (bool, int, float, str, tuple, list, dict):
         return f"{value!r}, of type {type(value).__name__}"
     if inspect.isfunction(value):

@@ -57,7 +57,7 @@ class FeatureCache:
           encoder: on the device on which to compute.
           images: of one size.
           about: fingerprint of the images and of their crops.
-          settings: how images become features.
+          settings: of batches, preprocessing and precision.
 
         Returns:
           float16 [images, channels], mapped into memory.

@@ -94,7 +94,7 @@ class PretrainTask(TrainingTask):
         size, local_batch = self.micro_batch_size, self.batch_size // launched_processes()
         if size is not None and (size < 1 or local_batch % size):
             raise UserError(
-                f"micro_batch_size is {size}; it must divide the {local_batch} images of a "
+                f"micro_batch_size is {size}; it must divide the {local_batch} images per "
                 "device, or be None for all at once"
             )
         with torch.device("meta"):

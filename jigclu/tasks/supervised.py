@@ -33,8 +33,8 @@ class SupervisedTask(TrainingTask):
     Attributes:
       val: labeled images to evaluate on, of the classes of `source`.
       train_size: side of the random crops in pixels.
-      crop_scale: least and most share of the image's area that a crop shows.
-      crop_ratio: least and most width / height of a crop.
+      crop_scale: minimum and maximum share of the image's area that a crop shows.
+      crop_ratio: minimum and maximum width / height of a crop.
       flip_probability: of mirroring left and right, in [0, 1].
       eval_transform: of val; its mean and std normalize training images, too.
       val_batch_size: images per device and batch.
@@ -89,7 +89,7 @@ class SupervisedTask(TrainingTask):
         return ImageDataset(source=source, transform=self.eval_transform)
 
     def feature_settings(self, machine: Machine) -> FeatureSettings:
-        """Returns how images become features."""
+        """Returns the settings that turn images into features."""
         return FeatureSettings(
             self.eval_transform,
             self.val_batch_size,

@@ -180,8 +180,8 @@ class CheckTest(ConfigTestCase):
     @parameterized.parameters(
         ("jigsaw.patch_size=4", "montages of 8 pixels into 1x1 features"),
         ("pretrain.batch_size=2001", "at most 2000, the training images"),
-        ("pretrain.micro_batch_size=5", "it must divide the 64 images of a device"),
-        ("pretrain.micro_batch_size=0", "it must divide the 64 images of a device"),
+        ("pretrain.micro_batch_size=5", "it must divide the 64 images per device"),
+        ("pretrain.micro_batch_size=0", "it must divide the 64 images per device"),
         ("jigsaw.smaller_patches=((1, 64),)", "less than patch_size = 48"),
         ("jigsaw.smaller_patches=((8, 32),)", "within (0, 7)"),
     )

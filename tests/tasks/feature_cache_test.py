@@ -47,7 +47,7 @@ class FeatureCacheTest(FolderTestCase):
             np.testing.assert_array_equal(self.features(), expected)
 
     def test_two_runs_may_compute_the_same_features_at_once(self) -> None:
-        """The other one begins after a batch of this one, and ends before it."""
+        """The other run starts after a batch of this one, and finishes first."""
         others: list[NDArray[np.float16]] = []
 
         def encode(*arguments: Any) -> Iterator[Any]:

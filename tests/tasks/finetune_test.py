@@ -1,4 +1,4 @@
-"""Fine-tuning against a plain loop of torch, resumed, on two ranks, and its mistakes."""
+"""Fine-tuning equals a plain torch loop, also resumed and on two ranks; invalid settings."""
 
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,9 @@ def run(task: FinetuneTask, workdir: Path) -> str:
 
 
 def score_weights(path: str, workdir: str) -> dict[str, float]:
-    """Scores a file's encoder with a head of the seed, untrained."""
+    """Evaluates the encoder of a file with an untrained head."""
     task = changed(init_from=path, learning_rate=1e-12, stop_after_steps=1)
-    # Statistics of batch normalization move even so; the encoder is scored with those of the file.
+    # A real step would change the statistics of batch normalization.
     with mock.patch.object(FinetuneTask, "_take_step", take_no_step):
         run(task, Path(workdir))
     collectives.barrier()
@@ -76,7 +76,7 @@ class FinetuneTest(TaskTestCase):
 
     def test_equals_a_plain_loop(self) -> None:
         run(changed(init_from=str(self.weights)), self.folder / "run")
-        # The head that the task begins with; all else is torch's own.
+        # The initial head of the task; everything else is torch's own.
         network = TASK.network()
         self.resnet.fc = nn.Linear(512, 10)
         self.resnet.fc.load_state_dict(network.fc.state_dict())
@@ -103,10 +103,10 @@ class FinetuneTest(TaskTestCase):
         for name, value in self.resnet.named_parameters():
             ours = parameters[name if name.startswith("fc.") else f"encoder.{name}"]
             difference = (ours - value.detach()).norm() / value.norm().clamp_min(0.1)
-            # Rounding turns a ReLU of so small a batch now and then.
+            # In so small a batch, rounding sometimes flips a ReLU.
             self.assertLess(difference.item(), 2e-3, name)
 
-    def test_scores_curves_and_pictures(self) -> None:
+    def test_writes_scores_curves_and_pictures(self) -> None:
         printed = run(TASK, self.folder)
         scores = final(self.folder)["scores"]
         self.assertEqual([step for step, _ in scores], [2, 4])
@@ -135,17 +135,17 @@ class FinetuneTest(TaskTestCase):
             self.assertTrue(torch.equal(parts["parameters"][name], value), name)
         self.assertEqual(parts["scores"], whole["scores"])
 
-    def test_one_rate_is_the_optimizers_own(self) -> None:
+    def test_optimizer_is_unchanged_without_a_head_learning_rate(self) -> None:
         task = changed(head_learning_rate=None)
         self.assertIs(task.create_optimizer(task.network()), task.optimizer)
 
-    def test_compiled_and_half_precision(self) -> None:
+    def test_runs_compiled_in_half_precision(self) -> None:
         task = changed(compile=True, precision="bfloat16", stop_after_steps=2)
         with mock.patch.object(finetune, "create_encoder", lambda *_: TinyEncoder()):
             printed = run(task, self.folder)
         self.assertIn("after 2 steps", printed)
 
-    def test_only_a_part_of_the_labels(self) -> None:
+    def test_trains_on_a_part_of_the_labels(self) -> None:
         task = changed(source=BalancedSubset(TASK.source, 0.5, seed=0), epochs=1)
         self.assertIn("data: 10 images, 10 classes", task.plan(Path("runs/none")))
         self.assertEqual(final_step(task, self.folder), 1)

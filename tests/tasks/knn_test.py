@@ -1,4 +1,4 @@
-"""The score of a file's weights, as a task of its own."""
+"""The kNN task: accuracy of the weights of a file."""
 
 import dataclasses
 
@@ -49,11 +49,11 @@ class KnnTaskTest(TaskTestCase):
         )
         self.assertIn(f"initial weights of {self.weights}: loaded 100 tensors", printed)
 
-    def test_says_that_weights_are_random(self) -> None:
+    def test_reports_random_weights(self) -> None:
         printed, _ = self.run_knn(TASK)
         self.assertIn("no init_from: random weights of seed 3", printed)
 
-    def test_finds_other_weights_before_it_runs(self) -> None:
+    def test_check_rejects_weights_of_another_encoder(self) -> None:
         task = dataclasses.replace(TASK, init_from=str(self.weights), small_stem=False)
         with self.assertRaisesRegex(UserError, "conv1.weight"):
             task.check(self.folder)

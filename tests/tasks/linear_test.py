@@ -1,4 +1,4 @@
-"""Linear evaluation against a plain loop of torch; sweeps, cached features, two ranks."""
+"""Linear evaluation equals a plain torch loop; sweeps, cached features, two ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def run(task: LinearTask, workdir: Path) -> str:
 
 
 def run_on_rank(workdir: str, cache: str | None) -> tuple[Tensor, list[Any]]:
-    """Trains; returns the last weights and all scores."""
+    """Trains, and returns the last weights and all scores."""
     run(changed(cache=cache and FeatureCache(folder=cache, views=1)), Path(workdir))
     collectives.barrier()
     contents = final(Path(workdir))
@@ -103,7 +103,7 @@ class LinearTest(TaskTestCase):
         self.assertAlmostEqual(score["top1"], (logits.argmax(1) == truth).double().mean().item())
         self.assertAlmostEqual(score["top5"], top5)
 
-    def test_the_encoder_stays_as_it_was(self) -> None:
+    def test_encoder_stays_unchanged(self) -> None:
         workdir = self.folder / "run"
         printed = run(changed(init_from=str(self.weights)), workdir)
         self.assertIn("loaded 100 tensors", printed)
@@ -111,23 +111,25 @@ class LinearTest(TaskTestCase):
         for name, value in read_weights(self.weights).items():
             self.assertTrue(torch.equal(kept[name], value), name)
 
-    def test_a_sweep_reports_the_best_on_what_was_held_out(self) -> None:
+    def test_sweep_evaluates_the_probe_that_is_best_on_held_out_images(self) -> None:
         workdir = self.folder / "run"
         task = changed(**SWEEP)
         printed = run(task, workdir)
         self.assertIn("data: 30 images", task.plan(Path("runs/none")))
         score = final(workdir)["scores"][-1][1]
-        self.assertEqual(score["best_learning_rate"], 0.1)  # Not 1e-4, nor what diverged.
+        self.assertEqual(
+            score["best_learning_rate"], 0.1
+        )  # Neither 1e-4 nor the rate that diverges.
         self.assertIn("the best of 6 probes on 10 held-out training images", printed)
         names = {task.training_source.name(index) for index in range(len(task.training_source))}
         self.assertLen(names, 30)
         compared = (task.comparison_source.name(index) for index in range(10))
         self.assertEmpty(names.intersection(compared))
 
-    def test_a_sweep_trains_each_as_it_would_alone(self) -> None:
+    def test_probes_of_a_sweep_train_independently(self) -> None:
         run(changed(**SWEEP), self.folder / "together")
         together = final(self.folder / "together")["parameters"]["fc.weight"]
-        # Alone on the same part: a sweep of two of which one is the same.
+        # A smaller sweep, with the same training images and one probe in common.
         run(changed(learning_rates=(0.1,), weight_decays=(0.01, 0.5)), self.folder / "two")
         two = final(self.folder / "two")["parameters"]["fc.weight"]
         torch.testing.assert_close(two[0], together[1])
@@ -142,8 +144,8 @@ class LinearTest(TaskTestCase):
                 run(changed(compile=True), self.folder / "run")
 
     @parameterized.parameters(0, 2)
-    def test_cached_features_are_those_of_the_images(self, views: int) -> None:
-        """Two epochs of two views are what two epochs of images are."""
+    def test_cached_features_equal_encoded_images(self, views: int) -> None:
+        """Two epochs with two cached views equal two epochs of images."""
         cache = FeatureCache(folder=str(self.folder / "cache"), views=views)
         run(changed(cache=cache), self.folder / "cached")
         cached = final(self.folder / "cached")
@@ -151,7 +153,7 @@ class LinearTest(TaskTestCase):
         run(TASK if views else changed(**WITHOUT_AUGMENTATION), self.folder / "images")
         images = final(self.folder / "images")
         difference = cached["parameters"]["fc.weight"] - images["parameters"]["fc.weight"]
-        # float16 keeps eleven bits.
+        # float16 has eleven bits of precision.
         self.assertLess((difference.norm() / images["parameters"]["fc.weight"].norm()).item(), 1e-2)
         self.assertEqual(cached["scores"], images["scores"])
 
@@ -178,7 +180,7 @@ class LinearTest(TaskTestCase):
             self.assertGreater(len(list(folder.iterdir())), count, changes)
 
     @parameterized.parameters(False, True)
-    def test_one_rank_and_two_are_the_same(self, cached: bool) -> None:
+    def test_two_ranks_equal_one(self, cached: bool) -> None:
         folders = [str(self.folder / f"cache{ranks}") if cached else None for ranks in (1, 2)]
         weight, scores = run_on_rank(str(self.folder / "one"), folders[0])
         arguments = (str(self.folder / "two"), folders[1])
@@ -197,7 +199,7 @@ class LinearTest(TaskTestCase):
                 self.assertTrue(torch.equal(parts[name][key], value), key)
         self.assertEqual(parts["scores"], whole["scores"])
 
-    def test_pictures_and_classes(self) -> None:
+    def test_reports_confusions_and_accuracy_per_class(self) -> None:
         with mock.patch.object(linear, "create_encoder", lambda *_: TinyEncoder()):
             run(changed(evaluate_every=0, compile=True), self.folder)
         events = self.events(self.folder)
@@ -219,7 +221,7 @@ class LinearTest(TaskTestCase):
         with self.assertRaisesRegex(UserError, message):
             changed(**changes)
 
-    def test_resumes_although_the_file_of_initial_weights_is_gone(self) -> None:
+    def test_resumes_without_the_file_of_initial_weights(self) -> None:
         task = changed(init_from=str(self.weights))
         run(task, self.folder / "whole")
         run(with_settings(task, stop_after_steps=5), self.folder / "parts")
@@ -239,14 +241,14 @@ class LinearTest(TaskTestCase):
         run(changed(picture_every=5, cache=cache), self.folder / "features")
         self.assertNotIn("inputs", self.events(self.folder / "features").Tags()["images"])
 
-    def test_a_cache_that_cannot_be_written(self) -> None:
+    def test_rejects_a_cache_folder_that_cannot_be_written(self) -> None:
         (self.folder / "file").write_text("")
         cache = FeatureCache(folder=str(self.folder / "file"), views=0)
         with self.assertRaisesRegex(UserError, "use another feature_cache.folder"):
             run(changed(cache=cache), self.folder / "run")
 
 
-# The whole image, as it is scored.
+# The whole image, as in evaluation.
 WITHOUT_AUGMENTATION: dict[str, Any] = {
     "crop_scale": (1.0, 1.0),
     "crop_ratio": (1.0, 1.0),

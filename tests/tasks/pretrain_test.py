@@ -1,4 +1,4 @@
-"""The demo in miniature: a whole run, its interruption, and what it leaves."""
+"""A small pre-training run: its output, resuming, initial weights and invalid settings."""
 
 import dataclasses
 import io
@@ -26,8 +26,8 @@ from tests.samples import SIMCLR, published_checkpoint, tiny_model
 from tests.small_tasks import KNN, PRETRAINING, TaskTestCase, final, run_task
 from tests.terminal import progress_log
 
-# A learning rate that leaves the weights where they are: small batches make training chaotic,
-# so that rounding alone would soon part two runs.
+# A learning rate that hardly changes the weights: training on small batches is chaotic, so that
+# rounding would soon make two runs differ.
 STILL = 1e-12
 CONFIG = "pretrain.seed = 0\nloading.workers = 0"
 TASK = PRETRAINING
@@ -46,7 +46,7 @@ def run_still(workdir: str) -> None:
 
 
 class PretrainTest(TaskTestCase):
-    def test_leaves_scores_curves_pictures_and_checkpoints(self) -> None:
+    def test_writes_scores_curves_pictures_and_checkpoints(self) -> None:
         printed = run(changed(evaluators=(with_settings(KNN, every=1),)), self.folder)
         self.assertEqual(printed.count("knn_accuracy "), 3)  # Steps 0, 3 and 6.
         self.assertRegex(printed, r"at step 0, .* at step 6, chance 10.0%")
@@ -65,7 +65,7 @@ class PretrainTest(TaskTestCase):
             self.assertIn(tag, steps)
         self.assertEqual(steps["knn_accuracy"], [0, 3, 6])
         self.assertEqual(events.Scalars("location_accuracy_chance")[0].value, 0.25)
-        # Steps 3 and 4 straddle the epochs: the mean of lr at epochs 0 and 1.
+        # Steps 3 and 4 belong to epochs 0 and 1: the mean of their learning rates.
         self.assertAlmostEqual(events.Scalars("learning_rate")[1].value, 0.0225, delta=1e-6)
         self.assertEqual([e.step for e in events.Images("inputs")], [0, 4])
 
@@ -89,13 +89,13 @@ class PretrainTest(TaskTestCase):
         self.assertIn("step_00000004.pt at step 4", printed)
         self.assert_same_training(final(self.folder / "parts"), final(self.folder / "whole"))
 
-    def test_goes_on_with_workers_on_two_ranks(self) -> None:
+    def test_resumes_with_workers_on_two_ranks(self) -> None:
         run(changed(workers=1, learning_rate=STILL), self.folder / "whole")
         run(changed(stop_after_steps=4, learning_rate=STILL), self.folder / "parts")
         run_on_ranks(run_still, 2, str(self.folder / "parts"))
         parts, whole = final(self.folder / "parts"), final(self.folder / "whole")
-        # Statistics have seen every patch of every step; momentum every gradient, and there
-        # a rounding that turns one ReLU of this small batch shows.
+        # Statistics depend on every patch of every step, momentum on every gradient. In so small a
+        # batch, rounding may flip a ReLU, which changes the momentum.
         self.assert_tensors_close(parts["buffers"], whole["buffers"], 1e-5)
         self.assert_tensors_close(
             parts["optimizer"]["momentum"], whole["optimizer"]["momentum"], 0.05
@@ -105,17 +105,17 @@ class PretrainTest(TaskTestCase):
         run(changed(smaller_patches=((1, 8),), picture_every=3), self.folder)
         events = self.events(self.folder)
         images = [Image.open(io.BytesIO(e.encoded_image_string)) for e in events.Images("inputs")]
-        # Four montages of two patches a side, in a row with two pixels around each.
+        # Four montages of two patches per side in a row, with two pixels around each.
         self.assertEqual([image.width for image in images], [4 * (16 + 2) + 2, 4 * (32 + 2) + 2])
 
-    def test_a_run_that_is_done_does_nothing(self) -> None:
+    def test_finished_run_takes_no_step(self) -> None:
         run(changed(stop_after_steps=2), self.folder)
         before = final(self.folder)
         printed = run(changed(stop_after_steps=2), self.folder)
         self.assertIn("done: 2 steps", printed)
         self.assert_same_training(final(self.folder), before)
 
-    def test_named_checkpoint_resumes_and_weights_begin(self) -> None:
+    def test_resumes_a_named_checkpoint_or_starts_from_its_weights(self) -> None:
         run(changed(stop_after_steps=2), self.folder / "first")
         path = str(checkpoint.latest(self.folder / "first"))
         printed = run(changed(resume_from=path), self.folder / "resumed")
@@ -132,7 +132,7 @@ class PretrainTest(TaskTestCase):
         for name, value in weights["parameters"].items():
             torch.testing.assert_close(contents["parameters"][name], value)
 
-    def test_begins_with_a_published_checkpoint_and_its_heads(self) -> None:
+    def test_starts_from_a_published_checkpoint_with_its_heads(self) -> None:
         path = self.folder / "model_best.pth.tar"
         published = published_checkpoint("resnet18", 512)
         torch.save(published, path)
@@ -159,11 +159,11 @@ class PretrainTest(TaskTestCase):
         printed = run(task, self.folder / "run")
         self.assertIn("3 unreadable images were skipped", printed)
 
-    def test_a_loss_that_is_not_finite_stops_the_run(self) -> None:
+    def test_non_finite_loss_stops_the_run(self) -> None:
         with self.assertRaisesRegex(UserError, "loss is nan.*lower the learning rate"):
             run(changed(learning_rate=1e30), self.folder)
 
-    def test_plan(self) -> None:
+    def test_plan_lists_steps_memory_and_machine(self) -> None:
         plan = TASK.plan(Path("runs/none"))
         self.assertIn("devices: 1 x cpu", plan)
         self.assertIn("data: 14 images, 10 classes", plan)
@@ -171,8 +171,8 @@ class PretrainTest(TaskTestCase):
         self.assertIn(
             "samples: 24 images, 4 per step\nmontages: 4 of 32x32 pixels per device", plan
         )
-        # 11,168,832 of the encoder with its small stem and 330,372 of the heads, 4 bytes each,
-        # and 4800 channels of batch normalization.
+        # 11,168,832 parameters of the encoder with a small stem and 330,372 of the heads, 4 bytes
+        # each, and 4800 channels of batch normalization.
         self.assertIn("state: 92.0 MB per device (parameters 46.0, momentum 46.0", plan)
         self.assertIn("machine:\n  precision: float32 (bound)\n  compile: False (bound)", plan)
 
@@ -200,7 +200,7 @@ class PretrainTest(TaskTestCase):
         ),
         ({"small_stem": False}, "patch_size is 16; .*small_stem"),
         ({"batch_size": 15}, "batch_size is 15; it must be at most 14"),
-        ({"micro_batch_size": 3}, "micro_batch_size is 3; it must divide the 4 images of a device"),
+        ({"micro_batch_size": 3}, "micro_batch_size is 3; it must divide the 4 images per device"),
         ({"micro_batch_size": 8}, "micro_batch_size is 8"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
         ({"encoder": "resnet19"}, "encoder 'resnet19' is unknown; did you mean 'resnet1"),
@@ -236,7 +236,7 @@ class PretrainTest(TaskTestCase):
             kept["machine"]["precision"], ["float32", "bound; this run started in bfloat16"]
         )
 
-    def test_slow_precision_is_warned_of_once_and_used(self) -> None:
+    def test_slow_precision_is_used_with_one_warning(self) -> None:
         with mock.patch.object(machine, "precision_warning", return_value="too slow"):
             printed = run(changed(stop_after_steps=2), self.folder)
         self.assertEqual(printed.count("warning: too slow\n"), 1)

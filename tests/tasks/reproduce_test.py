@@ -126,7 +126,7 @@ class ReproduceTest(FolderTestCase):
         self.run_task(self.task())
         path = checkpoint.latest(self.folder / "one")
         self.assertEqual(self.given[-1], [f"x='{path}'"])
-        # Before there are weights, a task of another kind that needs them cannot be checked.
+        # A stub is of no known kind, and is checked only when its weights exist.
         self.assertEqual(
             self.calls, ["check a.gin", "check a.gin", "run a.gin", "check b.gin", "run b.gin"]
         )
@@ -150,7 +150,7 @@ class ReproduceTest(FolderTestCase):
         self.run_task(self.task())
         self.assertEqual([call for call in self.calls if "run" in call], ["run b.gin"])
 
-        # Resuming from a checkpoint of the stage would train the older weights.
+        # Resuming the checkpoint of the stage would continue with the older weights.
         (self.folder / "two" / "checkpoints").mkdir()
         (self.folder / "two" / "checkpoints" / "step_00000001.pt").touch()
         weights.write_bytes(b"of a third seed")
@@ -180,7 +180,7 @@ class ReproduceTest(FolderTestCase):
         self.assertIn(expected, printed)
         self.assertIn(expected, (self.folder / "results.md").read_text())
 
-    def test_rejects_stages_of_one_name_and_names_the_stage_of_a_mistake(self) -> None:
+    def test_rejects_stages_with_equal_names_and_names_the_stage_of_an_error(self) -> None:
         for stages in ((), (("a", "x", ()), ("a", "y", ()))):
             with self.assertRaisesRegex(
                 UserError, "^stages is .*one or more, with different names"
@@ -203,7 +203,7 @@ class ReproduceTest(FolderTestCase):
             task.check(self.folder / "run")
         self.assertFalse((self.folder / "run").exists())
 
-    def test_mistake_that_only_checking_a_stage_finds_names_its_binding(self) -> None:
+    def test_errors_found_when_checking_a_stage_name_the_binding(self) -> None:
         for name, text in (("train", TRAIN), ("knn", KNN), ("all", STAGES)):
             (self.folder / f"{name}.gin").write_text(text.format(folder=self.folder))
         (self.folder / "knn.gin").write_text(KNN.replace("'resnet18'", "'resnet19'"))
@@ -236,7 +236,7 @@ class ReproduceTest(FolderTestCase):
             json.loads((self.folder / stage / "stage.json").read_text())["scores"]["knn_accuracy"]
             for stage in ("first", "knn", "untrained")
         )
-        # bfloat16 while training, float32 in the stage of its own: of ten images one may differ.
+        # Pre-training evaluates in bfloat16, the stage in float32: one of ten images may differ.
         self.assertAlmostEqual(knn, trained, delta=0.11)
         self.assertIn(f"| knn | knn_accuracy | {knn:.4g} | 0.5 |", printed)
         self.assertIn(f"| untrained | knn_accuracy | {random:.4g} |  |", printed)

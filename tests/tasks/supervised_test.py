@@ -1,4 +1,4 @@
-"""Counts of a classifier on one rank and on two."""
+"""Counts of correct classifications on one rank and on two."""
 
 import torch
 from absl.testing import absltest
@@ -14,7 +14,7 @@ def seven_images() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def counts_of_seven() -> list[torch.Tensor]:
-    """Counts seven images, each on one rank only, in batches of two."""
+    """Counts seven images in batches of two, each on only one rank."""
     logits, labels = seven_images()
     own = slice(collectives.rank(), None, collectives.world_size())
     batches = zip(logits[own].split(2), labels[own].split(2), strict=True)

@@ -1,4 +1,4 @@
-"""Features by hand, every image on exactly one rank, and an encoder that stays unchanged."""
+"""Features equal a computation by hand; each image is encoded by exactly one rank."""
 
 import re
 
@@ -30,7 +30,7 @@ def seven_images() -> ImageDataset:
 
 
 def indices_and_features() -> tuple[Tensor, Tensor]:
-    """Of this rank's share."""
+    """Returns indices and features of this rank's share."""
     pieces = [
         (batch.image_index, piece)
         for piece, batch in features.encode(small_encoder(), seven_images(), SETTINGS)
@@ -74,7 +74,7 @@ class EncodeTest(absltest.TestCase):
             for _ in features.encode(small_encoder(), seven_images(), SETTINGS):
                 progress.CONSOLE.tick()
         counts = re.findall(r"encoding images, (\d) of 7", log.getvalue())
-        # Once at the start, then while the consumer has each of the batches.
+        # Once at the start, then at each batch.
         self.assertEqual(counts, ["0", "0", "3", "6"])
 
     def test_rejects_features_that_are_not_finite(self) -> None:

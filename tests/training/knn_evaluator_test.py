@@ -1,4 +1,4 @@
-"""kNN against a NumPy brute force, and exact counts on any number of ranks."""
+"""kNN equals brute force in NumPy, and counts are exact on any number of ranks."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def score_and_features() -> tuple[float, float, Tensor]:
 def predict(
     queries: Tensor, bank: Tensor, labels: Tensor, neighbors: int, temperature: float
 ) -> Tensor:
-    """Classifies with a bank that comes in three pieces, and is shared by the ranks."""
+    """Classifies by a bank in three pieces, shared by the ranks."""
     own = slice(collectives.rank(), None, collectives.world_size())
     nearest = knn_evaluator.empty_nearest(len(queries), neighbors, CPU)
     for piece in zip(bank[own].chunk(3), labels[own].chunk(3), strict=True):
@@ -54,7 +54,7 @@ def predict_random(neighbors: int, temperature: float) -> Tensor:
 
 
 def random_data() -> tuple[Tensor, Tensor, Tensor]:
-    """More queries than are compared at once."""
+    """Classifies more queries than are compared at once."""
     generator = torch.Generator().manual_seed(1)
     queries, bank = (
         functional.normalize(torch.randn(count, 8, generator=generator), dim=1)
@@ -68,11 +68,11 @@ class PredictTest(parameterized.TestCase):
         bank = functional.normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]]), dim=1)
         labels = torch.tensor([1, 0, 0])
         query = torch.tensor([[1.0, 0.0]])
-        # Sharp: the nearest alone decides. Flat: two of three votes do.
+        # Low temperature: only the nearest decides. High temperature: two of three votes decide.
         self.assertEqual(predict(query, bank, labels, 3, 0.01).tolist(), [1])
         self.assertEqual(predict(query, bank, labels, 3, 100.0).tolist(), [0])
         self.assertEqual(predict(query, bank, labels, 1, 100.0).tolist(), [1])
-        # All far away, at a temperature at which exp((cosine - 1) / temperature) is 0.
+        # All are distant, and exp((cosine - 1) / temperature) underflows to 0.
         self.assertEqual(predict(-query, bank, labels.flip(0), 3, 0.001).tolist(), [1])
 
     @parameterized.parameters((1, 0.07), (5, 0.07), (50, 1.0))
@@ -95,7 +95,7 @@ class PredictTest(parameterized.TestCase):
 
 
 class KnnEvaluatorTest(parameterized.TestCase):
-    def test_a_bank_that_holds_the_queries_scores_one(self) -> None:
+    def test_bank_with_the_queries_scores_1(self) -> None:
         images = ProceduralImages(images=20, size=32, seed=0, split="train")
         pixels = torch.stack([images.read(index) for index in range(20)])
         bank, queries = (
@@ -121,7 +121,7 @@ class KnnEvaluatorTest(parameterized.TestCase):
             torch.testing.assert_close(rank_features, features, rtol=1e-4, atol=1e-5)
         self.assertAlmostEqual(chance, 1 / 7)
 
-    def test_leaves_the_encoder_as_it_was(self) -> None:
+    def test_encoder_stays_unchanged(self) -> None:
         encoder = small_encoder().train()
         before = {name: value.clone() for name, value in encoder.state_dict().items()}
         evaluator()(encoder, torch.bfloat16)

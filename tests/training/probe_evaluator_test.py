@@ -1,4 +1,4 @@
-"""The linear probe against a plain loop of torch, and on two ranks."""
+"""The linear probe equals a plain torch loop, also on two ranks."""
 
 from typing import Any
 
@@ -87,7 +87,7 @@ class ProbeEvaluatorTest(TaskTestCase):
         for rank_scores in run_on_ranks(scores, 2):
             self.assertEqual(rank_scores, expected)
 
-    def test_the_encoder_stays_as_it_was(self) -> None:
+    def test_encoder_stays_unchanged(self) -> None:
         encoder = small_encoder().train()
         before = {name: value.clone() for name, value in encoder.state_dict().items()}
         PROBE(encoder, torch.float32)

@@ -1,4 +1,4 @@
-"""One step of several probes against torch.optim.SGD, and shares of ranks that differ."""
+"""A step of several probes equals torch.optim.SGD, also with uneven shares of ranks."""
 
 import torch
 from absl.testing import absltest

@@ -1,4 +1,4 @@
-"""Which settings a resumed run may change, and a state's way to a checkpoint and back."""
+"""Settings that a resumed run may change, and conversion of a state to a checkpoint and back."""
 
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,14 @@ class ResumeTest(TaskTestCase):
         with self.assertRaisesRegex(UserError, "^source has other images than before.*c.pt"):
             resume.check_same_run(contents_of(5.0), RECIPE._replace(images="cd34"), PATH)
 
-    def test_checkpoint_tells_the_precision_of_its_run(self) -> None:
+    def test_checkpoint_has_the_precision_of_its_run(self) -> None:
         self.assertEqual(resume.started_precision(contents_of(5.0)), "bfloat16")
 
     def test_loss_scale_starts_anew_in_another_precision(self) -> None:
         state = resume.restore(state_of(0.0), contents_of(5.0), PATH, "float16")
         self.assertEqual((state.step, state.loss_scale, state.good_steps), (5, 3.0, 4))
 
-    def test_state_survives_the_file(self) -> None:
+    def test_state_is_restored_from_a_file(self) -> None:
         torch.manual_seed(7)
         contents = contents_of(5.0)
         self.assertCountEqual(contents, checkpoint.KEYS)

@@ -194,12 +194,14 @@ class LearningSettingsTest(parameterized.TestCase):
         ({"seed": 1}, "seed"),
         ({"micro_batch_size": 2}, "micro_batch_size"),
     )
-    def test_change_of_what_is_learned_shows(self, changes: dict[str, Any], name: str) -> None:
+    def test_changes_of_learning_settings_are_found(
+        self, changes: dict[str, Any], name: str
+    ) -> None:
         before = learning_settings(PRETRAINING)
         after = learning_settings(with_settings(PRETRAINING, **changes))
         self.assertEqual([key for key in before if before[key] != after[key]], [name])
 
-    def test_another_method_optimizer_or_decay_shows(self) -> None:
+    def test_another_method_optimizer_or_decay_is_found(self) -> None:
         before = learning_settings(PRETRAINING)
         lars = optim.LARS(momentum=0.9, weight_decay=1e-4, trust_coefficient=0.001)
         decay = schedules.StepDecay(milestones=(1,), factor=0.1)

@@ -1,4 +1,4 @@
-"""The training step against a plain one, on two ranks against one, compiled against eager."""
+"""The training step equals a plain one; two ranks equal one, and compiled equals eager."""
 
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +68,7 @@ def train(
     After one step from zero momentum is the averaged gradient (and decay). Settings are
     those of `pretrain_step` after use_compile.
     """
-    # What other tests compiled would make the first compilation here one more.
+    # Compilations of other tests would count here.
     torch._dynamo.reset()
     step = pretrain_step(use_compile, *settings, method=method, device=device, **named)
     state = step.initial_state()
@@ -180,14 +180,16 @@ class StepsTest(TaskTestCase):
             self.assert_tensors_close(rank["parameters"], alone["parameters"], 1e-4)
 
     @parameterized.parameters(1, 2, 4)
-    def test_pieces_without_batch_norm_equal_the_whole(self, micro_batch_size: int) -> None:
+    def test_micro_batches_without_batch_norm_equal_the_whole_batch(
+        self, micro_batch_size: int
+    ) -> None:
         whole = train(3, norm_layer=nn.Identity)
         pieces = train(3, micro_batch_size=micro_batch_size, norm_layer=nn.Identity)
         self.assert_metrics_close(pieces["metrics"], whole["metrics"], 1e-5)
         self.assert_tensors_close(pieces["gradients"], whole["gradients"], 1e-5)
         self.assert_tensors_close(pieces["parameters"], whole["parameters"], 1e-4)
 
-    def test_pieces_on_two_ranks_equal_the_whole_on_one(self) -> None:
+    def test_micro_batches_on_two_ranks_equal_the_whole_batch_on_one(self) -> None:
         whole = train(3, norm_layer=nn.Identity)
         first, second = run_on_ranks(train, 2, 3, False, "float32", 1, nn.Identity)
         self.assert_metrics_close(first["metrics"], whole["metrics"], 1e-5)
@@ -195,13 +197,13 @@ class StepsTest(TaskTestCase):
         for name, value in first["parameters"].items():
             self.assertTrue(torch.equal(second["parameters"][name], value), name)
 
-    def test_pieces_on_two_ranks_share_their_statistics(self) -> None:
+    def test_micro_batches_on_two_ranks_share_their_statistics(self) -> None:
         first, second = run_on_ranks(train, 2, 2, False, "float32", 1)
         for name in ("parameters", "buffers"):
             for key, value in first[name].items():
                 self.assertTrue(torch.equal(second[name][key], value), key)
 
-    def test_pieces_equal_plain_ones_that_are_all_kept(self) -> None:
+    def test_micro_batches_equal_plain_ones_without_recomputation(self) -> None:
         model = double_model()
         inputs = inputs_of(0)
 
@@ -217,10 +219,10 @@ class StepsTest(TaskTestCase):
             result["metrics"][0]["loss"], (clustering + location).item(), delta=1e-4
         )
         self.assert_tensors_close(result["gradients"], gradients, 1e-5)
-        # Changed once by each piece, and not again by its second run.
+        # Each micro-batch changes them once, and not again in its recomputation.
         self.assert_tensors_close(result["buffers"], dict(model.named_buffers()), 1e-5)
 
-    def test_compiled_pieces_equal_eager_ones_without_breaks_or_recompilation(self) -> None:
+    def test_compiled_micro_batches_equal_eager_ones_without_recompilation(self) -> None:
         settings: dict[str, Any] = {
             "micro_batch_size": 2,
             "norm_layer": nn.Identity,
@@ -229,13 +231,13 @@ class StepsTest(TaskTestCase):
         torch._dynamo.utils.counters.clear()
         eager, compiled = train(3, **settings), train(3, use_compile=True, **settings)
         self.assertEqual(compiled["graph_breaks"], 0)
-        # A piece with and without its gradient, the losses and the update.
+        # A micro-batch with and without gradient, the losses and the update.
         self.assertEqual(torch._dynamo.utils.counters["stats"]["unique_graphs"], 4)
         self.assert_metrics_close(compiled["metrics"], eager["metrics"], 1e-4)
         self.assert_tensors_close(compiled["gradients"], eager["gradients"], 1e-4)
 
-    def test_compiled_pieces_change_buffers_once(self) -> None:
-        # Of two images a piece: what a second step computes hangs on the last bit.
+    def test_compiled_micro_batches_change_buffers_once(self) -> None:
+        # With two images per micro-batch, a second step would depend on rounding.
         eager = train(1, micro_batch_size=2, build=tiny_model)
         compiled = train(1, use_compile=True, micro_batch_size=2, build=tiny_model)
         self.assert_metrics_close(compiled["metrics"], eager["metrics"], 1e-3)
@@ -276,7 +278,7 @@ class StepsTest(TaskTestCase):
             norms.append(metrics["gradient_norm"].item())
         self.assertAlmostEqual(norms[0], norms[1], delta=0.05 * norms[0])
 
-    def test_gradient_that_is_not_finite_shows_and_changes_no_weight(self) -> None:
+    def test_non_finite_gradient_is_reported_and_changes_no_weight(self) -> None:
         step = pretrain_step()
         state = step.initial_state()
         with torch.no_grad():
@@ -288,7 +290,7 @@ class StepsTest(TaskTestCase):
         self.assertNotIn("skipped_steps", metrics)
         self.assertTrue(torch.equal(state.parameters["fc_clu.0.bias"], before["fc_clu.0.bias"]))
 
-    def test_state_is_the_models_own(self) -> None:
+    def test_state_shares_tensors_with_the_network(self) -> None:
         step = pretrain_step()
         state: TrainState = step.initial_state()
         address = state.parameters["fc_loc.weight"].data_ptr()
