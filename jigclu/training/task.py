@@ -169,11 +169,13 @@ class TrainingTask:
 
     def summary(self) -> list[str]:
         """Returns the lines of the plan that all tasks share."""
+        whole = self.schedule.epochs * self.steps_per_epoch
+        stops = f" of {whole:,}" if self.total_steps < whole else ""
         labels = f"{len(self.source.classes)} classes" if self.source.classes else "no labels"
         return [
             f"devices: {launched_processes()} x {local_device(self.compute.device).type}",
             f"data: {len(self.training_source):,} images, {labels}",
-            f"steps: {self.total_steps:,}, {self.steps_per_epoch:,} per epoch, "
+            f"steps: {self.total_steps:,}{stops}, {self.steps_per_epoch:,} per epoch, "
             f"{self.schedule.epochs} epochs",
             f"samples: {self.total_steps * self.batch_size:,} images, {self.batch_size} per step",
         ]

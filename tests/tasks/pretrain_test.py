@@ -168,6 +168,7 @@ class PretrainTest(TaskTestCase):
         self.assertIn("devices: 1 x cpu", plan)
         self.assertIn("data: 14 images, 10 classes", plan)
         self.assertIn("steps: 6, 3 per epoch, 2 epochs", plan)
+        self.assertIn("steps: 4 of 6, 3 per", changed(stop_after_steps=4).plan(Path("runs/none")))
         self.assertIn(
             "samples: 24 images, 4 per step\nmontages: 4 of 32x32 pixels per device", plan
         )
