@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jigclu.detection import datasets
-from jigclu.detection.datasets import Box, Summary
+from jigclu.detection.datasets import AnnotatedBox, Box, Summary, Use
 from jigclu.system.errors import UserError
 
 _NUMBER = (int, float)
@@ -23,9 +23,8 @@ def check(
     name: str,
     images: Path,
     annotations: Path,
+    use: Use,
     expected: Mapping[int, str] | None = None,
-    *,
-    is_evaluated: bool,
 ) -> Summary:
     """Checks a data set in COCO's layout.
 
@@ -33,14 +32,14 @@ def check(
       name: name of the data set, for messages.
       images: folder of the images.
       annotations: JSON file.
+      use: what the run does with the data.
       expected: categories by number, if they are known beforehand.
-      is_evaluated: also check the fields of each box that only evaluation reads.
 
     Raises:
       UserError: a file is missing, an image or category is not listed, an image has another
-        size, or a box exceeds its image. The message names the first case and counts others.
+        size, or a box or mask is invalid. The message names the first case and counts others.
     """
-    contents = _read_coco(name, annotations, is_evaluated)
+    contents = _read_coco(name, annotations, use.is_evaluated)
     sizes = {image["id"]: image for image in contents["images"]}
     classes = {category["id"]: category["name"] for category in contents["categories"]}
     boxes = contents["annotations"]
@@ -51,35 +50,33 @@ def check(
             f"data set {name}: the categories of {annotations} are not the {len(expected)} of the "
             "known data set with this name; register yours under another name with --coco"
         )
+    _reject_unlisted(name, annotations, contents)
+    _reject_only_crowds(name, boxes, use)
     datasets.reject_images(
         name,
         images,
         {image["file_name"]: (image["width"], image["height"]) for image in sizes.values()},
+        decodes=use.decodes_images,
     )
-    unknown, outside = [], []
-    for annotation in boxes:
-        image = sizes.get(annotation["image_id"])
-        if image is None:
-            unknown.append(f"annotation {annotation['id']} of image {annotation['image_id']}")
-            continue
-        if annotation["category_id"] not in classes:
-            unknown.append(f"category {annotation['category_id']} in {image['file_name']}")
-        left, top, width, height = annotation["bbox"]
-        box = Box(left, top, left + width, top + height)
-        if not datasets.is_inside(box, image["width"], image["height"]):
-            outside.append(
-                datasets.describe_box(
-                    annotation["bbox"], image["width"], image["height"], image["file_name"]
-                )
-            )
-    datasets.reject(name, unknown, f"is not listed in {annotations}")
-    datasets.reject(name, outside, "exceeds its image")
-    if is_evaluated and all(annotation["iscrowd"] for annotation in boxes):
-        raise UserError(
-            f"data set {name}: all {len(boxes)} boxes are crowds, which evaluation ignores: set "
-            "iscrowd of some annotations to 0, or use other data"
-        )
-    return Summary(len(sizes), len(boxes), tuple(classes[key] for key in sorted(classes)))
+    annotated = [_annotated(record, sizes[record["image_id"]]) for record in boxes]
+    datasets.reject_boxes(name, annotated, "has a negative width or height")
+    if use.is_evaluated and expected is None:
+        datasets.reject_flat(name, annotated)
+    _reject_masks(name, annotations, contents, use, is_known=expected is not None)
+    return Summary(
+        images=len(sizes),
+        boxes=len(boxes),
+        classes=tuple(classes[key] for key in sorted(classes)),
+        empty_images=len(sizes) - len({box["image_id"] for box in boxes if not _is_crowd(box)}),
+        crowds=sum(_is_crowd(box) for box in boxes),
+        flat_boxes=sum(found.box.is_flat() for found in annotated),
+    )
+
+
+def read_classes(name: str, path: Path) -> tuple[str, ...]:
+    """Returns the class names of a JSON file in the order of their numbers."""
+    categories = _read_coco(name, path, is_evaluated=False)["categories"]
+    return tuple(record["name"] for record in sorted(categories, key=lambda found: found["id"]))
 
 
 def _read_coco(name: str, path: Path, is_evaluated: bool) -> dict[str, list[dict[str, Any]]]:
@@ -122,14 +119,100 @@ def _reject_twice(name: str, path: Path, contents: dict[str, list[dict[str, Any]
         datasets.reject_repeated(name, values, f"occurs twice in {path}")
 
 
+def _reject_unlisted(name: str, path: Path, contents: dict[str, list[dict[str, Any]]]) -> None:
+    images = {image["id"]: image["file_name"] for image in contents["images"]}
+    if len({type(number) for number in images}) > 1:
+        raise UserError(
+            f"data set {name}: the ids of images in {path} are numbers and texts: use only one kind"
+        )
+    categories = {category["id"] for category in contents["categories"]}
+    unknown = []
+    for record in contents["annotations"]:
+        if record["image_id"] not in images:
+            unknown.append(f"annotation {record['id']} of image {record['image_id']}")
+        elif record["category_id"] not in categories:
+            unknown.append(f"category {record['category_id']} in {images[record['image_id']]}")
+    datasets.reject(name, unknown, f"is not listed in {path}")
+
+
+def _reject_only_crowds(name: str, annotations: list[dict[str, Any]], use: Use) -> None:
+    if all(_is_crowd(record) for record in annotations):
+        stage = "evaluation" if use.is_evaluated else "training"
+        raise UserError(
+            f"data set {name}: all {len(annotations)} boxes are crowds, which {stage} ignores: "
+            "set iscrowd of some annotations to 0, or use other data"
+        )
+
+
 def _reject_annotations(name: str, path: Path, annotations: list[dict[str, Any]]) -> None:
-    wrong, ignored = [], []
+    wrong, no_number, ignored = [], [], []
     for annotation in annotations:
         label = f"annotation {annotation['id']}"
         box = annotation["bbox"]
         if len(box) != 4 or not all(isinstance(edge, _NUMBER) for edge in box):
             wrong.append(f"bbox of {label}")
+        if not isinstance(annotation.get("iscrowd", 0), _NUMBER):
+            no_number.append(f"iscrowd of {label}")
         if annotation.get("ignore"):
             ignored.append(label)
     datasets.reject(name, wrong, f"in {path} is not [left, top, width, height]")
+    datasets.reject(name, no_number, f"in {path} is not a number")
     datasets.reject(name, ignored, f"in {path} is marked ignore, which detectron2 does not support")
+
+
+def _reject_masks(
+    name: str, path: Path, contents: dict[str, list[dict[str, Any]]], use: Use, *, is_known: bool
+) -> None:
+    """Rejects invalid masks, which detectron2 reads in any case, and missing ones.
+
+    detectron2 removes polygons that are too short. In known data sets this is accepted, unless
+    it removes a whole object.
+    """
+    sizes = {image["id"]: [image["height"], image["width"]] for image in contents["images"]}
+    absent, encoded = [], []
+    for record in contents["annotations"]:
+        mask = record.get("segmentation")
+        label = f"annotation {record['id']}"
+        problem = _mask_problem(mask, sizes[record["image_id"]], is_known) if mask else None
+        if problem:
+            datasets.reject(name, [f"segmentation of {label}"], f"in {path} {problem}")
+        if not mask and (use.is_evaluated or not _is_crowd(record)):
+            absent.append(label)
+        if isinstance(mask, dict) and not _is_crowd(record):
+            encoded.append(label)
+    if use.mask_format:
+        datasets.reject(name, absent, f"in {path} has no segmentation, but MODEL.MASK_ON is True")
+    if use.mask_format == "polygon" and use.is_trained and encoded:
+        raise UserError(
+            f"data set {name}: {encoded[0]} in {path} is a run-length encoding, but "
+            "INPUT.MASK_FORMAT is polygon: set it to bitmask"
+        )
+
+
+def _mask_problem(mask: object, size: list[float], is_known: bool) -> str | None:
+    """Says what is wrong with polygons or a run-length encoding; size is [height, width]."""
+    if isinstance(mask, dict):
+        if not isinstance(mask.get("counts"), (str, list)):
+            return "is a run-length encoding without counts"
+        if mask.get("size") != size:
+            return f"is a run-length encoding without the size {size} of its image"
+        return None
+    if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
+        return "is not a list of polygons [[x, y, x, y, ...], ...]"
+    if not all(isinstance(value, _NUMBER) for polygon in mask for value in polygon):
+        return "has a coordinate that is not a number"
+    short = [len(polygon) < 6 or len(polygon) % 2 == 1 for polygon in mask]
+    if all(short) if is_known else any(short):
+        return "has a polygon without three points [x, y, x, y, x, y]"
+    return None
+
+
+def _is_crowd(annotation: dict[str, Any]) -> bool:
+    return annotation.get("iscrowd", 0) != 0
+
+
+def _annotated(annotation: dict[str, Any], image: dict[str, Any]) -> AnnotatedBox:
+    left, top, width, height = annotation["bbox"]
+    size = image["width"], image["height"]
+    description = datasets.describe_box(annotation["bbox"], *size, image["file_name"])
+    return AnnotatedBox(Box(left, top, left + width, top + height), *size, description)

@@ -24,6 +24,7 @@ from jigclu.detection import (
     schedule,
     voc_layout,
 )
+from jigclu.detection.datasets import Use
 from jigclu.detection.own_data import VOC_LAYOUT, OwnData
 from jigclu.detection.schedule import Schedule
 from jigclu.detection.trainer import Trainer, draw_predictions, fixed_settings
@@ -70,6 +71,16 @@ def argument_parser() -> argparse.ArgumentParser:
         ours.add_argument(
             flag, action="append", metavar="NAME", help=f"name of a data set for {key}; repeatable"
         )
+    ours.add_argument(
+        "--keep-empty-images",
+        action="store_true",
+        help="train also on images without boxes, which detectron2 leaves out",
+    )
+    ours.add_argument(
+        "--headers-only",
+        action="store_true",
+        help="read only the headers of JPEGs in the check: quick, but misses truncated files",
+    )
     ours.add_argument(
         "--unpickle-weights",
         action="store_true",
@@ -140,13 +151,22 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError(
             "DATASETS.TRAIN or DATASETS.TEST is empty: give --train-data and --test-data"
         )
-    summaries = {
-        name: _summary(name, is_evaluated=name in cfg.DATASETS.TEST)
+    uses = {
+        name: Use(
+            is_trained=name in train,
+            is_evaluated=name in cfg.DATASETS.TEST,
+            mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+            decodes_images=not args.headers_only,
+        )
         for name in (*train, *cfg.DATASETS.TEST)
     }
+    summaries = {name: _summary(name, use) for name, use in uses.items()}
     datasets.check_same_classes(summaries)
+    keeps_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     for name, summary in summaries.items():
-        print(f"{name}: {summary.images:,} images, {summary.boxes:,} boxes")
+        is_trained = uses[name].is_trained
+        text = summary.describe(is_trained=is_trained, keeps_empty_images=keeps_empty)
+        print(f"{name}: {text}")
     classes = next(iter(summaries.values())).classes
     if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise UserError(
@@ -206,7 +226,13 @@ def _check_start(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str])
                 f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint: give the OUTPUT_DIR "
                 "of the run, or omit --resume to start a new one"
             )
-        weights = str(last.with_name(last.read_text(encoding="utf-8").strip()))
+        checkpoint = last.read_text(encoding="utf-8").strip()
+        if not checkpoint:
+            raise UserError(
+                f"--resume: {last} is empty: write the name of a checkpoint in this folder into "
+                "it, such as model_0004999.pth"
+            )
+        weights = str(last.with_name(checkpoint))
     elif last.exists() and not args.eval_only:
         raise UserError(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run: give --resume to continue it, "
@@ -267,11 +293,13 @@ def _merge(args: argparse.Namespace) -> CfgNode:
     for key, names in (("TRAIN", args.train_data), ("TEST", args.test_data)):
         if names:
             cfg.DATASETS[key] = tuple(names)
+    if args.keep_empty_images:
+        cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
     own = [name for name in names if name in _own_data(args).names()]
     if own:
         # The data determine the width of the head.
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_summary(own[0], is_evaluated=False).classes)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_classes(own[0]))
     try:
         cfg.merge_from_list(args.opts)
     except (KeyError, ValueError, AssertionError) as error:
@@ -297,7 +325,16 @@ def _schedule(cfg: CfgNode) -> Schedule:
     )
 
 
-def _summary(name: str, *, is_evaluated: bool) -> datasets.Summary:
+def _classes(name: str) -> Sequence[str]:
+    """Returns the class names of an own data set."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.evaluator_type == "coco":
+        return coco_layout.read_classes(name, Path(metadata.json_file))
+    classes: Sequence[str] = metadata.thing_classes
+    return classes
+
+
+def _summary(name: str, use: Use) -> datasets.Summary:
     if name not in DatasetCatalog.list():
         raise UserError(
             f"data set {name} is unknown: give one that detectron2 knows, such as "
@@ -310,8 +347,8 @@ def _summary(name: str, *, is_evaluated: bool) -> datasets.Summary:
             name,
             Path(metadata.image_root),
             Path(metadata.json_file),
+            use,
             _known_categories(metadata),
-            is_evaluated=is_evaluated,
         )
     if kind in ("pascal_voc", VOC_LAYOUT):
         return voc_layout.check(
@@ -319,7 +356,7 @@ def _summary(name: str, *, is_evaluated: bool) -> datasets.Summary:
             Path(metadata.dirname),
             metadata.split,
             metadata.thing_classes,
-            is_evaluated=is_evaluated,
+            use,
             is_official=kind != VOC_LAYOUT,
         )
     raise UserError(f"data set {name} is of type {kind!r}; expected COCO's boxes or VOC")

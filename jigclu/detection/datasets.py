@@ -6,24 +6,64 @@ The checks do not need detectron2, which reads the same files again for training
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from jigclu.data.decode import upright_size
+from jigclu.system import progress
+from jigclu.system.cores import available_cores
 from jigclu.system.errors import UserError
 
 # Pixels by which a box may exceed its image, due to rounding or to counting from 0 or 1.
 _TOLERANCE = 1.0
 
 
+class Use(NamedTuple):
+    """What a run does with a data set.
+
+    mask_format: "polygon" or "bitmask" if the detector predicts masks, else None.
+    decodes_images: whether the check decodes whole images instead of only the headers of JPEGs.
+    """
+
+    is_trained: bool
+    is_evaluated: bool
+    mask_format: str | None = None
+    decodes_images: bool = True
+
+
 class Summary(NamedTuple):
-    """Size of a data set, and its class names in the order of their numbers."""
+    """Size of a data set, its class names in the order of their numbers, and what it lacks.
+
+    empty_images: images without boxes, or with only crowds.
+    crowds: boxes around crowds.
+    flat_boxes: boxes without area.
+    """
 
     images: int
     boxes: int
     classes: tuple[str, ...]
+    empty_images: int = 0
+    crowds: int = 0
+    flat_boxes: int = 0
+
+    def describe(self, *, is_trained: bool, keeps_empty_images: bool) -> str:
+        """Returns the size in words, with all that detectron2 leaves out of training."""
+        text = f"{self.images:,} images, {self.boxes:,} boxes"
+        dropped = [
+            f"{count:,} {title}"
+            for count, title in (
+                (0 if keeps_empty_images else self.empty_images, "images without boxes"),
+                (self.crowds, "crowds"),
+                (self.flat_boxes, "boxes without area"),
+            )
+            if count
+        ]
+        if not is_trained or not dropped:
+            return text
+        return f"{text}; training leaves out {', '.join(dropped)}"
 
 
 class Box(NamedTuple):
@@ -33,6 +73,35 @@ class Box(NamedTuple):
     top: float
     right: float
     bottom: float
+
+    def is_finite(self) -> bool:
+        """Returns whether no edge is infinite or NaN."""
+        return all(math.isfinite(edge) for edge in self)
+
+    def is_inverted(self) -> bool:
+        """Returns whether the width or the height is negative."""
+        return self.right < self.left or self.bottom < self.top
+
+    def is_flat(self) -> bool:
+        """Returns whether the area is 0."""
+        return self.right == self.left or self.bottom == self.top
+
+    def exceeds(self, width: float, height: float) -> bool:
+        """Returns whether a box exceeds its image by more than rounding."""
+        return (
+            min(self.left, self.top) < -_TOLERANCE
+            or self.right > width + _TOLERANCE
+            or self.bottom > height + _TOLERANCE
+        )
+
+
+class AnnotatedBox(NamedTuple):
+    """A box, the size of its image, and its description for messages."""
+
+    box: Box
+    width: float
+    height: float
+    description: str
 
 
 def check_same_classes(summaries: dict[str, Summary]) -> None:
@@ -60,19 +129,32 @@ def read_text(name: str, path: Path) -> str:
         ) from error
 
 
-def is_inside(box: Box, width: int, height: int) -> bool:
-    """Returns whether a box lies in its image, up to rounding."""
-    return (
-        all(math.isfinite(edge) for edge in box)
-        and -_TOLERANCE <= box.left <= box.right <= width + _TOLERANCE
-        and -_TOLERANCE <= box.top <= box.bottom <= height + _TOLERANCE
-    )
+def reject_boxes(name: str, boxes: Sequence[AnnotatedBox], inverted: str) -> None:
+    """Raises UserError for a box that is not finite, is inverted or exceeds its image.
+
+    Args:
+      name: name of the data set.
+      boxes: all boxes.
+      inverted: says of an inverted box what is wrong in the file.
+    """
+    for reason, is_wrong in (
+        ("is not finite", lambda found: not found.box.is_finite()),
+        (inverted, lambda found: found.box.is_inverted()),
+        ("exceeds its image", lambda found: found.box.exceeds(found.width, found.height)),
+    ):
+        reject(name, [found.description for found in boxes if is_wrong(found)], reason)
 
 
-def describe_box(box: Iterable[float], width: int, height: int, file: str) -> str:
+def reject_flat(name: str, boxes: Sequence[AnnotatedBox]) -> None:
+    """Raises UserError for a box without area, which no prediction of evaluation can match."""
+    flat = [found.description for found in boxes if found.box.is_flat()]
+    reject(name, flat, "has no area, so that evaluation never counts it as found")
+
+
+def describe_box(box: Iterable[float], width: float, height: float, file: str) -> str:
     """Returns a box as annotated, with its file and the size of its image, for messages."""
     edges = ", ".join(f"{edge:g}" for edge in box)
-    return f"box [{edges}] of {file}, {width}x{height} pixels,"
+    return f"box [{edges}] of {file}, {width:g}x{height:g} pixels,"
 
 
 def reject_empty(name: str, path: Path, images: int, classes: int, boxes: int) -> None:
@@ -89,24 +171,50 @@ def reject_missing(name: str, folder: Path, files: Sequence[str]) -> None:
     reject(name, [file for file in files if not (folder / file).is_file()], f"is not in {folder}")
 
 
-def reject_images(name: str, folder: Path, sizes: Mapping[str, tuple[float, float]]) -> None:
-    """Rejects images that are missing, unreadable, or not as large as annotated."""
+def reject_images(
+    name: str, folder: Path, sizes: Mapping[str, tuple[float, float]], *, decodes: bool
+) -> None:
+    """Rejects images that are missing, unreadable, or not as large as annotated.
+
+    Args:
+      name: name of the data set.
+      folder: folder of the images.
+      sizes: annotated (width, height) of each file.
+      decodes: decode whole images instead of reading only the headers of JPEGs.
+    """
     reject_missing(name, folder, list(sizes))
-    unreadable, other = [], []
-    for file, annotated in sizes.items():
-        try:
-            with Image.open(folder / file) as image:
-                size = upright_size(image)[::-1]
-        except Exception:  # PIL's plugins raise many kinds of errors for corrupt files.
-            unreadable.append(file)
-            continue
-        if size != annotated:
-            sizes_text = ", annotated as ".join(
-                f"{width:g}x{height:g}" for width, height in (size, annotated)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        images = pool.map(lambda file: _inspect(folder / file, decodes), sizes)
+        found = dict(
+            zip(
+                sizes, progress.track(images, f"checking images of {name}", len(sizes)), strict=True
             )
-            other.append(f"{file} ({sizes_text} pixels)")
-    reject(name, unreadable, f"in {folder} is not an image")
+        )
+    reject(name, [file for file in sizes if found[file] is None], f"in {folder} is not an image")
+    corrupt = [f"{file} ({reason})" for file, reason in found.items() if isinstance(reason, str)]
+    reject(name, corrupt, f"in {folder} cannot be decoded")
+    other = [
+        f"{file} ({size[0]}x{size[1]}, annotated as {width:g}x{height:g} pixels)"
+        for (file, size), (width, height) in zip(found.items(), sizes.values(), strict=True)
+        if isinstance(size, tuple) and size != (width, height)
+    ]
     reject(name, other, "has another size")
+
+
+def _inspect(path: Path, decodes: bool) -> tuple[int, int] | str | None:
+    """Returns (width, height), the reason why it cannot be decoded, or None if no image."""
+    try:
+        with Image.open(path) as image:
+            height, width = upright_size(image)
+            if decodes:
+                # Reads a JPEG to its end, but computes only an eighth of its rows and columns.
+                image.draft(None, (1, 1))
+                image.load()
+    except UnidentifiedImageError:
+        return None
+    except Exception as error:  # PIL's plugins raise many kinds of errors for corrupt files.
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return width, height
 
 
 def reject(name: str, found: Sequence[str], reason: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from jigclu.detection import datasets
-from jigclu.detection.datasets import Box, Summary
+from jigclu.detection.datasets import AnnotatedBox, Box, Summary, Use
 from jigclu.system.errors import UserError
 
 
@@ -54,8 +54,8 @@ def check(
     folder: Path,
     split: str,
     classes: Sequence[str],
+    use: Use,
     *,
-    is_evaluated: bool,
     is_official: bool = False,
 ) -> Summary:
     """Checks a split of a data set in VOC's layout.
@@ -65,13 +65,13 @@ def check(
       folder: folder with Annotations, ImageSets/Main and JPEGImages.
       split: name of a list in ImageSets/Main.
       classes: class names that may occur.
-      is_evaluated: also require boxes that evaluation counts.
+      use: what the run does with the data.
       is_official: whether detectron2 reads and evaluates this data set by VOC's rules.
 
     Raises:
       UserError: in the same cases as `coco_layout.check`.
     """
-    images = read(name, folder, split, is_official=is_official and is_evaluated)
+    images = read(name, folder, split, is_official=is_official and use.is_evaluated)
     if is_official and len(images) == 1:
         raise UserError(
             f"data set {name}: split {split} names only one image, but detectron2 needs two of "
@@ -80,26 +80,40 @@ def check(
     objects = [found for image in images for found in image.objects]
     datasets.reject_empty(name, folder, len(images), len(classes), len(objects))
     datasets.reject_repeated(name, classes, "is the name of two classes")
+    if use.mask_format:
+        raise UserError(
+            f"data set {name} has no masks, but MODEL.MASK_ON is True: set it to False, or use "
+            "data in COCO's layout"
+        )
     datasets.reject_images(
         name,
         folder / "JPEGImages",
         {f"{image.name}.jpg": (image.width, image.height) for image in images},
+        decodes=use.decodes_images,
     )
-    unknown, outside = [], []
-    for image in images:
-        for found in image.objects:
-            if found.class_name not in classes:
-                unknown.append(f"class {found.class_name!r} in {image.name}.xml")
-            if not datasets.is_inside(found.box, image.width, image.height):
-                outside.append(_describe(found.box, image))
+    unknown = [
+        f"class {found.class_name!r} in {image.name}.xml"
+        for image in images
+        for found in image.objects
+        if found.class_name not in classes
+    ]
     datasets.reject(name, unknown, f"is not one of the classes {', '.join(classes)}")
-    datasets.reject(name, outside, "exceeds its image")
-    if is_evaluated and all(found.is_difficult for found in objects):
-        raise UserError(
-            f"data set {name}: all {len(objects)} boxes are difficult, which evaluation ignores: "
-            "set <difficult> of some objects to 0, or choose another split"
-        )
-    return Summary(len(images), len(objects), tuple(classes))
+    boxes = [_annotated(found.box, image) for image in images for found in image.objects]
+    datasets.reject_boxes(name, boxes, "has swapped corners: xmin > xmax or ymin > ymax")
+    if use.is_evaluated:
+        datasets.reject_flat(name, boxes)
+        if all(found.is_difficult for found in objects):
+            raise UserError(
+                f"data set {name}: all {len(objects)} boxes are difficult, which evaluation "
+                "ignores: set <difficult> of some objects to 0, or choose another split"
+            )
+    return Summary(
+        images=len(images),
+        boxes=len(objects),
+        classes=tuple(classes),
+        empty_images=sum(not image.objects for image in images),
+        flat_boxes=sum(found.box.is_flat() for found in objects),
+    )
 
 
 def to_coco(images: Sequence[VocImage], classes: Sequence[str]) -> dict[str, Any]:
@@ -176,6 +190,7 @@ def _text(tree: ElementTree.Element, path: str) -> str:
     return found.strip()
 
 
-def _describe(box: Box, image: VocImage) -> str:
-    annotated = (box.left + 1, box.top + 1, box.right, box.bottom)
-    return datasets.describe_box(annotated, image.width, image.height, f"{image.name}.xml")
+def _annotated(box: Box, image: VocImage) -> AnnotatedBox:
+    edges = (box.left + 1, box.top + 1, box.right, box.bottom)
+    description = datasets.describe_box(edges, image.width, image.height, f"{image.name}.xml")
+    return AnnotatedBox(box, image.width, image.height, description)

@@ -11,7 +11,11 @@ from unittest import mock
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -192,7 +196,7 @@ class CommandTest(FolderTestCase):
         weights = self.folder / "weights.pth"
         weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
         status, out, errors = self.run_command(
-            *("--voc", "mine", str(self.folder / "voc"), "train", "--class-names", "cat,dog"),
+            *("--voc", "mine", str(self.folder / "voc"), "train", "--class-names", "cat, dog"),
             *("--train-data", "mine", "--test-data", "mine"),
             *("--images-per-batch", "1", "--schedule-as-given", "OUTPUT_DIR", str(self.output)),
             *(*SMALL.split(), *SHORT.split(), "MODEL.WEIGHTS", str(weights)),
@@ -285,6 +289,46 @@ class CommandTest(FolderTestCase):
         status, _, errors = self.run_command(*flags, *pairs, config="R50-C4-JigClu")
         self.assertEqual(status, 2)
         self.assertIn("MODEL.RESNETS.DEPTH is 18, but detectron2 builds C4 detectors", errors)
+
+    def test_rejects_masks_that_the_data_do_not_have(self) -> None:
+        self.assert_rejected(
+            "annotation 1 in .* has no segmentation, but MODEL.MASK_ON is True",
+            pairs=("MODEL.MASK_ON", "True"),
+        )
+
+    def test_rejects_an_empty_last_checkpoint(self) -> None:
+        self.output.mkdir()
+        (self.output / "last_checkpoint").touch()
+        status, _, errors = self.on_coco("--resume")
+        self.assertEqual(status, 2)
+        self.assertRegex(errors, "^error: --resume: .*last_checkpoint is empty: write the name")
+        self.assertLen(errors.splitlines(), 1)
+
+    def test_finds_truncated_images_unless_only_headers_are_read(self) -> None:
+        path = self.folder / "2.png"
+        Image.open(path).save(path, format="JPEG")
+        path.write_bytes(path.read_bytes()[:-200])
+        self.assert_rejected("2.png .*cannot be decoded")
+        self.assert_rejected("holds no checkpoint", "--headers-only", "--resume")
+
+    def test_images_without_boxes_are_counted_and_kept_on_request(self) -> None:
+        contents = json.loads((self.folder / "boxes.json").read_text(encoding="utf-8"))
+        del contents["annotations"][2:]
+        (self.folder / "boxes.json").write_text(json.dumps(contents), encoding="utf-8")
+        short = ("--images-per-batch", "2", "--schedule-as-given")
+        for flags, message, trained in (
+            ((), "; training leaves out 2 images without boxes", 2),
+            (("--keep-empty-images",), "\n", 4),
+        ):
+            with mock.patch.object(command, "launch") as launch:
+                status, out, errors = self.on_coco(*short, *flags, pairs=tuple(SHORT.split()))
+            self.assertEqual(status, 0, errors)
+            self.assertIn(f"mine: 4 images, 2 boxes{message}", out)
+            cfg, *_ = launch.call_args.kwargs["args"]
+            records = get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            )
+            self.assertLen(records, trained)
 
     def test_rejects_a_missing_image(self) -> None:
         (self.folder / "2.png").unlink()

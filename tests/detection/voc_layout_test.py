@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu.detection import voc_layout
-from jigclu.detection.datasets import Summary
+from jigclu.detection.datasets import Summary, Use
 from jigclu.system.errors import UserError
 from tests.folder_case import FolderTestCase
 
@@ -31,13 +31,16 @@ class VocTest(FolderTestCase):
         path = self.folder / f"Annotations/{image}.xml"
         path.write_text(_XML.format(*edges, name=name), encoding="utf-8")
 
-    def check(self, *, is_evaluated: bool = False, is_official: bool = False) -> Summary:
+    def check(
+        self,
+        *,
+        is_evaluated: bool = False,
+        is_official: bool = False,
+        mask_format: str | None = None,
+    ) -> Summary:
+        use = Use(not is_evaluated, is_evaluated, mask_format)
         classes = ("cat", "dog")
-        return voc_layout.check(
-            *("mine", self.folder, "train", classes),
-            is_evaluated=is_evaluated,
-            is_official=is_official,
-        )
+        return voc_layout.check("mine", self.folder, "train", classes, use, is_official=is_official)
 
     def test_summary_counts_images_and_boxes(self) -> None:
         self.assertEqual(self.check(), Summary(2, 2, ("cat", "dog")))
@@ -47,11 +50,31 @@ class VocTest(FolderTestCase):
         self.annotate("b", 0, 0, 40, 30)
         self.assertEqual(self.check().boxes, 2)
 
-    @parameterized.parameters((1, 1, 42, 30), (1, 1, 40, 32), (-1, 1, 5, 5), (7, 1, 5, 5))
+    @parameterized.parameters((1, 1, 42, 30), (1, 1, 40, 32), (-1, 1, 5, 5))
     def test_rejects_a_box_that_exceeds_its_image(self, *edges: float) -> None:
         self.annotate("b", *edges)
         with self.assertRaisesRegex(UserError, r"of b.xml, 40x30 pixels, exceeds its image"):
             self.check()
+
+    @parameterized.parameters((7, 1, 5, 5), (1, 9, 5, 5))
+    def test_message_names_swapped_corners(self, *edges: float) -> None:
+        self.annotate("b", *edges)
+        with self.assertRaisesRegex(UserError, r"of b.xml, .*, has swapped corners: xmin > xmax"):
+            self.check()
+
+    def test_spaces_around_class_names_do_not_matter(self) -> None:
+        self.annotate("b", 1, 1, 5, 5, name=" dog\n")
+        self.assertEqual(self.check(is_evaluated=True).boxes, 2)
+
+    def test_voc_has_no_masks(self) -> None:
+        with self.assertRaisesRegex(UserError, "mine has no masks, but MODEL.MASK_ON is True"):
+            self.check(mask_format="polygon")
+
+    def test_summary_counts_images_without_objects(self) -> None:
+        path = self.folder / "Annotations/b.xml"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub("(?s)<object>.*</object>", "", text), encoding="utf-8")
+        self.assertEqual(self.check().empty_images, 1)
 
     @parameterized.parameters("pose", "truncated", "difficult")
     def test_only_evaluation_by_vocs_rules_needs_all_fields(self, flag: str) -> None:
@@ -89,9 +112,7 @@ class VocTest(FolderTestCase):
 
     def test_rejects_a_class_that_is_named_twice(self) -> None:
         with self.assertRaisesRegex(UserError, "mine: cat is the name of two classes"):
-            voc_layout.check(
-                "mine", self.folder, "train", ("cat", "dog", "cat"), is_evaluated=False
-            )
+            voc_layout.check("mine", self.folder, "train", ("cat", "dog", "cat"), Use(True, False))
 
     def test_evaluation_needs_objects_that_are_not_difficult(self) -> None:
         for name in ("a", "b"):
@@ -141,11 +162,11 @@ class VocTest(FolderTestCase):
 
     def test_rejects_an_unknown_split(self) -> None:
         with self.assertRaisesRegex(UserError, "val.txt cannot be read"):
-            voc_layout.check("mine", self.folder, "val", ("cat",), is_evaluated=False)
+            voc_layout.check("mine", self.folder, "val", ("cat",), Use(True, False))
 
     def test_rejects_an_empty_list_of_classes(self) -> None:
         with self.assertRaisesRegex(UserError, "has 2 images, 0 classes and 2 boxes"):
-            voc_layout.check("mine", self.folder, "train", (), is_evaluated=False)
+            voc_layout.check("mine", self.folder, "train", (), Use(True, False))
 
 
 if __name__ == "__main__":
