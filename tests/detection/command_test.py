@@ -296,6 +296,22 @@ class CommandTest(FolderTestCase):
             pairs=("MODEL.MASK_ON", "True"),
         )
 
+    def test_trains_and_evaluates_masks_also_on_images_without_boxes(self) -> None:
+        contents = json.loads((self.folder / "boxes.json").read_text(encoding="utf-8"))
+        del contents["annotations"][3:]
+        for annotation in contents["annotations"]:
+            annotation["segmentation"] = [[8, 8, 40, 8, 40, 30]]
+        contents["annotations"].append(
+            contents["annotations"][0]
+            | {"id": 9, "iscrowd": 1, "segmentation": {"counts": [3072], "size": [48, 64]}}
+        )
+        (self.folder / "boxes.json").write_text(json.dumps(contents), encoding="utf-8")
+        flags = ("--images-per-batch", "2", "--schedule-as-given", "--keep-empty-images")
+        status, out, errors = self.on_coco(*flags, pairs=(*SHORT.split(), "MODEL.MASK_ON", "True"))
+        self.assertEqual(status, 0, errors)
+        self.assertIn("mine: 4 images, 4 boxes; training leaves out 1 crowds", out)
+        self.assertBetween(self.metrics()[-1]["segm/AP50"], 0, 100)
+
     def test_rejects_an_empty_last_checkpoint(self) -> None:
         self.output.mkdir()
         (self.output / "last_checkpoint").touch()
