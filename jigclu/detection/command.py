@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -27,7 +28,7 @@ from jigclu.detection import (
 from jigclu.detection.datasets import Use
 from jigclu.detection.own_data import VOC_LAYOUT, OwnData
 from jigclu.detection.schedule import Schedule
-from jigclu.detection.trainer import Trainer, draw_predictions, fixed_settings
+from jigclu.detection.trainer import Trainer, draw_predictions, fixed_settings, write_metrics
 from jigclu.system.errors import UserError
 
 _CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
@@ -132,7 +133,11 @@ def configuration(args: argparse.Namespace) -> CfgNode:
                 "make detectron2 rescale the schedule again: use --images-per-batch instead"
             )
         print(schedule.table(published, effective))
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; expected cuda or cpu") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
         print("no GPU: MODEL.DEVICE is cpu")
         cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
@@ -146,6 +151,10 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
       UserError: describes the first problem.
     """
     _check_devices(cfg, args)
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError(
+            "TEST.AUG.ENABLED is True, but this command evaluates each image once: set it to False"
+        )
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     if not cfg.DATASETS.TEST or not (train or args.eval_only):
         raise UserError(
@@ -241,6 +250,7 @@ def _check_start(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str])
     if not weights:
         if args.eval_only:
             raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint")
+        loading.build(cfg)
         print("MODEL.WEIGHTS is empty: training starts from random weights")
         return
     is_whole = args.eval_only or args.resume
@@ -378,9 +388,12 @@ def _run(cfg: CfgNode, args: argparse.Namespace, own_data: OwnData, launched_fro
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         contents = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        Trainer.test(cfg, model)
+        results = Trainer.test(cfg, model)
         if comm.is_main_process():
-            draw_predictions(cfg, model, contents.get("iteration", -1) + 1)
+            iterations = contents.get("iteration", -1) + 1
+            write_metrics(cfg, results, iterations)
+            draw_predictions(cfg, model, iterations)
+            verify_results(cfg, results)
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

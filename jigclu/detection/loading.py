@@ -33,7 +33,7 @@ def check(cfg: CfgNode, weights: str, layout: str, *, is_whole: bool) -> None:
     Raises:
       UserError: detectron2 cannot build the detector, or names the tensors that do not fit.
     """
-    probe = _Probe(_build(cfg))
+    probe = _Probe(build(cfg))
     probe.load(weights, checkpointables=[])
     missing, unexpected, reshaped = probe.incompatible
     lost = [name for name, *_ in reshaped] + missing
@@ -54,7 +54,8 @@ def check(cfg: CfgNode, weights: str, layout: str, *, is_whole: bool) -> None:
         )
 
 
-def _build(cfg: CfgNode) -> Any:
+def build(cfg: CfgNode) -> Any:
+    """Builds a detector on the CPU; raises UserError for names that detectron2 does not know."""
     on_cpu = cfg.clone()
     on_cpu.defrost()
     on_cpu.MODEL.DEVICE = "cpu"

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 from torch import nn
 
 from jigclu.detection import extra_norm, own_data, predictions, record
@@ -64,6 +67,16 @@ def fixed_settings(cfg: CfgNode) -> dict[str, Any]:
         key: functools.reduce(lambda node, part: node[part], key.split("."), cfg)
         for key in record.FIXED_SETTINGS
     }
+
+
+def write_metrics(cfg: CfgNode, results: Mapping[str, Any], step: int) -> None:
+    """Appends the metrics of an evaluation to OUTPUT_DIR/metrics.json and TensorBoard's events."""
+    folder = Path(cfg.OUTPUT_DIR)
+    with EventStorage(step) as storage:
+        storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        for writer in (JSONWriter(str(folder / "metrics.json")), TensorboardXWriter(str(folder))):
+            writer.write()
+            writer.close()
 
 
 def draw_predictions(cfg: CfgNode, model: nn.Module, step: int) -> None:

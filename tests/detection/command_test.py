@@ -100,8 +100,8 @@ class CommandTest(FolderTestCase):
         self.assertLen(errors.splitlines(), 1)
         self.assertFalse((self.output / "last_checkpoint").exists())
 
-    def metrics(self) -> list[dict[str, float]]:
-        text = (self.output / "metrics.json").read_text(encoding="utf-8")
+    def metrics(self, folder: Path | None = None) -> list[dict[str, float]]:
+        text = ((folder or self.output) / "metrics.json").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
     def test_trains_evaluates_draws_and_resumes(self) -> None:
@@ -138,6 +138,18 @@ class CommandTest(FolderTestCase):
         )
         self.assertEqual(status, 0, errors)
         self.assertLen(list((self.folder / "evaluation/predictions").glob("*.png")), 4)
+        trained = self.metrics()[-1]
+        (evaluated,) = self.metrics(self.folder / "evaluation")
+        self.assertEqual(
+            evaluated, {key: trained[key] for key in trained if "AP" in key} | {"iteration": 3}
+        )
+        self.assertContainsSubset(("bbox/AP", "bbox/AP50", "bbox/AP75"), evaluated)
+        events = EventAccumulator(str(self.folder / "evaluation")).Reload()
+        (scalar,) = events.Scalars("bbox/AP50")
+        self.assertAlmostEqual(scalar.value, evaluated["bbox/AP50"], places=4)
+        expected = ("TEST.EXPECTED_RESULTS", "[['bbox','AP',101.0,0.5]]")
+        with self.assertRaises(SystemExit):
+            self.on_coco("--eval-only", pairs=(*weights, *expected))
 
         for pair in ("SOLVER.BASE_LR 0.001", "SOLVER.MOMENTUM 0.5"):
             status, _, errors = self.on_coco(*short, "--resume", pairs=(*longer, *pair.split()))
@@ -223,6 +235,12 @@ class CommandTest(FolderTestCase):
         ("OUTPUT_DIR", "KEY VALUE pairs: Override list has odd length"),
         ("SOLVER.REFERENCE_WORLD_SIZE 4", "SOLVER.REFERENCE_WORLD_SIZE is 4, which would"),
         ("SOLVER.AMP.ENABLED True", "SOLVER.AMP.ENABLED is True, which needs a GPU"),
+        ("TEST.AUG.ENABLED True", "TEST.AUG.ENABLED is True, but"),
+        ("MODEL.DEVICE gpu", "MODEL.DEVICE is 'gpu'; expected cuda or cpu"),
+        ("MODEL.RESNETS.NORM syncbn", "detectron2 cannot build this detector .*syncbn"),
+        ("MODEL.FPN.NORM SyncBM", "detectron2 cannot build this detector .*SyncBM"),
+        ("MODEL.ROI_HEADS.NAME Heads", "detectron2 cannot build this detector .*Heads"),
+        ("MODEL.ROI_BOX_HEAD.NAME Head", "detectron2 cannot build this detector .*Head"),
         ("DATASETS.TEST ()", "DATASETS.TRAIN or DATASETS.TEST is empty"),
         ("DATASETS.TRAIN ()", "DATASETS.TRAIN or DATASETS.TEST is empty"),
         ("OUTPUT_DIR /dev/null", "OUTPUT_DIR /dev/null is not writable .File exists"),
