@@ -55,7 +55,7 @@ def read_text(name: str, path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise UserError(
-            f"data set {name}: {path} cannot be read ({reason}): give another path, or put the "
+            f"data set {name}: {path} cannot be read ({reason}): use another path, or put the "
             "data below ./datasets or $DETECTRON2_DATASETS"
         ) from error
 

@@ -231,7 +231,7 @@ class TorchvisionImagesTest(FilesTestCase):
     def test_rejects_unknown_names_and_splits(self) -> None:
         with self.assertRaisesRegex(UserError, "'cifar-10'.*did you mean CIFAR10"):
             sources.TorchvisionImages("cifar-10", self.root, "train", download=False)
-        with self.assertRaisesRegex(UserError, "'unlabeled' is not a split of CIFAR10"):
+        with self.assertRaisesRegex(UserError, "^split: 'unlabeled' is not a split of CIFAR10"):
             sources.TorchvisionImages("CIFAR10", self.root, "unlabeled", download=False)
 
     @parameterized.parameters("CIFAR10", "CIFAR100", "STL10", "Imagenette")
