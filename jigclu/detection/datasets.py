@@ -1,4 +1,4 @@
-"""What the checks of data sets in COCO's and VOC's layout share.
+"""Shared checks of data sets in COCO's and VOC's layout.
 
 The checks do not need detectron2, which reads the same files again for training.
 """
