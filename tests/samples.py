@@ -105,7 +105,7 @@ def method_inputs(method: Method, step: int, device: str = "cpu") -> StepInputs:
     return method.step_inputs(to_device(own, device), 0, step)
 
 
-def inputs_of(step: int, device: str = "cpu") -> StepInputs:
+def jigsaw_inputs(step: int, device: str = "cpu") -> StepInputs:
     """Returns this rank's inputs of a step of jigsaw clustering."""
     return method_inputs(JIGSAW, step, device)
 

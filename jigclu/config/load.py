@@ -1,7 +1,8 @@
 """Reads gin files and bindings into one task, and rejects bindings without effect."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,12 +44,9 @@ class Configuration(NamedTuple):
     unused: list[str]
 
     def check(self, workdir: Path) -> None:
-        """Checks the task; errors name the binding as the user writes it."""
-        try:
-            with progress.status("checking the configuration"):
-                self.task.check(workdir)
-        except UserError as error:
-            raise UserError(name_setting(str(error), self.task)) from error
+        """Checks the task, before anything is written; see `TrainingTask.check`."""
+        with _named_bindings(self.task), progress.status("checking the configuration"):
+            self.task.check(workdir)
 
     def run(self, workdir: Path) -> RunResult:
         """Writes the configuration to the workdir, then runs the task; call `check` before."""
@@ -61,7 +59,17 @@ class Configuration(NamedTuple):
                     ", ".join(self.unused),
                 )
             logging.info("workdir %s\n%s", workdir, self.task.plan(workdir))
-        return self.task.run(workdir, self.resolved)
+        with _named_bindings(self.task):
+            return self.task.run(workdir, self.resolved)
+
+
+@contextmanager
+def _named_bindings(task: Task) -> Iterator[None]:
+    """Makes user errors of a task name the binding as the user writes it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(name_setting(str(error), task)) from error
 
 
 def default_workdir(files: Sequence[str]) -> Path:
@@ -142,11 +150,11 @@ def _used_names() -> list[str]:
 
 
 def _resolve(operative: Mapping[str, str]) -> str:
-    def value_of(match: re.Match[str]) -> str:
-        return _MACRO.sub(value_of, operative[match[1]])
+    def expand(match: re.Match[str]) -> str:
+        return _MACRO.sub(expand, operative[match[1]])
 
     return "\n".join(
-        f"{name} = {_MACRO.sub(value_of, value)}"
+        f"{name} = {_MACRO.sub(expand, value)}"
         for name, value in sorted(operative.items())
         if "." in name
     )

@@ -102,7 +102,7 @@ def register(load: Load) -> None:
     """
     _loader[:] = [load]
     for name, function in CONFIGURABLES.items():
-        gin.external_configurable(_checked(name, function), name=name)
+        gin.external_configurable(_add_checks(name, function), name=name)
 
 
 def binding_names() -> list[str]:
@@ -119,17 +119,17 @@ def name_setting(message: str, owner: Any) -> str:
 
     Args:
       message: starts with a field of the owner or of an object in it, or with a path of
-        fields: "epochs is 0; …" or "schedule.epochs was 1 and is 2; …".
+        fields: "epochs is 0; …", "init_from: …" or "schedule.epochs was 1 and is 2; …".
       owner: a task, or another configurable.
     """
     word, space, rest = message.partition(" ")
     *path, field = word.split(".")
-    found = messages.find_owner(owner, path, field)
+    found = messages.find_owner(owner, path, field.removesuffix(":"))
     name = _NAMES.get(type(found))
     return f"{name}.{field}{space}{rest}" if name else message
 
 
-def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _add_checks(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a configurable so that errors name the binding as the user wrote it."""
     signature = inspect.signature(function)
     expected = types.parameter_hints(function)
@@ -157,9 +157,11 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except UserError as error:
             word, space, rest = str(error).partition(" ")
-            if word not in signature.parameters:
+            parameter = word.removesuffix(":")
+            if parameter not in signature.parameters:
                 raise
-            raise UserError(f"{_as_written(name, word)}{space}{rest}") from error
+            colon = word.removeprefix(parameter)
+            raise UserError(f"{_as_written(name, parameter)}{colon}{space}{rest}") from error
 
     # gin inspects the name, module and signature of the functions it registers.
     call.__name__ = call.__qualname__ = name

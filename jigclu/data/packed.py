@@ -18,7 +18,7 @@ from torch import Tensor
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_upright_jpeg
 from jigclu.data.sources import digest
 from jigclu.system import files, progress
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, naming
 
 FORMATS = ("jpeg", "raw")
 # Position of an image in its shard, bytes; sides, pixels; class number, -1 if unlabeled; index
@@ -57,7 +57,8 @@ class PackedImages:
           UserError: the pack is missing, incomplete or corrupt.
         """
         self._root = Path(root).expanduser()
-        index = _read_index(self._root)
+        with naming("root"):
+            index = _read_index(self._root)
         self.classes: list[str] = index["classes"]
         self._is_raw = index["format"] == "raw"
         self._fingerprint: str = index["fingerprint"]

@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
 from jigclu.system import progress
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, naming
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _SPLITS = ("train", "val", "test")
@@ -134,20 +134,17 @@ class ImageFolder(ImageFiles):
           UserError: root is missing, contains no class folders or no images, or contains only
             other splits.
         """
-        folder = _split_folder(_require_folder(root, "ImageFolder.root"), split)
-        classes = _subfolders(folder)
-        if not classes:
-            raise UserError(
-                f"{folder} contains no class folders: expected {folder}/<class>/<image>; "
-                "read images without classes with UnlabeledImages"
-            )
+        with naming("root"):
+            folder = _split_folder(_require_folder(root), split)
+            classes = _class_folders(folder)
         files: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(progress.track(classes, f"listing the classes of {folder}")):
             found = sorted(_image_files(folder, name + os.sep))
             files += found
             labels += [label] * len(found)
-        _require_images(folder, files)
+        with naming("root"):
+            _require_images(folder, files)
         super().__init__(folder, files, classes, labels)
 
 
@@ -160,8 +157,10 @@ class UnlabeledImages(ImageFiles):
         Raises:
           UserError: root is missing or contains no images.
         """
-        root = _require_folder(root, "UnlabeledImages.root")
-        super().__init__(root, _list_images(root), classes=[], labels=None)
+        with naming("root"):
+            root = _require_folder(root)
+            files = _list_images(root)
+        super().__init__(root, files, classes=[], labels=None)
 
 
 def open_folder(root: str) -> ImageFiles:
@@ -173,8 +172,9 @@ def open_folder(root: str) -> ImageFiles:
     Raises:
       UserError: root is missing or contains no images.
     """
-    root = _require_folder(root, "images")
-    files = _list_images(root)
+    with naming("images"):
+        root = _require_folder(root)
+        files = _list_images(root)
     if any(os.sep not in file for file in files):
         return ImageFiles(root, files, classes=[], labels=None)
     folders = [file.split(os.sep)[0] for file in files]
@@ -196,7 +196,10 @@ class ImageList(ImageFiles):
         Raises:
           UserError: the list, root or a listed file is missing, or the list is empty.
         """
-        root, lines = _require_folder(root, "ImageList.root"), read_list(path)
+        with naming("root"):
+            root = _require_folder(root)
+        with naming("path"):
+            lines = read_list(path)
         tracked = progress.track(lines, f"looking for the images of {path}")
         found = [_find_listed(root, line) for line in tracked]
         missing = [line for line, file in zip(lines, found, strict=True) if file is None]
@@ -253,11 +256,11 @@ class TorchvisionImages:
           UserError: the name or split is unknown, the data are missing, or the download failed.
         """
         if name not in _TORCHVISION_SPLITS:
-            raise UserError(
-                _unknown_message("torchvision data set", name, tuple(_TORCHVISION_SPLITS))
-            )
+            known = tuple(_TORCHVISION_SPLITS)
+            raise UserError(f"name: {_unknown_message('torchvision data set', name, known)}")
         if split not in _TORCHVISION_SPLITS[name]:
-            raise UserError(_unknown_message(f"split of {name}", split, _TORCHVISION_SPLITS[name]))
+            known = _TORCHVISION_SPLITS[name]
+            raise UserError(f"split: {_unknown_message(f'split of {name}', split, known)}")
         try:
             # torchvision shows the progress of a download.
             with _lock(root) if download else progress.status(f"reading {name}"):
@@ -333,11 +336,11 @@ def _unknown_message(kind: str, given: str, valid: tuple[str, ...]) -> str:
     return f"{given!r} is not a {kind}: expected one of {', '.join(valid)}{hint}"
 
 
-def _require_folder(root: str, setting: str) -> str:
-    """Returns the path with ~ expanded; raises UserError, which names the setting, if missing."""
+def _require_folder(root: str) -> str:
+    """Returns the path with ~ expanded; raises UserError unless it is a folder."""
     root = os.path.expanduser(root)
     if not os.path.isdir(root):
-        raise UserError(f"{root} is not a folder: {setting} must be the root folder of the images")
+        raise UserError(f"{root} is not a folder: expected the root folder of the images")
     return root
 
 
@@ -350,6 +353,16 @@ def _list_images(root: str) -> list[str]:
     files = sorted(progress.track(_image_files(root, ""), f"listing the images of {root}"))
     _require_images(root, files)
     return files
+
+
+def _class_folders(folder: str) -> list[str]:
+    classes = _subfolders(folder)
+    if not classes:
+        raise UserError(
+            f"{folder} contains no class folders: expected {folder}/<class>/<image>; "
+            "read images without classes with UnlabeledImages"
+        )
+    return classes
 
 
 def _split_folder(root: str, split: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.sources import Source, digest, read_list
 from jigclu.system import files, progress, seeds
-from jigclu.system.errors import UserError, check
+from jigclu.system.errors import UserError, check, naming
 
 PARTS = ("train", "held_out")
 
@@ -73,7 +73,8 @@ class ListedSubset(SubsetSource):
         if path.startswith(("http://", "https://")):
             # From here on, errors name the local copy, which the user may have to replace.
             path = _download(path, download_to)
-        lines = read_list(path)
+        with naming("path"):
+            lines = read_list(path)
         twice = [line for line, count in Counter(lines).items() if count > 1]
         if twice:
             raise UserError(f"{path} lists {twice[0]} twice: list every image once")

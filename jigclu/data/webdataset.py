@@ -45,7 +45,7 @@ class WebDatasetImages:
         self._shards = [folder / name for name in sorted(fnmatch.filter(names, pattern))]
         if not self._shards:
             raise UserError(
-                f"{root} contains no {pattern}: expected tar shards in WebDataset's layout"
+                f"root {root} contains no {pattern}: expected tar shards in WebDataset's layout"
             )
         saved = Path(index_folder).expanduser()
         shards = progress.track(self._shards, f"indexing the shards of {root}")

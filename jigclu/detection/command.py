@@ -276,14 +276,14 @@ def _check_folder(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
-            f"OUTPUT_DIR {folder} is not writable ({error.strerror}): give another folder"
+            f"OUTPUT_DIR {folder} is not writable ({error.strerror}): use another folder"
         ) from error
 
 
 def _read(file: str) -> CfgNode:
     if not Path(file).is_file():
         raise UserError(
-            f"--config-file is {file!r}, which is not a file: give one of detection/configs"
+            f"--config-file is {file!r}, which is not a file: use one of detection/configs"
         )
     cfg = get_cfg()
     try:
@@ -347,7 +347,7 @@ def _classes(name: str) -> Sequence[str]:
 def _summary(name: str, use: Use) -> datasets.Summary:
     if name not in DatasetCatalog.list():
         raise UserError(
-            f"data set {name} is unknown: give one that detectron2 knows, such as "
+            f"data set {name} is unknown: use one that detectron2 knows, such as "
             "coco_2017_train or voc_2007_test, or register your own with --coco or --voc"
         )
     metadata = MetadataCatalog.get(name)

@@ -1,4 +1,4 @@
-"""What the checks of data sets in COCO's and VOC's layout share.
+"""Shared checks of data sets in COCO's and VOC's layout.
 
 The checks do not need detectron2, which reads the same files again for training.
 """
@@ -124,7 +124,7 @@ def read_text(name: str, path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise UserError(
-            f"data set {name}: {path} cannot be read ({reason}): give another path, or put the "
+            f"data set {name}: {path} cannot be read ({reason}): use another path, or put the "
             "data below ./datasets or $DETECTRON2_DATASETS"
         ) from error
 

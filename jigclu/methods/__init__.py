@@ -1,1 +1,1 @@
-"""What is learned: one file per method."""
+"""Self-supervised methods and supervised classification: one file per method."""

@@ -65,8 +65,6 @@ class Jigsaw:
       location_weight: factor of the location loss.
     """
 
-    MAY_CHANGE_ON_RESUME = ()
-
     grid: int
     cross_ratio: float
     patch_size: int

@@ -48,8 +48,6 @@ class SimClr:
       temperature: of cosines in the loss.
     """
 
-    MAY_CHANGE_ON_RESUME = ()
-
     view_size: int
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]

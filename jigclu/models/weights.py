@@ -16,7 +16,7 @@ from torch import Tensor
 from jigclu.models import state_dicts
 from jigclu.models.encoder import create_encoder, encoder_names, encoder_tensors
 from jigclu.system import tensor_files
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, naming
 
 # Prefixes that other trainers put before torchvision's names; the first match is removed.
 ENCODER_PREFIXES = (
@@ -193,7 +193,8 @@ def check_encoder(init_from: str | None, encoder: str, small_stem: bool) -> None
     with torch.device("meta"):
         tensors = encoder_tensors(create_encoder(encoder, small_stem))
     if init_from is not None:
-        match_weights(read_weights(Path(init_from)), tensors, Path(init_from))
+        with naming("init_from"):
+            match_weights(read_weights(Path(init_from)), tensors, Path(init_from))
 
 
 def load_into(path: Path, tensors: Mapping[str, Tensor]) -> str:

@@ -1,5 +1,8 @@
 """The error for invalid user input."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Invalid user input, reported as one line without a traceback.
@@ -25,3 +28,12 @@ def check(condition: bool, name: str, value: object, expected: str) -> None:
     """
     if not condition:
         raise UserError(f"{name} is {value!r}; it must be {expected}")
+
+
+@contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """Puts a setting before the message of a UserError: "root: /data is not a folder"."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{setting}: {error}") from error

@@ -10,10 +10,18 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from jigclu.system.errors import check
+
+_LIMIT = 2**63
 # Keep streams with the same seed and step apart; a new stream needs a new number.
 _AUGMENTATION = 0xA06
 _IMAGE_ORDER = 0x6F72646572
 _BALANCED_SUBSET, _HELD_OUT = 0, 1
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError unless torch accepts the seed."""
+    check(0 <= seed < _LIMIT, "seed", seed, "in [0, 2**63)")
 
 
 def patch_order(seed: int, step: int) -> torch.Generator:

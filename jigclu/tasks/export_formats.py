@@ -86,7 +86,7 @@ def _write_onnx(encoder: Encoder, side: int) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def _filled(model: nn.Module, tensors: dict[str, Tensor], small_stem: bool) -> Features:
+def _fill(model: nn.Module, tensors: dict[str, Tensor], small_stem: bool) -> Features:
     """Loads all tensors into a ResNet of torchvision or timm, strictly."""
     if small_stem:
         channels = tensors["conv1.weight"].shape[0]
@@ -99,7 +99,7 @@ def _filled(model: nn.Module, tensors: dict[str, Tensor], small_stem: bool) -> F
 def _torchvision_features(tensors: dict[str, Tensor], encoder: str, small_stem: bool) -> Features:
     model = torchvision.models.get_model(encoder, weights=None)
     model.fc = nn.Identity()
-    return _filled(model, tensors, small_stem)
+    return _fill(model, tensors, small_stem)
 
 
 def _read_torchvision(path: Path, encoder: str, small_stem: bool) -> Features:
@@ -114,7 +114,7 @@ def _read_timm(path: Path, encoder: str, small_stem: bool) -> Features:
     import timm
 
     model = timm.create_model(encoder, pretrained=False, num_classes=0)
-    return _filled(model, torch.load(path, weights_only=True), small_stem)
+    return _fill(model, torch.load(path, weights_only=True), small_stem)
 
 
 def _read_onnx(path: Path, encoder: str, small_stem: bool) -> Features:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -39,8 +38,6 @@ class FinetuneTask(SupervisedTask):
       head_learning_rate: peak for the classifier; None uses `learning_rate`.
     """
 
-    MAY_CHANGE_ON_RESUME: ClassVar = SupervisedTask.MAY_CHANGE_ON_RESUME
-
     optimizer: Optimizer
     learning_rate: float
     head_learning_rate: float | None
@@ -68,17 +65,13 @@ class FinetuneTask(SupervisedTask):
         )
         return PerParameterRates(optimizer=self.optimizer, factors=factors)
 
-    def plan(self, workdir: Path) -> str:
-        """Returns what a run would do, in several lines; see `TrainingTask.plan`."""
-        return "\n".join(
-            [
-                *self.summary(),
-                f"validation: {len(self.val):,} images",
-                f"trained: {self.encoder} and a classifier of {len(self.source.classes)} "
-                f"classes, on images of {self.train_size}x{self.train_size} pixels",
-                self.choose_machine(workdir).summary(),
-            ]
-        )
+    def summary(self) -> list[str]:
+        """Returns the lines of the plan that do not depend on the machine."""
+        return [
+            *super().summary(),
+            f"trained: {self.encoder} and a classifier of {len(self.source.classes)} "
+            f"classes, on images of {self.train_size}x{self.train_size} pixels",
+        ]
 
     def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
         """Fine-tunes and evaluates the network; for the arguments see `PretrainTask.run`."""

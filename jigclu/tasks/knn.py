@@ -33,6 +33,9 @@ class KnnTask:
     small_stem: bool
     compute: Compute
 
+    def __post_init__(self) -> None:
+        seeds.check_seed(self.seed)
+
     def check(self, workdir: Path) -> None:
         """Raises UserError for a missing device, or weights that do not fit the encoder."""
         del workdir

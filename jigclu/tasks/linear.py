@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,8 +50,6 @@ class LinearTask(SupervisedTask):
       cache: features on disk; None encodes all images in every epoch.
     """
 
-    MAY_CHANGE_ON_RESUME: ClassVar = SupervisedTask.MAY_CHANGE_ON_RESUME
-
     learning_rates: tuple[float, ...]
     weight_decays: tuple[float, ...]
     momentum: float
@@ -87,17 +84,13 @@ class LinearTask(SupervisedTask):
         """Held-out training images, on which several probes are compared."""
         return HeldOut(self.source, self.held_out, self.seed, "held_out")
 
-    def plan(self, workdir: Path) -> str:
-        """Returns what a run would do, in several lines; see `TrainingTask.plan`."""
-        return "\n".join(
-            [
-                *self.summary(),
-                f"validation: {len(self.val):,} images",
-                f"trained: {len(self.settings)} probes of {len(self.source.classes)} classes on "
-                f"a frozen {self.encoder}",
-                self.choose_machine(workdir).summary(),
-            ]
-        )
+    def summary(self) -> list[str]:
+        """Returns the lines of the plan that do not depend on the machine."""
+        return [
+            *super().summary(),
+            f"trained: {len(self.settings)} probes of {len(self.source.classes)} classes on "
+            f"a frozen {self.encoder}",
+        ]
 
     def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
         """Trains and evaluates the probes; for the arguments see `PretrainTask.run`."""

@@ -101,10 +101,9 @@ class PretrainTask(TrainingTask):
             encoder = create_encoder(self.encoder, self.small_stem).eval()
         self.method.check_run(encoder, self.schedule.epochs, self.compute.compile is True)
 
-    def plan(self, workdir: Path) -> str:
-        """Returns what a run would do, in several lines; see `TrainingTask.plan`."""
-        machine = self.choose_machine(workdir).summary()
-        return "\n".join([*self.summary(), *self.details(), machine])
+    def summary(self) -> list[str]:
+        """Returns the lines of the plan that do not depend on the machine."""
+        return [*super().summary(), *self.details()]
 
     def details(self) -> list[str]:
         """Returns the lines of the plan about images per step and memory."""

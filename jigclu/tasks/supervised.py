@@ -62,6 +62,10 @@ class SupervisedTask(TrainingTask):
         check(self.val_batch_size >= 1, "val_batch_size", self.val_batch_size, "1 or more")
         check(self.evaluate_every >= 0, "evaluate_every", self.evaluate_every, "0 or more epochs")
 
+    def summary(self) -> list[str]:
+        """Returns the lines of the plan that do not depend on the machine."""
+        return [*super().summary(), f"validation: {len(self.val):,} images"]
+
     @property
     def training_crop(self) -> tuple[Any, ...]:
         """All settings that determine the crops of training images."""

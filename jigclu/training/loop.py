@@ -89,7 +89,7 @@ def train(
             history += _evaluate(initial, monitor, state.step)
         if state.step < task.total_steps:
             first_step.enter_context(progress.status(_first_step_phrase(process)))
-        for batch, wait in timed(batches(state.step)):
+        for batch, wait in time_batches(batches(state.step)):
             inputs = prepare(batch, state.step)
             if draw is not None and _is_multiple(state.step, task.reporting.picture_every):
                 monitor.image("inputs", state.step, draw(inputs))
@@ -109,7 +109,7 @@ def train(
     return RunResult(history[-1][1] if history else {}, path)
 
 
-def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+def time_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
     """Yields each batch with the seconds spent waiting for it."""
     started = time.monotonic()
     for batch in batches:

@@ -56,8 +56,6 @@ class Monitor:
         is_main: bool,
         console: progress.Console | None = None,
     ) -> None:
-        if log_every < 1:
-            raise UserError(f"log_every is {log_every}; it must be 1 or more steps")
         self._folder = workdir / "tensorboard"
         self._total_steps = total_steps
         self._start_step = start_step

@@ -82,6 +82,7 @@ class ProbeEvaluator:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         check_learning_rate(self.learning_rate)
         check_momentum(self.momentum)
+        seeds.check_seed(self.seed)
 
     def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
         """Returns probe_accuracy and probe_accuracy_chance, the share of the most frequent class.

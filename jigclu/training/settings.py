@@ -40,9 +40,9 @@ class Compute:
     loss_scaling: LossScaling
 
     def __post_init__(self) -> None:
-        check(self.device in DEVICES, "device", self.device, f"one of {_quoted(DEVICES)}")
+        check(self.device in DEVICES, "device", self.device, f"one of {_quote(DEVICES)}")
         precisions = ("auto", *PRECISIONS)
-        known = f"one of {_quoted(precisions)}"
+        known = f"one of {_quote(precisions)}"
         check(self.precision in precisions, "precision", self.precision, known)
 
 
@@ -204,5 +204,5 @@ def _settings(owner: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def _quoted(names: tuple[str, ...]) -> str:
+def _quote(names: tuple[str, ...]) -> str:
     return ", ".join(map(repr, names))

@@ -51,7 +51,7 @@ class TrainingStep:
         """
         self._scaling = loss_scaling if forward.precision == torch.float16 else _UNSCALED
         self._optimizer = optimizer
-        self._losses = forward
+        self._own_forward = forward
         self.network = forward.network.to(device)
         self._advance = self._update
         if use_compile:
@@ -116,7 +116,7 @@ class TrainingStep:
             )
             for parameter in parameters:
                 parameter.grad = None
-            self._losses.update_state()
+            self._own_forward.update_state()
             metrics = _mean_over_ranks(losses)
             metrics |= {"gradient_norm": norm, "learning_rate": rate}
             if self._scaling is not _UNSCALED:

@@ -9,9 +9,9 @@ from typing import ClassVar
 from jigclu.data.sampler import GlobalBatchSampler, check_batch_size, steps_per_epoch
 from jigclu.data.sources import Source
 from jigclu.models.weights import check_encoder
-from jigclu.system import collectives, machine
+from jigclu.system import collectives, machine, seeds
 from jigclu.system.device import check_compiler, launched_processes, local_device, process_group
-from jigclu.system.errors import UserError, check
+from jigclu.system.errors import UserError, check, naming
 from jigclu.system.machine import Machine
 from jigclu.system.tensor_files import check_exists
 from jigclu.training import checkpoint, resume
@@ -24,8 +24,6 @@ from jigclu.training.settings import (
     Schedule,
     learning_settings,
 )
-
-_SEED_LIMIT = 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class TrainingTask:
     reporting: Reporting
 
     def __post_init__(self) -> None:
-        check(0 <= self.seed < _SEED_LIMIT, "seed", self.seed, "in [0, 2**63)")
+        seeds.check_seed(self.seed)
         check(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more images")
         if self.init_from is not None and self.resume_from is not None:
             raise UserError(
@@ -121,7 +119,8 @@ class TrainingTask:
         if self.can_compile and self.compute.compile is True:
             check_compiler()
         if self.resume_from is not None:
-            check_exists(Path(self.resume_from))
+            with naming("resume_from"):
+                check_exists(Path(self.resume_from))
         found = self.starting_checkpoint(workdir)
         if found is None:
             check_encoder(self.init_from, self.encoder, self.small_stem)
@@ -165,10 +164,10 @@ class TrainingTask:
         Args:
           workdir: of the run, which may hold a checkpoint to resume.
         """
-        return "\n".join([self.choose_machine(workdir).summary()])
+        return "\n".join([*self.summary(), self.choose_machine(workdir).summary()])
 
     def summary(self) -> list[str]:
-        """Returns the lines of the plan that all tasks share."""
+        """Returns the lines of the plan that do not depend on the machine."""
         whole = self.schedule.epochs * self.steps_per_epoch
         stops = f" of {whole:,}" if self.total_steps < whole else ""
         labels = f"{len(self.source.classes)} classes" if self.source.classes else "no labels"

@@ -218,6 +218,7 @@ class NameSettingTest(absltest.TestCase):
         task = dataclasses.replace(PRETRAINING, evaluators=(KNN,))
         for message, expected in (
             ("batch_size is 5; x", "pretrain.batch_size is 5; x"),
+            ("init_from: a.pth is gone", "pretrain.init_from: a.pth is gone"),
             ("epochs is 0", "schedule.epochs is 0"),
             ("patch_size is 4", "jigsaw.patch_size is 4"),
             ("hue is 2", "augmentation.hue is 2"),

@@ -11,7 +11,7 @@ from jigclu.models.encoder import create_encoder
 from jigclu.models.jigclu import Outputs
 from jigclu.ops.jigsaw import global_permutation
 from jigclu.system.errors import UserError
-from tests.samples import BATCH, GRID, JIGSAW, SIZE, inputs_of, method_inputs, noise
+from tests.samples import BATCH, GRID, JIGSAW, SIZE, jigsaw_inputs, method_inputs, noise
 
 
 class JigsawTest(parameterized.TestCase):
@@ -50,7 +50,7 @@ class JigsawTest(parameterized.TestCase):
         self.assertTrue(torch.equal(first.augmentation.sigma, again.augmentation.sigma))
 
     def test_chance_is_the_loss_of_equal_outputs(self) -> None:
-        (permutation,) = inputs_of(0).targets
+        (permutation,) = jigsaw_inputs(0).targets
         embeddings = functional.normalize(torch.ones(BATCH * GRID**2, 16), dim=1)
         outputs = Outputs(embeddings, torch.zeros(BATCH * GRID**2, GRID**2))
         losses = JIGSAW.losses(outputs, (permutation,))
@@ -65,7 +65,7 @@ class JigsawTest(parameterized.TestCase):
         generator = torch.Generator().manual_seed(0)
         embeddings = functional.normalize(torch.randn(16, 8, generator=generator), dim=1)
         logits = torch.randn(16, 4, generator=generator)
-        losses = method.losses(Outputs(embeddings, logits), inputs_of(0).targets)
+        losses = method.losses(Outputs(embeddings, logits), jigsaw_inputs(0).targets)
         expected = 2.0 * losses.clustering_loss + 0.5 * losses.location_loss
         torch.testing.assert_close(losses.loss, expected)
 
@@ -90,7 +90,7 @@ class JigsawTest(parameterized.TestCase):
             dataclasses.replace(JIGSAW, **change).check_run(encoder, epochs, compiles)  # type: ignore[arg-type]
 
     def test_draws_at_most_eight_montages(self) -> None:
-        picture = JIGSAW.draw(inputs_of(0))
+        picture = JIGSAW.draw(jigsaw_inputs(0))
         self.assertEqual(picture.dtype, torch.uint8)
         # Four montages of two patches per side in a row, with two pixels around each.
         self.assertEqual(picture.shape, (3, GRID * SIZE + 4, 4 * (GRID * SIZE + 2) + 2))
@@ -110,7 +110,7 @@ class JigsawTest(parameterized.TestCase):
         self.assertLessEqual((first.int() - torch.cat(rows, 1).int()).abs().max(), 1)
 
     def test_picture_shows_the_augmentation(self) -> None:
-        inputs = inputs_of(0)
+        inputs = jigsaw_inputs(0)
         ones = torch.ones_like(inputs.augmentation.grayscale)
         gray = inputs._replace(augmentation=inputs.augmentation._replace(grayscale=ones))
         picture = JIGSAW.draw(gray).int()

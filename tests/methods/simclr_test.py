@@ -46,15 +46,15 @@ def tiny_projector(norm_layer: type[nn.Module] = BatchNorm) -> Projector:
     return Projector(TinyEncoder(norm_layer), 16)
 
 
-def embeddings_of(rows: int) -> Tensor:
+def random_embeddings(rows: int) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return functional.normalize(torch.randn(rows, 8, generator=generator), dim=1)
 
 
-def loss_of_rank(rows: int) -> tuple[Tensor, Tensor]:
+def rank_loss_and_gradient(rows: int) -> tuple[Tensor, Tensor]:
     """Returns this rank's loss, and the gradient of its embeddings."""
     own = rows // collectives.world_size()
-    embeddings = embeddings_of(rows)[collectives.rank() * own :][:own].requires_grad_()
+    embeddings = random_embeddings(rows)[collectives.rank() * own :][:own].requires_grad_()
     loss = SIMCLR.losses((embeddings,), ()).loss
     loss.backward()
     assert embeddings.grad is not None
@@ -64,7 +64,7 @@ def loss_of_rank(rows: int) -> tuple[Tensor, Tensor]:
 class SimClrTest(TaskTestCase):
     @parameterized.parameters(0.1, 0.5, 2.0)
     def test_loss_equals_numpy(self, temperature: float) -> None:
-        embeddings = embeddings_of(12)
+        embeddings = random_embeddings(12)
         method = dataclasses.replace(SIMCLR, temperature=temperature)
         loss = method.losses((embeddings,), ()).loss
         self.assertAlmostEqual(loss.item(), nt_xent(embeddings.double().numpy(), temperature), 5)
@@ -83,8 +83,8 @@ class SimClrTest(TaskTestCase):
         self.assertAlmostEqual(SIMCLR.chance(4)["loss"], math.log(7))
 
     def test_loss_and_gradient_on_two_ranks_equal_those_on_one(self) -> None:
-        loss, gradient = loss_of_rank(8)
-        ranks = run_on_ranks(loss_of_rank, 2, 8)
+        loss, gradient = rank_loss_and_gradient(8)
+        ranks = run_on_ranks(rank_loss_and_gradient, 2, 8)
         mean = torch.stack([rank_loss for rank_loss, _ in ranks]).mean()
         torch.testing.assert_close(mean, loss)
         # Each rank's gradient is that of the sum of both ranks' losses.

@@ -6,7 +6,7 @@ from absl.testing import absltest
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jigclu.system.errors import UserError, check
+from jigclu.system.errors import UserError, check, naming
 
 
 class Broken(Dataset[Tensor]):
@@ -45,6 +45,17 @@ class CheckTest(absltest.TestCase):
         with self.assertRaises(UserError) as caught:
             check(False, "part", "test", "'train' or 'held_out'")
         self.assertEqual(str(caught.exception), "part is 'test'; it must be 'train' or 'held_out'")
+
+
+class NamingTest(absltest.TestCase):
+    def test_setting_comes_before_the_message(self) -> None:
+        with self.assertRaises(UserError) as caught, naming("root"):
+            raise UserError("/data is not a folder")
+        self.assertEqual(str(caught.exception), "root: /data is not a folder")
+
+    def test_other_errors_stay(self) -> None:
+        with self.assertRaisesRegex(KeyError, "^'a'$"), naming("root"):
+            raise KeyError("a")
 
 
 if __name__ == "__main__":

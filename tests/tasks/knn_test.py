@@ -49,6 +49,11 @@ class KnnTaskTest(TaskTestCase):
         )
         self.assertIn(f"initial weights of {self.weights}: loaded 100 tensors", printed)
 
+    def test_rejects_a_seed_that_torch_does_not_accept(self) -> None:
+        for seed in (-1, 2**63):
+            with self.assertRaisesRegex(UserError, f"^seed is {seed}; it must be in"):
+                dataclasses.replace(TASK, seed=seed)
+
     def test_reports_random_weights(self) -> None:
         printed, _ = self.run_knn(TASK)
         self.assertIn("no init_from: random weights of seed 3", printed)

@@ -205,8 +205,8 @@ class PretrainTest(TaskTestCase):
         ({"micro_batch_size": 8}, "micro_batch_size is 8"),
         ({"micro_batch_size": 0}, "micro_batch_size is 0"),
         ({"encoder": "resnet19"}, "encoder 'resnet19' is unknown; did you mean 'resnet1"),
-        ({"init_from": "/nowhere/w.pth"}, ".*/nowhere/w.pth does not exist"),
-        ({"resume_from": "/nowhere/c.pt"}, ".*/nowhere/c.pt does not exist"),
+        ({"init_from": "/nowhere/w.pth"}, "init_from: checkpoint /nowhere/w.pth does not exist"),
+        ({"resume_from": "/nowhere/c.pt"}, "resume_from: checkpoint /nowhere/c.pt does not exist"),
     )
     def test_mistakes_are_found_before_anything_is_written(
         self, changes: dict[str, Any], message: str

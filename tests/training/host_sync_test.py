@@ -64,7 +64,7 @@ def no_host_reads() -> Iterator[None]:
         yield
 
 
-def step_of(forward: Forward) -> TrainingStep:
+def build_step(forward: Forward) -> TrainingStep:
     scaling = optim.LossScaling(initial=8.0, growth=2.0, backoff=0.5, interval=2)
     lars = optim.LARS(momentum=0.9, weight_decay=1e-4, trust_coefficient=0.001)
     return TrainingStep(forward, lars, scaling, False, torch.device("cpu"))
@@ -109,7 +109,7 @@ class HostSyncTest(parameterized.TestCase):
         self, method: Method, precision: str, micro_batch_size: int | None
     ) -> None:
         network: nn.Module = method.network(TinyEncoder())
-        step = step_of(MethodForward(method, network, precision, True, micro_batch_size))
+        step = build_step(MethodForward(method, network, precision, True, micro_batch_size))
         state = step.initial_state()
         for number in range(2):
             inputs = method_inputs(method, number)
@@ -120,7 +120,7 @@ class HostSyncTest(parameterized.TestCase):
     def test_steps_of_classification_never_read_tensors(self) -> None:
         classifier = Classifier(TinyEncoder(), 3)
         mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
-        step = step_of(ClassifierForward(classifier, mean, std, "float32", True))
+        step = build_step(ClassifierForward(classifier, mean, std, "float32", True))
         inputs = ClassificationInputs(noise(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))
         with no_host_reads():
             state, _ = step(step.initial_state(), inputs, 0.1)

@@ -100,6 +100,7 @@ class ProbeEvaluatorTest(TaskTestCase):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
     )
     def test_rejects_settings_out_of_range(self, changes: dict[str, Any], message: str) -> None:
         with self.assertRaisesRegex(UserError, f"^{message}"):

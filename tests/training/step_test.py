@@ -20,7 +20,7 @@ from tests.samples import (
     AUGMENTATION,
     BATCH,
     JIGSAW,
-    inputs_of,
+    jigsaw_inputs,
     method_inputs,
     small_model,
     tiny_model,
@@ -131,7 +131,7 @@ class StepsTest(TaskTestCase):
         # torch's own batch normalization, optimizer and autograd, and the explicit mask.
         model = small_model(nn.BatchNorm2d)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
-        inputs = inputs_of(0)
+        inputs = jigsaw_inputs(0)
         clustering, location, accuracy = explicit_losses(model, inputs)
         (clustering + location).backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -205,7 +205,7 @@ class StepsTest(TaskTestCase):
 
     def test_micro_batches_equal_plain_ones_without_recomputation(self) -> None:
         model = double_model()
-        inputs = inputs_of(0)
+        inputs = jigsaw_inputs(0)
 
         def pieces(montages: Tensor) -> Outputs:
             outputs = [model(piece) for piece in montages.split(2)]
@@ -254,14 +254,14 @@ class StepsTest(TaskTestCase):
         step = pretrain_step(precision="float16", build=tiny_model)
         state = step.initial_state()._replace(loss_scale=torch.tensor(1e38))
         before = {name: value.clone() for name, value in state.parameters.items()}
-        state, metrics = step(state, inputs_of(0), 0.03)
+        state, metrics = step(state, jigsaw_inputs(0), 0.03)
         self.assertEqual(metrics["skipped_steps"].item(), 1.0)
         self.assertEqual(metrics["gradient_norm"].item(), 0.0)
         self.assertEqual(state.loss_scale.item(), torch.tensor(5e37).item())
         self.assert_tensors_equal(state.parameters, before)
         self.assertEqual(state.step, 1)
 
-        state, metrics = step(state._replace(loss_scale=torch.tensor(8.0)), inputs_of(1), 0.03)
+        state, metrics = step(state._replace(loss_scale=torch.tensor(8.0)), jigsaw_inputs(1), 0.03)
         self.assertEqual(metrics["skipped_steps"].item(), 0.0)
         self.assertFalse(torch.equal(state.parameters["fc_loc.weight"], before["fc_loc.weight"]))
 
@@ -274,7 +274,7 @@ class StepsTest(TaskTestCase):
         norms = []
         for scale in (1.0, 4096.0):
             state = step.initial_state()._replace(loss_scale=torch.tensor(scale))
-            _, metrics = step(state, inputs_of(0), 1e-9)
+            _, metrics = step(state, jigsaw_inputs(0), 1e-9)
             norms.append(metrics["gradient_norm"].item())
         self.assertAlmostEqual(norms[0], norms[1], delta=0.05 * norms[0])
 
@@ -284,7 +284,7 @@ class StepsTest(TaskTestCase):
         with torch.no_grad():
             state.parameters["fc_loc.bias"][0] = torch.nan
         before = {name: value.clone() for name, value in state.parameters.items()}
-        state, metrics = step(state, inputs_of(0), 0.03)
+        state, metrics = step(state, jigsaw_inputs(0), 0.03)
         self.assertTrue(metrics["loss"].isnan())
         self.assertFalse(metrics["gradient_norm"].isfinite())
         self.assertNotIn("skipped_steps", metrics)
@@ -295,7 +295,7 @@ class StepsTest(TaskTestCase):
         state: TrainState = step.initial_state()
         address = state.parameters["fc_loc.weight"].data_ptr()
         self.assertEqual(step.network.get_parameter("fc_loc.weight").data_ptr(), address)
-        state, _ = step(state, inputs_of(0), 0.03)
+        state, _ = step(state, jigsaw_inputs(0), 0.03)
         self.assertEqual(state.parameters["fc_loc.weight"].data_ptr(), address)
         self.assertTrue(
             torch.equal(

@@ -9,7 +9,7 @@ from jigclu.data.loader import Batch
 from jigclu.models.encoder import Encoder
 from jigclu.system.machine import PRECISIONS
 from jigclu.tasks.pretrain import PretrainTask
-from jigclu.training.loop import timed
+from jigclu.training.loop import time_batches
 
 
 class BareRun:
@@ -31,7 +31,7 @@ class BareRun:
 
     def batches(self) -> Iterator[tuple[Batch, float]]:
         """Yields the batches of all steps, each with the seconds spent waiting for it."""
-        return timed(self._task.batches(0, self._device, self._machine))
+        return time_batches(self._task.batches(0, self._device, self._machine))
 
     def take_step(self, batch: Batch) -> dict[str, Tensor]:
         """Takes a step as in training; returns its metrics."""

@@ -17,7 +17,7 @@ class Received(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """What one of several ranks receives per step.
+    """Data that one of several ranks receives per step.
 
     published_patches: bytes of patches in the published code; the rest is taken to be equal.
     """

@@ -100,7 +100,7 @@ def _is_numeric(table: Table) -> bool:
     return bool(table.rows) and not isinstance(table.rows[0][0], str)
 
 
-def _measured(table: Table, column: str) -> tuple[list[Any], list[Any]]:
+def _measurements(table: Table, column: str) -> tuple[list[Any], list[Any]]:
     position = table.columns.index(column)
     # Leave out empty cells, and zeros, which have no logarithm.
     rows = [row for row in table.rows if row[position]]
@@ -108,7 +108,7 @@ def _measured(table: Table, column: str) -> tuple[list[Any], list[Any]]:
 
 
 def _draw_bars(axes: Any, table: Table, columns: Sequence[str]) -> None:
-    names, values = _measured(table, columns[0])
+    names, values = _measurements(table, columns[0])
     axes.barh(names, values)
     axes.invert_yaxis()
     axes.set_xlabel(columns[0])
@@ -116,7 +116,7 @@ def _draw_bars(axes: Any, table: Table, columns: Sequence[str]) -> None:
 
 def _draw_lines(axes: Any, table: Table, columns: Sequence[str]) -> None:
     for column in columns:
-        axes.plot(*_measured(table, column), marker="o", label=column)
+        axes.plot(*_measurements(table, column), marker="o", label=column)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel(table.columns[0])

@@ -8,7 +8,7 @@ from jigclu.tasks.pretrain import PretrainTask
 
 
 class ShortTraining(NamedTuple):
-    """What a run did in the given time.
+    """Outcome of a run of limited time.
 
     seconds: from the request for the first batch to the end of the last step.
     waited: seconds of these that the host waited for data.

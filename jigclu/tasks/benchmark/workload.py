@@ -14,7 +14,7 @@ RECOMPILATIONS = 128
 
 
 class Workload(NamedTuple):
-    """What one training step processes, and how.
+    """Size and arithmetic of a training step.
 
     batch_size: images of the global batch.
     patch_size: pixels.

@@ -17,7 +17,7 @@ from jigclu.tasks.benchmark.workload import describe
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training.settings import with_settings
 from tests.ranks import run_on_ranks
-from tests.samples import inputs_of, small_model
+from tests.samples import jigsaw_inputs, small_model
 from tests.small_tasks import PRETRAINING
 
 TASK = with_settings(PRETRAINING, embedding_channels=16)
@@ -28,7 +28,7 @@ PATCH_BYTES = 768
 def received_in_a_forward() -> dict[str, int]:
     """Counts the bytes of embeddings and statistics that this rank gathers from the others."""
     forward = MethodForward(TASK.method, small_model(), "float32", False, None)
-    inputs = inputs_of(0)
+    inputs = jigsaw_inputs(0)
     gathered: list[torch.Tensor] = []
     gather = collectives._all_gather
 
