@@ -29,6 +29,7 @@ from jigclu.detection.datasets import Use
 from jigclu.detection.own_data import VOC_LAYOUT, OwnData
 from jigclu.detection.schedule import Schedule
 from jigclu.detection.trainer import Trainer, draw_predictions, fixed_settings, write_metrics
+from jigclu.models.encoder import has_basic_blocks
 from jigclu.system.errors import UserError
 
 _CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
@@ -314,6 +315,9 @@ def _merge(args: argparse.Namespace) -> CfgNode:
         cfg.merge_from_list(args.opts)
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(f"KEY VALUE pairs: {_first_line(error)}") from error
+    if has_basic_blocks(f"resnet{cfg.MODEL.RESNETS.DEPTH}"):
+        # The only width that such a ResNet has, and that detectron2 builds.
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     return cfg
 
 

@@ -89,7 +89,8 @@ def _check_heads(path: str, found: Mapping[str, Tensor], classes: int) -> None:
 
 def _tensors(path: Path, layout: str) -> dict[str, Tensor]:
     contents = tensor_files.read(path, "cpu")
-    model = contents.get("model")
+    # The published convert.py writes the tensors without nesting them, as detectron2 accepts.
+    model = contents.get("model", contents)
     named = isinstance(model, Mapping) and any(
         is_name(str(name), layout) for name in model for layout in PREFIXES
     )

@@ -87,5 +87,5 @@ def check_resumed(weights: str, settings: Mapping[str, Any], iterations: int) ->
 def _trainer_state(weights: str) -> Mapping[str, Any]:
     if "://" in weights or not weights.endswith(".pth"):
         return {}
-    state = tensor_files.peek(Path(weights)).get("trainer")
+    state = tensor_files.read(Path(weights), "cpu").get("trainer")
     return state if isinstance(state, Mapping) else {}

@@ -27,7 +27,7 @@ from tests.folder_case import FolderTestCase
 CONFIGS = Path(__file__).parents[2] / "detection" / "configs"
 # A ResNet-18 on images of 64 pixels in one process, with few boxes.
 SMALL = (
-    "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.DEVICE cpu "
+    "MODEL.RESNETS.DEPTH 18 MODEL.DEVICE cpu "
     "INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 INPUT.MAX_SIZE_TRAIN 96 "
     "DATALOADER.NUM_WORKERS 0 TEST.PRECISE_BN.NUM_ITER 1 MODEL.RPN.POST_NMS_TOPK_TEST 20 "
     "MODEL.RPN.POST_NMS_TOPK_TRAIN 50"
@@ -292,13 +292,15 @@ class CommandTest(FolderTestCase):
             pairs=("MODEL.WEIGHTS", str(weights), *pairs.split()),
         )
 
-    def test_rejects_a_detector_that_detectron2_cannot_build(self) -> None:
-        weights = self.folder / "weights.pth"
-        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
-        self.assert_rejected(
-            "detectron2 cannot build this detector .*RES2_OUT_CHANNELS = 64",
-            pairs=("MODEL.WEIGHTS", str(weights), "MODEL.RESNETS.RES2_OUT_CHANNELS", "256"),
-        )
+    def test_reads_the_file_of_the_published_conversion(self) -> None:
+        data = io.BytesIO(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        weights = self.folder / "jigclu_det.pth"
+        tensors = torch.load(data, weights_only=True)["model"]
+        torch.save(tensors, weights, _use_new_zipfile_serialization=False)
+        with mock.patch.object(command, "launch") as launch:
+            status, _, errors = self.on_coco(pairs=("MODEL.WEIGHTS", str(weights)))
+        self.assertEqual(status, 0, errors)
+        launch.assert_called_once()
 
     def test_rejects_c4_detectors_of_basic_blocks(self) -> None:
         data = ("--coco", "mine", str(self.folder), str(self.folder / "boxes.json"))

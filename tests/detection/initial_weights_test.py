@@ -79,6 +79,12 @@ class WeightsTest(parameterized.TestCase):
         ):
             self.check()
 
+    def test_accepts_the_file_of_the_published_conversion(self) -> None:
+        self.write("fpn", ("backbone.bottom_up.fc_clu.0.weight",))
+        contents = torch.load(self.path, weights_only=True)["model"]
+        torch.save(contents, self.path, _use_new_zipfile_serialization=False)
+        self.check()
+
     @parameterized.parameters(({"state_dict": {}},), ({"model": {"conv1.weight": 1}},), ({},))
     def test_rejects_names_other_than_detectron2s(self, contents: dict[str, object]) -> None:
         torch.save(contents, self.path)
