@@ -73,14 +73,14 @@ def check_resumed(weights: str, settings: Mapping[str, Any], iterations: int) ->
     ]
     if changed:
         raise UserError(
-            f"--resume: {'; '.join(changed)}: give the same values, or start a new run in another "
+            f"--resume: {'; '.join(changed)}: use the same values, or start a new run in another "
             "OUTPUT_DIR"
         )
     done = state["iteration"] + 1
     if done > iterations:
         raise UserError(
             f"--resume: SOLVER.MAX_ITER is {iterations}, but {weights} was trained for {done} "
-            "iterations already: give as many or more"
+            "iterations already: use as many or more"
         )
 
 
