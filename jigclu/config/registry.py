@@ -1,6 +1,7 @@
 """Names that gin files can bind, with checks of each binding's type and value."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,6 +92,8 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "BalancedSubset": BalancedSubset,
     "HeldOut": HeldOut,
 }
+# A field within a sentence: no part of a binding, a path or a quoted value.
+_FIELD = re.compile(r"(?<![\w./'-])[a-z]+(?:_[a-z]+)+(?![\w./'=-])")
 _NAMES = {function: name for name, function in CONFIGURABLES.items()}
 
 
@@ -115,7 +118,10 @@ def binding_names() -> list[str]:
 
 
 def name_setting(message: str, owner: Any) -> str:
-    """Replaces the field at the start of an error message by its binding.
+    """Replaces fields in an error message by their bindings.
+
+    These are the field at the start, and further words with an underscore that are fields, such
+    as init_from in "bind init_from to this file".
 
     Args:
       message: starts with a field of the owner or of an object in it, or with a path of
@@ -123,10 +129,16 @@ def name_setting(message: str, owner: Any) -> str:
       owner: a task, or another configurable.
     """
     word, space, rest = message.partition(" ")
+    rest = _FIELD.sub(lambda match: _binding(match[0], owner), rest)
+    return f"{_binding(word, owner)}{space}{rest}"
+
+
+def _binding(word: str, owner: Any) -> str:
+    """Returns the binding of a field, or path of fields, in an owner; other words as they are."""
     *path, field = word.split(".")
     found = messages.find_owner(owner, path, field.removesuffix(":"))
     name = _NAMES.get(type(found))
-    return f"{name}.{field}{space}{rest}" if name else message
+    return f"{name}.{field}" if name else word
 
 
 def _add_checks(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

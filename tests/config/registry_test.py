@@ -182,7 +182,7 @@ class CheckTest(ConfigTestCase):
         ("pretrain.batch_size=2001", "at most 2000, the training images"),
         ("pretrain.micro_batch_size=5", "it must divide the 64 images per device"),
         ("pretrain.micro_batch_size=0", "it must divide the 64 images per device"),
-        ("jigsaw.smaller_patches=((1, 64),)", "less than patch_size = 48"),
+        ("jigsaw.smaller_patches=((1, 64),)", "less than jigsaw.patch_size = 48"),
         ("jigsaw.smaller_patches=((8, 32),)", "within (0, 7)"),
     )
     def test_error_names_the_binding(self, binding: str, expected: str) -> None:
@@ -233,6 +233,14 @@ class NameSettingTest(absltest.TestCase):
         # The evaluator has a batch_size, too.
         task = dataclasses.replace(PRETRAINING, evaluators=(KNN,))
         self.assertEqual(registry.name_setting("batch_size is", task), "pretrain.batch_size is")
+
+    def test_fields_within_a_sentence_are_named_too(self) -> None:
+        message = "seed was 0: bind init_from to /data/init_from/a.pt, or 'batch_size'; keep_last"
+        self.assertEqual(
+            registry.name_setting(message, PRETRAINING),
+            "pretrain.seed was 0: bind pretrain.init_from to /data/init_from/a.pt, or "
+            "'batch_size'; saving.keep_last",
+        )
 
     def test_other_messages_stay(self) -> None:
         for message in ("checkpoint a.pt does not exist", "schedule.grid was 2", "", "devices"):
