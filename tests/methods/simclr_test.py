@@ -115,7 +115,7 @@ class SimClrTest(TaskTestCase):
         self.assertNotEqual(boxes[0], boxes[1])
 
     def test_equals_a_plain_step(self) -> None:
-        model = projector(nn.BatchNorm2d)
+        model = tiny_projector(nn.BatchNorm2d)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
         inputs = method_inputs(SIMCLR, 0)
         views = augment(inputs.crops, inputs.augmentation, SIMCLR.augmentation)
@@ -126,7 +126,7 @@ class SimClrTest(TaskTestCase):
         loss = functional.cross_entropy(logits, torch.arange(len(unit)) ^ 1)
         loss.backward()
         optimizer.step()
-        result = train(1, build=projector, method=SIMCLR)
+        result = train(1, build=tiny_projector, method=SIMCLR)
         self.assertAlmostEqual(result["metrics"][0]["loss"], loss.item(), delta=1e-5)
         expected = {name: value.detach() for name, value in model.named_parameters()}
         self.assert_tensors_close(result["parameters"], expected, 1e-5)
