@@ -158,8 +158,9 @@ def extract_features(
     """
     from jigclu.data.images import ImageDataset
     from jigclu.data.transform import EvalTransform
-    from jigclu.system.machine import PRECISIONS, check_workers, choose_workers
-    from jigclu.training.features import FeatureSettings, encode
+    from jigclu.system.machine import PRECISIONS
+    from jigclu.training.features import choose_settings, encode
+    from jigclu.training.settings import Loading
 
     kind = type(encoder).__name__
     check(isinstance(encoder, FeatureExtractor), "encoder", kind, "a result of load_encoder")
@@ -167,16 +168,10 @@ def extract_features(
     check(isinstance(transform, EvalTransform), "encoder.transform", kind, "an EvalTransform")
     check(batch_size >= 1, "batch_size", batch_size, "1 or more")
     check(precision in PRECISIONS, "precision", precision, f"one of {', '.join(PRECISIONS)}")
-    check_workers(workers)
+    loading = Loading(workers=workers, prefetch=_PREFETCH)
     source = _open_source(images)
     device = next(encoder.parameters()).device
-    settings = FeatureSettings(
-        transform,
-        batch_size,
-        choose_workers(workers, device).value,
-        _PREFETCH,
-        PRECISIONS[precision],
-    )
+    settings = choose_settings(transform, batch_size, loading, device, PRECISIONS[precision])
     dataset = ImageDataset(source=source, transform=transform)
     features = torch.zeros(len(source), encoder.channels)
     for rows, batch in encode(encoder.encoder, dataset, settings):

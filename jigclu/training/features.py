@@ -14,6 +14,8 @@ from jigclu.models.encoder import Encoder
 from jigclu.ops.normalize import pool
 from jigclu.system import collectives, progress
 from jigclu.system.errors import UserError
+from jigclu.system.machine import choose_workers
+from jigclu.training.settings import Loading
 
 
 class FeatureSettings(NamedTuple):
@@ -31,6 +33,26 @@ class FeatureSettings(NamedTuple):
     workers: int
     prefetch: int
     precision: torch.dtype
+
+
+def choose_settings(
+    transform: EvalTransform,
+    batch_size: int,
+    loading: Loading,
+    device: torch.device,
+    precision: torch.dtype,
+) -> FeatureSettings:
+    """Returns settings with the number of worker processes chosen for the device.
+
+    Args:
+      transform: see `FeatureSettings`.
+      batch_size: see `FeatureSettings`.
+      loading: worker processes as bound.
+      device: of the encoder.
+      precision: see `FeatureSettings`.
+    """
+    workers = choose_workers(loading.workers, device).value
+    return FeatureSettings(transform, batch_size, workers, loading.prefetch, precision)
 
 
 def rank_indices(images: int) -> range:

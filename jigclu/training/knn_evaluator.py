@@ -20,8 +20,7 @@ from jigclu.data.transform import EvalTransform
 from jigclu.models.encoder import Encoder
 from jigclu.system import collectives
 from jigclu.system.errors import check
-from jigclu.system.machine import choose_workers
-from jigclu.training.features import FeatureSettings, encode
+from jigclu.training.features import FeatureSettings, choose_settings, encode
 from jigclu.training.settings import EVERY_FIELD, Loading
 
 # Queries and images of the bank that are compared at once, which bounds the memory.
@@ -165,9 +164,8 @@ class KnnEvaluator:
         }
 
     def _settings(self, device: torch.device, precision: torch.dtype) -> FeatureSettings:
-        workers = choose_workers(self.loading.workers, device).value
-        return FeatureSettings(
-            self.eval_transform, self.batch_size, workers, self.loading.prefetch, precision
+        return choose_settings(
+            self.eval_transform, self.batch_size, self.loading, device, precision
         )
 
     def _images(self, source: Source) -> ImageDataset:

@@ -18,8 +18,7 @@ from jigclu.ops.optim import check_learning_rate, check_momentum
 from jigclu.ops.probes import Probes
 from jigclu.system import collectives, progress, seeds
 from jigclu.system.errors import check
-from jigclu.system.machine import choose_workers
-from jigclu.training.features import FeatureSettings, encode
+from jigclu.training.features import FeatureSettings, choose_settings, encode
 from jigclu.training.probe_step import ProbeStep, initial_state, to_probes
 from jigclu.training.settings import EVERY_FIELD, Loading
 
@@ -108,9 +107,8 @@ class ProbeEvaluator:
         }
 
     def _settings(self, device: torch.device, precision: torch.dtype) -> FeatureSettings:
-        workers = choose_workers(self.loading.workers, device).value
-        return FeatureSettings(
-            self.eval_transform, self.batch_size, workers, self.loading.prefetch, precision
+        return choose_settings(
+            self.eval_transform, self.batch_size, self.loading, device, precision
         )
 
     def _encode(
