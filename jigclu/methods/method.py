@@ -82,7 +82,9 @@ class Method(Protocol):
 
         Each is the mean over the crops of this rank. Embeddings of other ranks come from
         `collectives.gather_with_gradient`. Compiled with the forward pass: no data-dependent
-        branches, nothing that waits for the device.
+        branches, nothing that waits for the device. A buffer of the network may be read here, or
+        written for `update_state`, but not both: the backward pass of a compiled graph may read
+        it again after the write.
 
         Args:
           outputs: of the network, each [local_batch * crops_per_image, ...].

@@ -26,6 +26,7 @@ class TeacherOutputs(NamedTuple):
 class TeacherNetwork(nn.Module):
     """A student, a momentum teacher of its encoder, and a queue of the teacher's features."""
 
+    keys: Tensor
     queue: Tensor
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class TeacherNetwork(nn.Module):
         self.encoder = TinyEncoder()
         self.teacher = TinyEncoder().requires_grad_(False)
         self.teacher.load_state_dict(self.encoder.state_dict())
+        self.register_buffer("keys", torch.zeros(8, self.encoder.channels))
         self.register_buffer("queue", torch.zeros(QUEUE, self.encoder.channels))
 
     def forward(self, images: Tensor) -> TeacherOutputs:
@@ -57,13 +59,13 @@ class Teacher(SimClr):
         student, teacher = outputs
         network: TeacherNetwork = self._network  # type: ignore[attr-defined]
         attraction = (student - teacher).square().mean()
-        repulsion = (student @ network.queue.clone().t()).mean()
-        keys = collectives.gather_with_gradient(teacher.detach())
-        network.queue.copy_(torch.cat([keys, network.queue])[:QUEUE])
+        repulsion = (student @ network.queue.t()).mean()
+        network.keys.copy_(collectives.gather_with_gradient(teacher.detach()))
         return TeacherLosses(attraction + repulsion)
 
     def update_state(self, network: nn.Module) -> None:
         assert isinstance(network, TeacherNetwork)
+        network.queue.copy_(torch.cat([network.keys, network.queue])[:QUEUE])
         for teacher, student in zip(
             network.teacher.parameters(), network.encoder.parameters(), strict=True
         ):
