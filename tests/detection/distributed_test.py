@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from PIL import Image
 from torch import nn
 
-from jigclu.detection import command
+from jigclu.detection import command, flags
 from jigclu.detection.trainer import Trainer
 from tests.folder_case import FolderTestCase
 from tests.ranks import run_on_ranks
@@ -52,10 +52,10 @@ class PerfectDetector(nn.Module):
         )
 
 
-def _evaluate(flags: list[str]) -> int:
+def _evaluate(arguments: list[str]) -> int:
     """Runs --eval-only with a perfect detector; returns how many images this rank had."""
-    args = command.argument_parser().parse_args(flags)
-    own_data = command._own_data(args)
+    args = flags.argument_parser().parse_args(arguments)
+    own_data = flags.own_data(args)
     own_data.register()
     comm.create_local_process_group(comm.get_world_size())
     detector = PerfectDetector("mine")

@@ -1,0 +1,191 @@
+"""Checks before a run starts: devices, data sets, weights, and the folder of the run."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from jigclu.detection import (
+    coco_layout,
+    datasets,
+    flags,
+    initial_weights,
+    loading,
+    record,
+    voc_layout,
+)
+from jigclu.detection.datasets import Use
+from jigclu.detection.own_data import VOC_LAYOUT
+from jigclu.detection.trainer import fixed_settings
+from jigclu.system.errors import UserError
+
+_CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
+def check(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Checks devices, data sets, weights and the folder of the run.
+
+    Raises:
+      UserError: describes the first problem.
+    """
+    _check_devices(cfg, args)
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError(
+            "TEST.AUG.ENABLED is True, but this command evaluates each image once: set it to False"
+        )
+    train = () if args.eval_only else cfg.DATASETS.TRAIN
+    if not cfg.DATASETS.TEST or not (train or args.eval_only):
+        raise UserError(
+            "DATASETS.TRAIN or DATASETS.TEST is empty: give --train-data and --test-data"
+        )
+    uses = {
+        name: Use(
+            is_trained=name in train,
+            is_evaluated=name in cfg.DATASETS.TEST,
+            mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+            decodes_images=not args.headers_only,
+        )
+        for name in (*train, *cfg.DATASETS.TEST)
+    }
+    summaries = {name: _summary(name, use) for name, use in uses.items()}
+    datasets.check_same_classes(summaries)
+    keeps_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    for name, summary in summaries.items():
+        is_trained = uses[name].is_trained
+        text = summary.describe(is_trained=is_trained, keeps_empty_images=keeps_empty)
+        print(f"{name}: {text}")
+    classes = next(iter(summaries.values())).classes
+    if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise UserError(
+            f"{_CLASSES_KEY} is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the data have "
+            f"{len(classes)} classes: give {_CLASSES_KEY} {len(classes)}"
+        )
+    _check_start(cfg, args, classes)
+    _check_folder(Path(cfg.OUTPUT_DIR))
+
+
+def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
+    available = torch.cuda.device_count()
+    # Without a GPU, 1, the default, means one process, as 0 does.
+    if not 0 <= args.num_gpus <= max(1, available):
+        raise UserError(f"--num-gpus is {args.num_gpus}, but this machine has {available}")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank is {args.machine_rank}; it must be 0 or more and below "
+            f"--num-machines, which is {args.num_machines}"
+        )
+    processes = max(1, args.num_gpus) * args.num_machines
+    if processes > 1 and (cfg.MODEL.DEVICE == "cpu" or not args.num_gpus):
+        raise UserError(
+            "several processes need one GPU each, because SyncBN needs GPUs: "
+            "use one process on one machine, or add GPUs"
+        )
+    no_address = (flags.argument_parser().get_default("dist_url"), "auto")
+    if args.num_machines > 1 and args.dist_url in no_address:
+        raise UserError(
+            f"--num-machines is {args.num_machines}, which needs an address: give each machine "
+            "the same --dist-url tcp://<machine 0>:<free port>"
+        )
+    if args.eval_only:
+        return
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise UserError("SOLVER.AMP.ENABLED is True, which needs a GPU: set it to False")
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which is not a multiple of the "
+            f"{processes} processes: give --images-per-batch such a multiple"
+        )
+
+
+def _check_start(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str]) -> None:
+    layout = "fpn" if "fpn" in cfg.MODEL.BACKBONE.NAME else "c4"
+    initial_weights.check_layout(cfg.MODEL.RESNETS.DEPTH, layout)
+    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    weights = cfg.MODEL.WEIGHTS
+    if args.resume:
+        if not last.exists():
+            raise UserError(
+                f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint: give the OUTPUT_DIR "
+                "of the run, or omit --resume to start a new one"
+            )
+        checkpoint = last.read_text(encoding="utf-8").strip()
+        if not checkpoint:
+            raise UserError(
+                f"--resume: {last} is empty: write the name of a checkpoint in this folder into "
+                "it, such as model_0004999.pth"
+            )
+        weights = str(last.with_name(checkpoint))
+    elif last.exists() and not args.eval_only:
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run: give --resume to continue it, "
+            "or another OUTPUT_DIR"
+        )
+    if not weights:
+        if args.eval_only:
+            raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint")
+        loading.build(cfg)
+        print("MODEL.WEIGHTS is empty: training starts from random weights")
+        return
+    is_whole = args.eval_only or args.resume
+    initial_weights.check(
+        weights,
+        cfg.MODEL.RESNETS.DEPTH,
+        layout,
+        classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES if is_whole else None,
+        unpickle=args.unpickle_weights,
+    )
+    if is_whole:
+        message = record.check_classes(weights, classes)
+        if message:
+            print(message)
+    if args.resume and not args.eval_only:
+        record.check_resumed(weights, fixed_settings(cfg), cfg.SOLVER.MAX_ITER)
+    loading.check(cfg, weights, layout, is_whole=is_whole)
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR {folder} is not writable ({error.strerror}): use another folder"
+        ) from error
+
+
+def _summary(name: str, use: Use) -> datasets.Summary:
+    if name not in DatasetCatalog.list():
+        raise UserError(
+            f"data set {name} is unknown: use one that detectron2 knows, such as "
+            "coco_2017_train or voc_2007_test, or register your own with --coco or --voc"
+        )
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type")
+    if kind == "coco":
+        return coco_layout.check(
+            name,
+            Path(metadata.image_root),
+            Path(metadata.json_file),
+            use,
+            _known_categories(metadata),
+        )
+    if kind in ("pascal_voc", VOC_LAYOUT):
+        return voc_layout.check(
+            name,
+            Path(metadata.dirname),
+            metadata.split,
+            metadata.thing_classes,
+            use,
+            is_official=kind != VOC_LAYOUT,
+        )
+    raise UserError(f"data set {name} is of type {kind!r}; expected COCO's boxes or VOC")
+
+
+def _known_categories(metadata: Metadata) -> dict[int, str] | None:
+    """Returns the JSON's category numbers and names, if detectron2 knows the data set."""
+    numbers = metadata.get("thing_dataset_id_to_contiguous_id")
+    return numbers and {key: metadata.thing_classes[place] for key, place in numbers.items()}

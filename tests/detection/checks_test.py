@@ -1,0 +1,156 @@
+"""Tests of jigclu.detection.checks through the command: invalid settings, data and weights."""
+
+from tests import detectron2_needed  # noqa: F401  # isort: skip
+import io
+from unittest import mock
+
+import torch
+from absl.testing import absltest, parameterized
+from PIL import Image
+
+from jigclu.detection import command
+from jigclu.models.encoder import create_encoder
+from jigclu.tasks.export_formats import FORMATS
+from tests.detection.command_case import SMALL, CommandTestCase
+
+
+class ChecksTest(CommandTestCase):
+    @parameterized.parameters(
+        ("SOLVER.MAX_ITER 100", "SOLVER.MAX_ITER 100 .expected 180000. does not match"),
+        ("SOLVER.IMS_PER_BATCH 4", "SOLVER.BASE_LR 0.01 .expected 0.005."),
+        ("FOO.BAR 1", "KEY VALUE pairs: Non-existent key: FOO.BAR"),
+        ("OUTPUT_DIR", "KEY VALUE pairs: Override list has odd length"),
+        ("SOLVER.REFERENCE_WORLD_SIZE 4", "SOLVER.REFERENCE_WORLD_SIZE is 4, which would"),
+        ("SOLVER.AMP.ENABLED True", "SOLVER.AMP.ENABLED is True, which needs a GPU"),
+        ("TEST.AUG.ENABLED True", "TEST.AUG.ENABLED is True, but"),
+        ("MODEL.DEVICE gpu", "MODEL.DEVICE is 'gpu'; expected cuda or cpu"),
+        ("MODEL.RESNETS.NORM syncbn", "detectron2 cannot build this detector .*syncbn"),
+        ("MODEL.FPN.NORM SyncBM", "detectron2 cannot build this detector .*SyncBM"),
+        ("MODEL.ROI_HEADS.NAME Heads", "detectron2 cannot build this detector .*Heads"),
+        ("MODEL.ROI_BOX_HEAD.NAME Head", "detectron2 cannot build this detector .*Head"),
+        ("DATASETS.TEST ()", "DATASETS.TRAIN or DATASETS.TEST is empty"),
+        ("DATASETS.TRAIN ()", "DATASETS.TRAIN or DATASETS.TEST is empty"),
+        ("OUTPUT_DIR /dev/null", "OUTPUT_DIR /dev/null is not writable .File exists"),
+        ("MODEL.ROI_HEADS.NUM_CLASSES 7", "NUM_CLASSES is 7, but the data have 2 classes"),
+        ("MODEL.WEIGHTS x.pkl", "x.pkl are or may be a pickle"),
+        ("DATASETS.TEST ('other',)", "data set other is unknown"),
+    )
+    def test_rejects_invalid_pairs(self, pair: str, message: str) -> None:
+        self.assert_rejected(message, pairs=tuple(pair.split()))
+
+    @parameterized.parameters(
+        (("--num-gpus", "99"), "--num-gpus is 99, but this machine has"),
+        (("--num-gpus", "-1"), "--num-gpus is -1, but this machine has"),
+        (("--num-machines", "2"), "several processes need one GPU each"),
+        (("--num-machines", "2", "--num-gpus", "0"), "several processes need one GPU each"),
+        (("--machine-rank", "1"), "--machine-rank is 1; .* --num-machines, which is 1"),
+        (
+            ("--images-per-batch", "8", "--schedule-as-given", "SOLVER.MAX_ITER", "0"),
+            "is 0; it must",
+        ),
+        (("--resume",), "--resume: .* holds no checkpoint"),
+        (("--eval-only",), "--eval-only needs MODEL.WEIGHTS"),
+        (("--images-per-batch", "0"), "--images-per-batch is 0"),
+        (("--coco", "coco_2017_val", "a", "b"), "coco_2017_val is registered already"),
+        (("--coco", "mine", "a", "b"), "data set mine is registered already"),
+        (("--voc", "v", "a", "b"), "give --class-names"),
+    )
+    def test_rejects_invalid_flags(self, flags: tuple[str, ...], message: str) -> None:
+        self.assert_rejected(message, *flags)
+
+    def test_rejects_weights_of_another_depth(self) -> None:
+        weights = self.folder / "weights.pth"
+        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet34", False), 64))
+        self.assert_rejected(
+            "hold a ResNet-34 .*; expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
+        )
+
+    @parameterized.parameters(
+        ("MODEL.RESNETS.STEM_OUT_CHANNELS 32", "res2.0.conv1.weight, "),
+        ("MODEL.RESNETS.NORM GN", "res2.0.conv1.norm.running_mean, "),
+    )
+    def test_rejects_weights_that_detectron2_would_load_only_in_part(
+        self, pairs: str, message: str
+    ) -> None:
+        weights = self.folder / "weights.pth"
+        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        self.assert_rejected(
+            f"weights.pth would be loaded only in part, because .*{message}",
+            pairs=("MODEL.WEIGHTS", str(weights), *pairs.split()),
+        )
+
+    def test_reads_the_file_of_the_published_conversion(self) -> None:
+        data = io.BytesIO(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        weights = self.folder / "jigclu_det.pth"
+        tensors = torch.load(data, weights_only=True)["model"]
+        torch.save(tensors, weights, _use_new_zipfile_serialization=False)
+        with mock.patch.object(command, "launch") as launch:
+            status, _, errors = self.on_coco(pairs=("MODEL.WEIGHTS", str(weights)))
+        self.assertEqual(status, 0, errors)
+        launch.assert_called_once()
+
+    def test_rejects_c4_detectors_of_basic_blocks(self) -> None:
+        data = ("--coco", "mine", str(self.folder), str(self.folder / "boxes.json"))
+        flags = (*data, "--train-data", "mine", "--test-data", "mine")
+        pairs = ("MODEL.WEIGHTS", "", "OUTPUT_DIR", str(self.output), *SMALL.split())
+        status, _, errors = self.run_command(*flags, *pairs, config="R50-C4-JigClu")
+        self.assertEqual(status, 2)
+        self.assertIn("MODEL.RESNETS.DEPTH is 18, but detectron2 builds C4 detectors", errors)
+
+    def test_rejects_masks_that_the_data_do_not_have(self) -> None:
+        self.assert_rejected(
+            "annotation 1 in .* has no segmentation, but MODEL.MASK_ON is True",
+            pairs=("MODEL.MASK_ON", "True"),
+        )
+
+    def test_rejects_an_empty_last_checkpoint(self) -> None:
+        self.output.mkdir()
+        (self.output / "last_checkpoint").touch()
+        status, _, errors = self.on_coco("--resume")
+        self.assertEqual(status, 2)
+        self.assertRegex(errors, "^error: --resume: .*last_checkpoint is empty: write the name")
+        self.assertLen(errors.splitlines(), 1)
+
+    def test_finds_truncated_images_unless_only_headers_are_read(self) -> None:
+        path = self.folder / "2.png"
+        Image.open(path).save(path, format="JPEG")
+        path.write_bytes(path.read_bytes()[:-200])
+        self.assert_rejected("2.png .*cannot be decoded")
+        self.assert_rejected("holds no checkpoint", "--headers-only", "--resume")
+
+    def test_rejects_a_missing_image(self) -> None:
+        (self.folder / "2.png").unlink()
+        self.assert_rejected("data set mine: 2.png is not in")
+
+    @mock.patch.object(torch.cuda, "is_available", return_value=True)
+    @mock.patch.object(torch.cuda, "device_count", return_value=4)
+    def test_several_machines_need_an_address(self, *mocks: mock.Mock) -> None:
+        del mocks
+        gpu = ("MODEL.DEVICE", "cuda")
+        several = ("--num-machines", "2", "--num-gpus", "4")
+        self.assert_rejected("--num-machines is 2, .*the same --dist-url", *several, pairs=gpu)
+        with mock.patch.object(command, "launch") as launch:
+            address = ("--dist-url", "tcp://10.0.0.1:2000", "--machine-rank", "1")
+            status, _, errors = self.on_coco(*several, *address, pairs=gpu)
+        self.assertEqual(status, 0, errors)
+        self.assertEqual(launch.call_args.args[1], 4)
+        expected = {"num_machines": 2, "machine_rank": 1, "dist_url": "tcp://10.0.0.1:2000"}
+        self.assertEqual({key: launch.call_args.kwargs[key] for key in expected}, expected)
+
+    @mock.patch.object(torch.cuda, "is_available", return_value=True)
+    @mock.patch.object(torch.cuda, "device_count", return_value=4)
+    def test_only_training_needs_a_batch_that_gpus_share_evenly(self, *mocks: mock.Mock) -> None:
+        del mocks
+        gpus = ("--num-gpus", "3")
+        self.assert_rejected(
+            "is 8, which is not a multiple of the 3 processes",
+            *gpus,
+            pairs=("MODEL.DEVICE", "cuda"),
+        )
+        self.assert_rejected(
+            "--eval-only needs MODEL.WEIGHTS", *gpus, "--eval-only", pairs=("MODEL.DEVICE", "cuda")
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()
