@@ -21,6 +21,7 @@ from jigclu.detection import (
 from jigclu.detection.datasets import Use
 from jigclu.detection.own_data import VOC_LAYOUT
 from jigclu.detection.trainer import fixed_settings
+from jigclu.system import errors
 from jigclu.system.errors import UserError
 
 _CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
@@ -32,6 +33,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
       UserError: describes the first problem.
     """
+    errors.check(0 <= args.picture_score <= 1, "--picture-score", args.picture_score, "in [0, 1]")
     _check_devices(cfg, args)
     if cfg.TEST.AUG.ENABLED:
         raise UserError(

@@ -158,9 +158,9 @@ def _run(cfg: CfgNode, args: argparse.Namespace, own_data: OwnData, launched_fro
         if comm.is_main_process():
             iterations = contents.get("iteration", -1) + 1
             write_metrics(cfg, results, iterations)
-            draw_predictions(cfg, model, iterations)
+            draw_predictions(cfg, model, iterations, args.picture_score)
             verify_results(cfg, results)
         return
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, args.picture_score)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()

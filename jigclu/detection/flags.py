@@ -60,6 +60,13 @@ def argument_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="read MODEL.WEIGHTS even if it is a pickle, which may run any code",
     )
+    ours.add_argument(
+        "--picture-score",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="least score of the predictions in pictures (default 0.5)",
+    )
     return parser
 
 

@@ -173,11 +173,11 @@ def _draw_labels(
     taken: list[Edges] = []
     for shape, box in zip(reversed(shapes), reversed(boxes), strict=True):
         text = _label(shape, classes)
-        text_size = (font.getlength(text) + 2 * _STROKE, _line_height(font))
+        text_size = (font.getlength(text) + 2 * _STROKE, _line_height(font) + 2 * _STROKE)
         place = _place(box, text_size, size, taken)
         taken.append(place)
         pen.text(
-            (place[0] + _STROKE, place[1]),
+            (place[0] + _STROKE, place[1] + _STROKE),
             text,
             fill=_color(shape.class_number, saturation=0.35),
             font=font,
@@ -206,14 +206,14 @@ def _place(box: Edges, label: tuple[float, float], picture: Size, taken: Sequenc
     starts = [max(0, min(start, picture[0] - width)) for start in (left, right - width)]
     above_or_below = [(start, y) for start in starts for y in (top - height, bottom + 1)]
     beside = [(right + 1, top), (left - width - 1, top)]
-    inside = [(left, top), (right - width, bottom - height), (0, 0)]
+    inside = [(left, top), (right - width, bottom - height)]
     candidates = [
         (x, y, x + width, y + height)
         for x, y in (*above_or_below, *beside, *inside)
         if 0 <= x <= picture[0] - width and 0 <= y <= picture[1] - height
     ]
     free = [edges for edges in candidates if not any(_overlap(edges, other) for other in taken)]
-    return next(iter(free or candidates), (0, 0, width, height))
+    return next(iter(free or candidates), (starts[0], 0, starts[0] + width, height))
 
 
 def _overlap(first: Edges, second: Edges) -> bool:

@@ -1,25 +1,29 @@
-"""Pictures of a detector's predictions."""
+"""Pictures of a detector's predictions next to the annotations."""
 
-import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.structures import Instances
-from torch import Tensor, nn
+from detectron2.structures import BoxMode, Instances, polygons_to_bitmask
+from numpy.typing import NDArray
+from pycocotools import mask as run_lengths
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes
 
-# Boxes drawn per image: those with the highest scores.
-_BOXES = 20
+from jigclu.detection import pictures
+from jigclu.detection.pictures import Shape
 
 
-def draw(cfg: CfgNode, model: nn.Module, folder: Path, images: int, step: int) -> list[Path]:
-    """Draws the boxes with the highest scores on the first images of DATASETS.TEST[0].
+def draw(
+    cfg: CfgNode, model: nn.Module, folder: Path, *, images: int, step: int, score: float
+) -> list[Path]:
+    """Draws annotations and predictions on the first images of DATASETS.TEST[0].
 
     Args:
       cfg: configuration of the detector.
@@ -27,51 +31,65 @@ def draw(cfg: CfgNode, model: nn.Module, folder: Path, images: int, step: int) -
       folder: destination of <image>.png; TensorBoard's events go to OUTPUT_DIR.
       images: number of images.
       step: training iterations so far, for TensorBoard.
+      score: predictions with a lower score are left out.
 
     Returns:
       The paths of the pictures, in the order of the data set.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
+    name = cfg.DATASETS.TEST[0]
+    classes = MetadataCatalog.get(name).thing_classes
+    to_inputs = DatasetMapper(cfg, is_train=False)
     paths: list[Path] = []
     with SummaryWriter(cfg.OUTPUT_DIR) as writer, torch.no_grad():
-        for (inputs,) in build_detection_test_loader(cfg, cfg.DATASETS.TEST[0], batch_size=1):
-            if len(paths) == images:
-                break
-            (output,) = model([inputs])
+        for record in DatasetCatalog.get(name)[:images]:
+            (output,) = model([to_inputs(record)])
             # Copied, because the image may be in read-only memory.
-            image = torch.tensor(read_image(inputs["file_name"], "RGB")).permute(2, 0, 1)
-            picture = draw_boxes(image, output["instances"].to("cpu"), classes)
-            paths.append(folder / f"{Path(inputs['file_name']).stem}.png")
+            image = torch.tensor(read_image(record["file_name"], "RGB")).permute(2, 0, 1)
+            annotated = annotated_shapes(record, with_masks=cfg.MODEL.MASK_ON)
+            predicted = predicted_shapes(output["instances"])
+            picture = pictures.compare(image, annotated, predicted, classes, score)
+            paths.append(folder / f"{Path(record['file_name']).stem}.png")
             to_pil_image(picture).save(paths[-1])
             writer.add_image(f"predictions/{paths[-1].stem}", picture, step)
     return paths
 
 
-def draw_boxes(image: Tensor, instances: Instances, classes: Sequence[str]) -> Tensor:
-    """Returns the image with the boxes of highest scores, each in the color of its class.
-
-    Args:
-      image: RGB, uint8 [3, height, width].
-      instances: boxes, scores and classes predicted for the image, on the CPU.
-      classes: class names.
-    """
-    # The highest score comes last, to be drawn on top.
-    shown = instances[instances.scores.argsort(descending=True)[:_BOXES].flip(0)]
-    if not len(shown):
-        return image
-    numbers = shown.pred_classes.tolist()
-    scores = shown.scores.tolist()
-    return draw_bounding_boxes(
-        image,
-        shown.pred_boxes.tensor,
-        [f"{classes[number]} {score:.0%}" for number, score in zip(numbers, scores, strict=True)],
-        colors=[_color(number / len(classes)) for number in numbers],
-        width=2,
-        fill_labels=True,
-    )
+def predicted_shapes(instances: Instances) -> list[Shape]:
+    """Returns the objects, and their masks if the detector predicts any."""
+    found = instances.to("cpu")
+    masks = found.pred_masks.numpy() if found.has("pred_masks") else [None] * len(found)
+    return [
+        Shape(tuple(box), number, score, mask)
+        for box, number, score, mask in zip(
+            found.pred_boxes.tensor.tolist(),
+            found.pred_classes.tolist(),
+            found.scores.tolist(),
+            masks,
+            strict=True,
+        )
+    ]
 
 
-def _color(hue: float) -> tuple[int, int, int]:
-    red, green, blue = (round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.8, 1.0))
-    return red, green, blue
+def annotated_shapes(record: Mapping[str, Any], *, with_masks: bool) -> list[Shape]:
+    """Returns the annotated objects of one of detectron2's records."""
+    size = record["height"], record["width"]
+    return [
+        Shape(
+            tuple(BoxMode.convert(found["bbox"], found["bbox_mode"], BoxMode.XYXY_ABS)),
+            found["category_id"],
+            mask=_decode(found["segmentation"], *size)
+            if with_masks and "segmentation" in found
+            else None,
+            is_crowd=bool(found.get("iscrowd")),
+        )
+        for found in record["annotations"]
+    ]
+
+
+def _decode(mask: list[list[float]] | dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
+    """Returns bool [height, width] of polygons or of COCO's compressed run-length encoding."""
+    if isinstance(mask, dict):
+        decoded: NDArray[np.bool_] = run_lengths.decode(mask).astype(bool)
+        return decoded
+    return polygons_to_bitmask([np.asarray(polygon) for polygon in mask], height, width)

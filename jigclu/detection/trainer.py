@@ -26,6 +26,11 @@ __all__ = ["Trainer", "extra_norm"]
 class Trainer(DefaultTrainer):
     """Trains and evaluates, then draws predictions into OUTPUT_DIR/predictions."""
 
+    def __init__(self, cfg: CfgNode, picture_score: float) -> None:
+        """Pictures show the predictions with picture_score or more."""
+        super().__init__(cfg)
+        self._picture_score = picture_score
+
     def build_hooks(self) -> list[Any]:
         """Returns detectron2's hooks and one that draws predictions."""
         built: list[Any] = super().build_hooks()
@@ -36,7 +41,7 @@ class Trainer(DefaultTrainer):
     def draw(self) -> None:
         """Draws predictions after the last iteration, but not after a failure."""
         if self.iter >= self.max_iter:
-            draw_predictions(self.cfg, self.model, self.max_iter)
+            draw_predictions(self.cfg, self.model, self.max_iter, self._picture_score)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what checkpoints hold besides the model: also class names and settings."""
@@ -79,11 +84,12 @@ def write_metrics(cfg: CfgNode, results: Mapping[str, Any], step: int) -> None:
             writer.close()
 
 
-def draw_predictions(cfg: CfgNode, model: nn.Module, step: int) -> None:
-    """Draws predictions on 8 images of DATASETS.TEST into OUTPUT_DIR/predictions."""
+def draw_predictions(cfg: CfgNode, model: nn.Module, step: int, score: float) -> None:
+    """Draws 8 images of DATASETS.TEST with their predictions into OUTPUT_DIR/predictions."""
     detector = getattr(model, "module", model)
     was_training = detector.training
     detector.eval()
-    paths = predictions.draw(cfg, detector, Path(cfg.OUTPUT_DIR) / "predictions", 8, step)
+    folder = Path(cfg.OUTPUT_DIR) / "predictions"
+    paths = predictions.draw(cfg, detector, folder, images=8, step=step, score=score)
     detector.train(was_training)
-    logging.getLogger(__name__).info("Predictions on %d images: %s", len(paths), paths[0].parent)
+    logging.getLogger(__name__).info("Predictions on %d images: %s", len(paths), folder)

@@ -48,6 +48,8 @@ class ChecksTest(CommandTestCase):
             ("--images-per-batch", "8", "--schedule-as-given", "SOLVER.MAX_ITER", "0"),
             "is 0; it must",
         ),
+        (("--picture-score", "1.5"), "--picture-score is 1.5; it must be in .0, 1."),
+        (("--picture-score", "nan"), "--picture-score is nan; it must be in .0, 1."),
         (("--resume",), "--resume: .* holds no checkpoint"),
         (("--eval-only",), "--eval-only needs MODEL.WEIGHTS"),
         (("--images-per-batch", "0"), "--images-per-batch is 0"),

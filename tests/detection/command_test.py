@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import shutil
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -13,12 +14,19 @@ from absl.testing import absltest, parameterized
 from detectron2.data import (
     get_detection_dataset_dicts,
 )
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jigclu.detection import command, flags
 from jigclu.models.encoder import create_encoder
 from jigclu.tasks.export_formats import FORMATS
 from tests.detection.command_case import CONFIGS, SHORT, SMALL, CommandTestCase, write_voc
+
+
+def _panels(path: Path) -> list[np.ndarray]:
+    """Returns the annotated and the predicted half of a picture, without their titles."""
+    pixels = np.asarray(Image.open(path))[-360:]
+    return [pixels[:, :480], pixels[:, -480:]]
 
 
 class CommandTest(CommandTestCase):
@@ -105,14 +113,20 @@ class CommandTest(CommandTestCase):
         self.assertEqual(status, 0, errors)
         events = EventAccumulator(str(self.output), size_guidance={"images": 0}).Reload()
         (picture,) = events.Images("predictions/0")
-        self.assertEqual((picture.step, picture.width, picture.height), (2, 64, 48))
+        # Images of 64x48 pixels are enlarged; annotations and predictions are side by side.
+        self.assertEqual((picture.step, picture.width), (2, 480 + 3 + 480))
+        likely = _panels(self.output / "predictions/0.png")
         log = (self.output / "log.txt").read_text(encoding="utf-8")
         self.assertIn(f"Predictions on 4 images: {self.output / 'predictions'}", log)
 
         # A finished run that is resumed is evaluated and drawn again without training.
         shutil.rmtree(self.output / "predictions")
-        status, _, errors = self.on_coco(*short, "--resume", pairs=tuple(SHORT.split()))
+        again = (*short, "--resume", "--picture-score", "0")
+        status, _, errors = self.on_coco(*again, pairs=tuple(SHORT.split()))
         self.assertEqual(status, 0, errors)
+        everything = _panels(self.output / "predictions/0.png")
+        np.testing.assert_array_equal(everything[0], likely[0])
+        self.assertFalse(np.array_equal(everything[1], likely[1]))
         self.assertLen(list((self.output / "predictions").glob("*.png")), 4)
 
     def test_failed_training_draws_nothing(self) -> None:

@@ -4,49 +4,55 @@ from tests import detectron2_needed  # noqa: F401  # isort: skip
 import subprocess
 import sys
 
+import numpy as np
 import torch
 from absl.testing import absltest
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 
 from jigclu.detection import predictions
+from jigclu.detection.pictures import Shape
 
 
-def _instances(boxes: list[list[float]], scores: list[float], classes: list[int]) -> Instances:
-    return Instances(
-        (60, 80),
-        pred_boxes=Boxes(torch.tensor(boxes).view(-1, 4)),
-        scores=torch.tensor(scores),
-        pred_classes=torch.tensor(classes, dtype=torch.int64),
-    )
-
-
-class DrawBoxesTest(absltest.TestCase):
-    def test_draws_edges_in_class_colors_and_nothing_else(self) -> None:
-        image = torch.zeros(3, 60, 80, dtype=torch.uint8)
-        found = _instances([[10, 10, 70, 50], [10, 52, 70, 58]], [0.9, 0.4], [0, 1])
-        picture = predictions.draw_boxes(image, found, ("cat", "dog"))
-        self.assertEqual(picture.dtype, torch.uint8)
-        red, cyan = [255, 51, 51], [51, 255, 255]
-        self.assertEqual(picture[:, 49, 40].tolist(), red)
-        self.assertEqual(picture[:, 57, 69].tolist(), cyan)
-        # Inside the box beside its label, and outside both boxes.
-        self.assertFalse(picture[:, 30:48, 20:60].any())
-        self.assertFalse(picture[:, :9].any())
-        self.assertFalse(image.any())
-
-    def test_draws_the_twenty_highest_scores(self) -> None:
-        image = torch.zeros(3, 60, 80, dtype=torch.uint8)
-        boxes = [[5.0, 50.0, 75.0, 58.0]] + [[5.0, 5.0, 20.0, 40.0]] * 20
-        picture = predictions.draw_boxes(
-            image, _instances(boxes, [0.1] + [0.5] * 20, [0] * 21), ("cat",)
+class PredictedShapesTest(absltest.TestCase):
+    def test_detectors_need_not_predict_masks(self) -> None:
+        found = Instances(
+            (60, 80),
+            pred_boxes=Boxes(torch.tensor([[1.0, 2.0, 30.0, 40.0]])),
+            scores=torch.tensor([0.75]),
+            pred_classes=torch.tensor([3]),
         )
-        self.assertFalse(picture[:, 45:].any())
+        self.assertEqual(predictions.predicted_shapes(found), [Shape((1, 2, 30, 40), 3, 0.75)])
+        masks = torch.rand(1, 60, 80) > 0.5
+        found.pred_masks = masks
+        (shape,) = predictions.predicted_shapes(found)
+        np.testing.assert_array_equal(shape.mask, masks[0].numpy())
 
-    def test_image_without_predictions_is_unchanged(self) -> None:
-        image = torch.ones(3, 60, 80, dtype=torch.uint8)
-        self.assertTrue(
-            torch.equal(predictions.draw_boxes(image, _instances([], [], []), ()), image)
+
+class AnnotatedShapesTest(absltest.TestCase):
+    def test_boxes_polygons_and_crowds_are_read(self) -> None:
+        # Compressed run lengths: 4 columns of 6 pixels off, one on, and the rest off.
+        counts = {"size": [6, 8], "counts": b"h06b0"}
+        boxes = [
+            {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+            | {"segmentation": [[1, 2, 4, 2, 4, 6, 1, 6]]},
+            {"bbox": [1, 2, 3, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1}
+            | {"segmentation": counts, "iscrowd": 1},
+        ]
+        record = {"height": 6, "width": 8, "annotations": boxes}
+        first, second = predictions.annotated_shapes(record, with_masks=True)
+        self.assertEqual((first.box, first.class_number, first.is_crowd), ((1, 2, 4, 6), 0, False))
+        self.assertEqual(
+            (second.box, second.class_number, second.is_crowd), ((1, 2, 3, 4), 1, True)
         )
+        expected = np.zeros((6, 8), dtype=bool)
+        expected[2:6, 1:4] = True
+        np.testing.assert_array_equal(first.mask, expected)
+        expected = np.zeros((6, 8), dtype=bool)
+        expected[:, 4] = True
+        np.testing.assert_array_equal(second.mask, expected)
+        for shape in predictions.annotated_shapes(record, with_masks=False):
+            self.assertIsNone(shape.mask)
+            self.assertIsNone(shape.score)
 
 
 class PackagesTest(absltest.TestCase):
