@@ -104,26 +104,21 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _check_start(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str]) -> None:
-    layout = "fpn" if "fpn" in cfg.MODEL.BACKBONE.NAME else "c4"
+    layout = initial_weights.find_layout(cfg.MODEL.BACKBONE.NAME)
     initial_weights.check_layout(cfg.MODEL.RESNETS.DEPTH, layout)
-    last = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    folder = Path(cfg.OUTPUT_DIR)
     weights = cfg.MODEL.WEIGHTS
     if args.resume:
-        if not last.exists():
+        with errors.naming("--resume"):
+            weights = record.last_checkpoint(folder)
+        if weights is None:
             raise UserError(
-                f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint: give the OUTPUT_DIR "
+                f"--resume: OUTPUT_DIR {folder} holds no checkpoint: give the OUTPUT_DIR "
                 "of the run, or omit --resume to start a new one"
             )
-        checkpoint = last.read_text(encoding="utf-8").strip()
-        if not checkpoint:
-            raise UserError(
-                f"--resume: {last} is empty: write the name of a checkpoint in this folder into "
-                "it, such as model_0004999.pth"
-            )
-        weights = str(last.with_name(checkpoint))
-    elif last.exists() and not args.eval_only:
+    elif (folder / record.LAST_CHECKPOINT).exists() and not args.eval_only:
         raise UserError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already holds a run: give --resume to continue it, "
+            f"OUTPUT_DIR {folder} already holds a run: give --resume to continue it, "
             "or another OUTPUT_DIR"
         )
     if not weights:

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from jigclu.detection import checks, coco_layout, flags, schedule
+from jigclu.detection import checks, coco_layout, config_file, flags, schedule
 from jigclu.detection.own_data import OwnData
 from jigclu.detection.schedule import Schedule
 from jigclu.detection.trainer import Trainer, draw_predictions, write_metrics
-from jigclu.models.encoder import has_basic_blocks
 from jigclu.system.errors import UserError
 
 
@@ -55,7 +54,7 @@ def configuration(args: argparse.Namespace) -> CfgNode:
     """
     cfg = _merge(args)
     if not args.eval_only:
-        published = _schedule(_read(args.config_file))
+        published = _schedule(config_file.read(args.config_file))
         effective = _schedule(cfg)
         schedule.check_range(effective)
         if not args.schedule_as_given:
@@ -67,31 +66,16 @@ def configuration(args: argparse.Namespace) -> CfgNode:
             )
         print(schedule.table(published, effective))
     try:
-        device = torch.device(cfg.MODEL.DEVICE)
+        torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as error:
         raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; expected cuda or cpu") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("no GPU: MODEL.DEVICE is cpu")
-        cfg.MODEL.DEVICE = "cpu"
+    config_file.choose_device(cfg)
     cfg.freeze()
     return cfg
 
 
-def _read(file: str) -> CfgNode:
-    if not Path(file).is_file():
-        raise UserError(
-            f"--config-file is {file!r}, which is not a file: use one of detection/configs"
-        )
-    cfg = get_cfg()
-    try:
-        cfg.merge_from_file(file, allow_unsafe=False)
-    except Exception as error:  # yacs raises many kinds of errors for invalid configurations.
-        raise UserError(f"--config-file {file}: {_first_line(error)}") from error
-    return cfg
-
-
 def _merge(args: argparse.Namespace) -> CfgNode:
-    cfg = _read(args.config_file)
+    cfg = config_file.read(args.config_file)
     cfg.OUTPUT_DIR = str(Path("runs") / Path(args.config_file).stem)
     if args.images_per_batch is not None:
         new_schedule = schedule.rescale(_schedule(cfg), args.images_per_batch)
@@ -107,20 +91,8 @@ def _merge(args: argparse.Namespace) -> CfgNode:
     if own:
         # The data determine the width of the head.
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_classes(own[0]))
-    try:
-        cfg.merge_from_list(args.opts)
-    except (KeyError, ValueError, AssertionError) as error:
-        raise UserError(f"KEY VALUE pairs: {_first_line(error)}") from error
-    if has_basic_blocks(f"resnet{cfg.MODEL.RESNETS.DEPTH}"):
-        # The only width that such a ResNet has, and that detectron2 builds.
-        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    config_file.override(cfg, args.opts)
     return cfg
-
-
-def _first_line(error: Exception) -> str:
-    # str() of a KeyError would add quotes.
-    text = str(error.args[0] if isinstance(error, KeyError) else error)
-    return f"{text or type(error).__name__}".splitlines()[0]
 
 
 def _schedule(cfg: CfgNode) -> Schedule:

@@ -16,6 +16,11 @@ _CLASSIFIER = "roi_heads.box_predictor.cls_score.bias"
 _FORMATS = {"fpn": "detectron2", "c4": "detectron2_c4"}
 
 
+def find_layout(backbone: str) -> str:
+    """Returns "fpn" or "c4" for a name of MODEL.BACKBONE."""
+    return "fpn" if "fpn" in backbone else "c4"
+
+
 def check_layout(depth: int, layout: str) -> None:
     """Rejects C4 detectors of basic blocks, whose res5 detectron2 cannot load.
 

@@ -9,6 +9,8 @@ from jigclu.system.errors import UserError
 
 # Keys in the trainer's part of the checkpoint.
 CLASSES, SETTINGS = "class_names", "settings"
+# Holds the name of the last checkpoint of a run.
+LAST_CHECKPOINT = "last_checkpoint"
 # A resumed run has them from its checkpoint, or cannot have other ones.
 FIXED_SETTINGS = (
     "SOLVER.IMS_PER_BATCH",
@@ -24,6 +26,26 @@ FIXED_SETTINGS = (
 )
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """Returns the path of a run's last checkpoint; None if its folder holds none."""
+    last = folder / LAST_CHECKPOINT
+    if not last.exists():
+        return None
+    checkpoint = last.read_text(encoding="utf-8").strip()
+    if not checkpoint:
+        raise UserError(
+            f"{last} is empty: write the name of a checkpoint in this folder into it, such as "
+            "model_0004999.pth"
+        )
+    return str(folder / checkpoint)
+
+
+def read_classes(weights: str) -> list[str] | None:
+    """Returns the class names of a detector; None if the file does not hold them."""
+    classes = _trainer_state(weights).get(CLASSES)
+    return None if classes is None else list(classes)
+
+
 def check_classes(weights: str, classes: Sequence[str]) -> str | None:
     """Rejects data whose classes are not those that a detector was trained on.
 
@@ -37,10 +59,10 @@ def check_classes(weights: str, classes: Sequence[str]) -> str | None:
     Raises:
       UserError: other names, or another order.
     """
-    trained = _trainer_state(weights).get(CLASSES)
+    trained = read_classes(weights)
     if trained is None:
         return f"{weights} holds no class names: check that its classes are {', '.join(classes)}"
-    if list(trained) != list(classes):
+    if trained != list(classes):
         raise UserError(
             f"weights {weights} were trained on the classes {', '.join(trained)}, but the data "
             f"have {', '.join(classes)}: use the same names in the same order"

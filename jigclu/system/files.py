@@ -52,7 +52,7 @@ def write_file(path: Path, data: bytes) -> None:
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): free some disk space or choose "
-            "another --workdir"
+            "another folder"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Tests of detection/train_net.py without detectron2."""
+"""Tests of the scripts in detection/ without detectron2."""
 
 import subprocess
 import sys
@@ -9,16 +9,16 @@ from absl.testing import absltest, parameterized
 DETECTION = Path(__file__).parents[2] / "detection"
 
 
-class TrainNetTest(parameterized.TestCase):
-    @parameterized.parameters("R50-JigClu", "voc-R50-JigClu")
-    def test_error_says_how_to_install_detectron2(self, config: str) -> None:
+class ScriptsTest(parameterized.TestCase):
+    @parameterized.parameters("train_net", "predict")
+    def test_error_says_how_to_install_detectron2(self, script: str) -> None:
         program = (
             "import runpy, sys; sys.modules['detectron2'] = None; sys.argv = sys.argv[1:]; "
             "runpy.run_path(sys.argv[0], run_name='__main__')"
         )
-        flags = ("--config-file", str(DETECTION / "configs" / f"{config}.yaml"))
+        flags = ("--config-file", str(DETECTION / "configs" / "R50-JigClu.yaml"))
         run = subprocess.run(
-            [sys.executable, "-c", program, str(DETECTION / "train_net.py"), *flags],
+            [sys.executable, "-c", program, str(DETECTION / f"{script}.py"), *flags],
             capture_output=True,
             text=True,
             check=False,
