@@ -33,6 +33,8 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
       UserError: describes the first problem.
     """
+    if args.with_random_backbone:
+        raise UserError("--with-random-backbone needs --trials: give both, or neither")
     errors.check(0 <= args.picture_score <= 1, "--picture-score", args.picture_score, "in [0, 1]")
     _check_devices(cfg, args)
     if cfg.TEST.AUG.ENABLED:

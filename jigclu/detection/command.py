@@ -15,7 +15,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from jigclu.detection import checks, coco_layout, config_file, flags, schedule
+from jigclu.detection import checks, coco_layout, config_file, flags, schedule, trial_runs
 from jigclu.detection.own_data import OwnData
 from jigclu.detection.schedule import Schedule
 from jigclu.detection.trainer import Trainer, draw_predictions, write_metrics
@@ -24,11 +24,18 @@ from jigclu.system.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status, which is 2 after an error of the user."""
-    args = flags.argument_parser().parse_args(arguments)
+    return run(flags.argument_parser().parse_args(arguments))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command with parsed flags; returns the exit status, as `main` does."""
     own_data = flags.own_data(args)
     try:
         own_data.register()
         cfg = configuration(args)
+        if args.trials is not None:
+            trial_runs.run(cfg, args, run)
+            return 0
         checks.check(cfg, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -67,6 +67,17 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="SCORE",
         help="least score of the predictions in pictures (default 0.5)",
     )
+    ours.add_argument(
+        "--trials",
+        type=int,
+        metavar="N",
+        help="train N times, with the seeds from SEED, and report mean and standard deviation",
+    )
+    ours.add_argument(
+        "--with-random-backbone",
+        action="store_true",
+        help="with --trials: also train N times from a random backbone",
+    )
     return parser
 
 
