@@ -69,7 +69,8 @@ def run(cfg: CfgNode, args: argparse.Namespace, command: Command) -> None:
     }
     protocol = _protocol(cfg)
     figures = trials.published(protocol)
-    table = trials.table(groups, figures, protocol)
+    schedule = trials.name_schedule(cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH)
+    table = trials.table(groups, figures, protocol, schedule)
     folder = Path(cfg.OUTPUT_DIR)
     files.write_file(folder / "trials.md", f"{table}\n".encode())
     contents = trials.to_json(groups, figures, protocol)

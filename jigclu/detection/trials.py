@@ -27,29 +27,29 @@ class Protocol(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """Published scores in percent, with the schedule of their training."""
+    """Published scores in percent.
+
+    schedule: iterations, and images per batch.
+    """
 
     source: str
-    schedule: str
+    schedule: tuple[int, int]
     metrics: Mapping[str, float]
 
 
-_VOC_SCHEDULE = "24,000 iterations of 16 images"
 _PUBLISHED = {
     Protocol(
         ("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_test",), "Faster R-CNN R50-C4"
     ): (
         Figure(
             "MoCo v2 (Chen et al., 2020; 200 epochs)",
-            _VOC_SCHEDULE,
+            (24_000, 16),
             {"bbox/AP": 57.0, "bbox/AP50": 82.4, "bbox/AP75": 63.6},
         ),
-        Figure("DenseCL (Wang et al., CVPR 2021; 200 epochs)", _VOC_SCHEDULE, {"bbox/AP": 58.7}),
+        Figure("DenseCL (Wang et al., CVPR 2021; 200 epochs)", (24_000, 16), {"bbox/AP": 58.7}),
     ),
     Protocol(("coco_2017_train",), ("coco_2017_val",), "Faster R-CNN R50-FPN"): (
-        Figure(
-            "JigClu (Chen et al., CVPR 2021)", "180,000 iterations of 8 images", {"bbox/AP": 39.3}
-        ),
+        Figure("JigClu (Chen et al., CVPR 2021)", (180_000, 8), {"bbox/AP": 39.3}),
     ),
 }
 
@@ -83,15 +83,23 @@ def summarize(trials: Sequence[Trial]) -> dict[str, tuple[float, float]]:
     return {name: (statistics.fmean(each), statistics.stdev(each)) for name, each in values.items()}
 
 
+def name_schedule(iterations: int, images_per_batch: int) -> str:
+    """Returns such as "24,000 iterations of 16 images"."""
+    return f"{iterations:,} iterations of {images_per_batch} images"
+
+
 def table(
-    groups: Mapping[str, Sequence[Trial]], figures: Sequence[Figure], protocol: Protocol
+    groups: Mapping[str, Sequence[Trial]],
+    figures: Sequence[Figure],
+    protocol: Protocol,
+    schedule: str,
 ) -> str:
     """Returns a table in Markdown.
 
     Args:
       groups: two or more trials for each kind of initial weights, by title.
       figures: published figures.
-      protocol: of the trials.
+      protocol, schedule: of the trials.
     """
     first = next(iter(groups.values()))
     metrics = [name for name in first[0].metrics if name.split("/")[-1] in _SHOWN]
@@ -107,11 +115,12 @@ def table(
         rows.append([f"{title}, mean ± std of {len(trials)} trials", *values])
     for figure in figures:
         values = [_text(figure.metrics.get(name)) for name in metrics]
-        rows.append([f"published: {figure.source}, {figure.schedule}", *values])
+        title = f"published: {figure.source}, {name_schedule(*figure.schedule)}"
+        rows.append([title, *values])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines += [
         "",
-        f"{protocol.detector}, trained on {', '.join(protocol.train)}, evaluated on "
+        f"{protocol.detector}, trained on {', '.join(protocol.train)} for {schedule}, evaluated on "
         f"{', '.join(protocol.test)}; percent. Std is the sample standard deviation (n - 1).",
     ]
     if not figures:

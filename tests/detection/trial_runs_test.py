@@ -83,6 +83,7 @@ class TrialRunsTest(CommandTestCase):
             "| encoder.pth, mean ± std of 3 trials | 10.00 ± 10.00 | 50.00 ± 0.00 |", table
         )
         self.assertIn("| random backbone, mean ± std of 3 trials | 10.00 ± 10.00 |", table)
+        self.assertIn("trained on mine for 2 iterations of 2 images, evaluated on mine;", table)
         self.assertIn("Published: none for this data and detector.", table)
         self.assertIn(table, out)
         contents = json.loads((self.output / "trials.json").read_text(encoding="utf-8"))

@@ -86,7 +86,7 @@ class TableTest(absltest.TestCase):
 
     def test_shows_trials_summaries_and_published_figures(self) -> None:
         protocol = Protocol(VOC, VOC_TEST, C4)
-        text = trials.table(self.groups, trials.published(protocol), protocol)
+        text = trials.table(self.groups, trials.published(protocol), protocol, "9 iterations")
         moco = "published: MoCo v2 (Chen et al., 2020; 200 epochs), 24,000 iterations of 16 images"
         expected = [
             "|  | box AP | box AP50 |",
@@ -106,14 +106,16 @@ class TableTest(absltest.TestCase):
 
     def test_says_if_nothing_is_published(self) -> None:
         protocol = Protocol(("mine",), ("mine_test",), C4)
-        text = trials.table(self.groups, (), protocol)
+        text = trials.table(self.groups, (), protocol, "1,000 iterations of 8 images")
         self.assertEndsWith(text, "\nPublished: none for this data and detector.")
-        self.assertIn(f"{C4}, trained on mine, evaluated on mine_test", text)
+        self.assertIn(
+            f"{C4}, trained on mine for 1,000 iterations of 8 images, evaluated on mine_test", text
+        )
 
     def test_masks_and_several_test_sets_have_own_columns(self) -> None:
         metrics = {"a/bbox/AP": 1.0, "a/segm/AP50": 2.0, "a/segm/APs": 3.0}
         groups = {"w": [Trial(0, metrics), Trial(1, {"a/bbox/AP": 1.0})]}
-        text = trials.table(groups, (), Protocol(("a",), ("a", "b"), C4)).splitlines()
+        text = trials.table(groups, (), Protocol(("a",), ("a", "b"), C4), "").splitlines()
         self.assertEqual(text[0], "|  | a box AP | a mask AP50 |")
         self.assertEqual(text[3], "| w, seed 1 | 1.00 | – |")
         self.assertEqual(text[4], "| w, mean ± std of 2 trials | 1.00 ± 0.00 | – |")
