@@ -22,6 +22,7 @@ from jigclu.tasks.linear import LinearTask
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.tasks.reproduce import ReproduceTask
+from jigclu.tasks.segment import SegmentTask
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.probe_evaluator import ProbeEvaluator
 from jigclu.training.settings import Schedule
@@ -37,6 +38,7 @@ TASKS = {
     "gin/benchmark.gin": (BenchmarkTask, ()),
     "gin/base/pretrain.gin": (PretrainTask, ()),
     "gin/base/finetune.gin": (FinetuneTask, ("finetune.init_from",)),
+    "gin/base/segment.gin": (SegmentTask, ("segment.init_from",)),
     "gin/base/export.gin": (ExportTask, ()),
     "gin/pack.gin": (PackTask, ()),
     "gin/base/linear.gin": (LinearTask, ("linear.init_from",)),
@@ -75,6 +77,20 @@ def knn_of(task: object) -> KnnEvaluator:
     return evaluator
 
 
+def write_masked_tree(folders: Path, voc: Path) -> None:
+    """Writes a list of one image per split with its mask, in both layouts, as empty files."""
+    lists = voc / "ImageSets" / "Segmentation"
+    for folder in (lists, voc / "JPEGImages", voc / "SegmentationClass"):
+        folder.mkdir(parents=True)
+    for split in ("train", "val"):
+        (lists / f"{split}.txt").write_text(f"{split}_0\n")
+        (voc / "JPEGImages" / f"{split}_0.jpg").touch()
+        (voc / "SegmentationClass" / f"{split}_0.png").touch()
+        for folder in (folders / "images" / split, folders / "masks" / split):
+            folder.mkdir(parents=True)
+            (folder / "0.png").touch()
+
+
 class FakeCifar:
     """Stands in for the data set that torchvision would download."""
 
@@ -98,6 +114,7 @@ class GinFilesTest(parameterized.TestCase):
             (cls.root / folder).mkdir(parents=True)
             for number in range(images):
                 (cls.root / folder / f"{number}.png").touch()
+        write_masked_tree(cls.root / "masked", cls.root / "VOC2012")
         names = [f"{label}/{number}.png\n" for label in "ab" for number in range(150)]
         (cls.root / "list.txt").write_text("".join(names))
 
@@ -110,6 +127,8 @@ class GinFilesTest(parameterized.TestCase):
             "ImageList.root": root / "train",
             "ImageList.path": root / "list.txt",
             "ListedSubset.path": root / "list.txt",
+            "VocSegmentation.root": root / "VOC2012",
+            "SegmentationFolders.root": root / "masked",
         }
         bound = {name for part in (*includes_of(file), file) for name in bindings_of(part)}
         replaced = [f"{name}={str(path)!r}" for name, path in places.items() if name in bound]
@@ -236,6 +255,19 @@ class GinFilesTest(parameterized.TestCase):
         factors = [task.schedule.decay(epoch, 100, 0) for epoch in (29, 30, 60, 90)]
         self.assertSequenceAlmostEqual(factors, [1.0, 0.1, 0.01, 0.001])
         self.assertLen(task.source, 300)
+
+    def test_moco_protocol_of_segmentation(self) -> None:
+        task = self.load("gin/segment_voc_fcn.gin").task
+        assert isinstance(task, SegmentTask)
+        self.assertEqual((task.head, task.dilated_stages, task.eval_resize), ("fcn", 1, None))
+        self.assertEqual((task.batch_size, task.train_size, task.scale), (16, 513, (0.5, 2.0)))
+        self.assertEqual(task.optimizer, optim.SGD(momentum=0.9, weight_decay=1e-4))
+        self.assertEqual(task.learning_rate, 0.003)
+        steps = 1464 // 16
+        self.assertEqual(round(task.schedule.total_steps(steps), -3), 30_000)
+        for share, factor in ((0.69, 1.0), (0.71, 0.1), (0.89, 0.1), (0.91, 0.01)):
+            step = round(share * task.schedule.total_steps(steps))
+            self.assertAlmostEqual(task.schedule.factor(step, steps), factor)
 
     def test_knn_during_training_as_the_file_describes(self) -> None:
         text = (FOLDER / "pretrain_r50.gin").read_text().split("# kNN accuracy every 10 epochs")[1]

@@ -10,6 +10,7 @@ import gin
 from jigclu.config import messages, types
 from jigclu.data.packed import PackedImages
 from jigclu.data.procedural import ProceduralImages
+from jigclu.data.segmentation import SegmentationFolders, VocSegmentation
 from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabeledImages
 from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
 from jigclu.data.transform import EvalTransform
@@ -28,6 +29,7 @@ from jigclu.tasks.linear import LinearTask
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.tasks.reproduce import Load, ReproduceTask, Task
+from jigclu.tasks.segment import SegmentTask
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.probe_evaluator import ProbeEvaluator
 from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedule
@@ -55,6 +57,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "pretrain": PretrainTask,
     "linear": LinearTask,
     "finetune": FinetuneTask,
+    "segment": SegmentTask,
     "knn": KnnTask,
     "export": ExportTask,
     "pack": PackTask,
@@ -88,6 +91,8 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "PackedImages": PackedImages,
     "WebDatasetImages": WebDatasetImages,
     "ProceduralImages": ProceduralImages,
+    "VocSegmentation": VocSegmentation,
+    "SegmentationFolders": SegmentationFolders,
     "ListedSubset": ListedSubset,
     "BalancedSubset": BalancedSubset,
     "HeldOut": HeldOut,

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from jigclu.data.crops import CropDataset, CropSample
 from jigclu.data.images import LabeledImage, RandomCropDataset
 from jigclu.data.sampler import GlobalBatchSampler
+from jigclu.data.segmentation import MaskedCrops, MaskedImage
 
 
 class Batch(NamedTuple):
@@ -37,6 +38,17 @@ class LabeledBatch(NamedTuple):
     image: Tensor
     label: Tensor
     image_index: Tensor
+
+
+class MaskedBatch(NamedTuple):
+    """A batch of `MaskedImage`.
+
+    image: uint8 [batch, 3, height, width].
+    mask: uint8 [batch, height, width], class numbers or `IGNORED`.
+    """
+
+    image: Tensor
+    mask: Tensor
 
 
 def crop_loader(
@@ -69,6 +81,17 @@ def labeled_loader(
     return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_images)
 
 
+def masked_loader(
+    dataset: MaskedCrops,
+    sampler: GlobalBatchSampler,
+    workers: int,
+    prefetch: int,
+    pin_memory: bool,
+) -> "DataLoader[MaskedBatch]":
+    """Returns a loader of the sampler's batches of images with masks; see `crop_loader`."""
+    return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_masked)
+
+
 def _training_loader(
     dataset: Dataset[Any],
     sampler: GlobalBatchSampler,
@@ -94,11 +117,27 @@ def image_loader(
     dataset: Dataset[LabeledImage], batch_size: int, workers: int, prefetch: int
 ) -> "DataLoader[LabeledBatch]":
     """Returns a loader of every image once and in order; the last batch may be smaller."""
-    untyped: Dataset[Any] = dataset  # collate_images changes the type of what is loaded.
+    return _ordered_loader(dataset, batch_size, workers, prefetch, collate_images)
+
+
+def single_masked_loader(
+    dataset: Dataset[MaskedImage], workers: int, prefetch: int
+) -> "DataLoader[MaskedBatch]":
+    """Returns a loader of every image once and in order, one per batch, since sizes differ."""
+    return _ordered_loader(dataset, 1, workers, prefetch, collate_masked)
+
+
+def _ordered_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    workers: int,
+    prefetch: int,
+    collate: Callable[[list[Any]], Any],
+) -> "DataLoader[Any]":
     return DataLoader(
-        untyped,
+        dataset,
         batch_size=batch_size,
-        collate_fn=collate_images,
+        collate_fn=collate,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         worker_init_fn=_exit_with_parent,
@@ -117,6 +156,11 @@ def collate_crops(samples: list[CropSample]) -> Batch:
 def collate_images(samples: list[LabeledImage]) -> LabeledBatch:
     """Stacks samples into a LabeledBatch, in a worker directly in shared memory."""
     return LabeledBatch(*default_collate([tuple(sample) for sample in samples]))
+
+
+def collate_masked(samples: list[MaskedImage]) -> MaskedBatch:
+    """Stacks samples into a MaskedBatch, in a worker directly in shared memory."""
+    return MaskedBatch(*default_collate([tuple(sample) for sample in samples]))
 
 
 def _exit_with_parent(worker: int) -> None:

@@ -6,9 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from jigclu.data.loader import Batch, LabeledBatch
+from jigclu.data.loader import Batch, LabeledBatch, MaskedBatch
 
-AnyBatch = TypeVar("AnyBatch", Batch, LabeledBatch)
+AnyBatch = TypeVar("AnyBatch", Batch, LabeledBatch, MaskedBatch)
 
 
 def prefetch_to_device(batches: Iterable[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:

@@ -135,7 +135,7 @@ class ImageFolder(ImageFiles):
             other splits.
         """
         with naming("root"):
-            folder = _split_folder(_require_folder(root), split)
+            folder = _split_folder(require_folder(root), split)
             classes = _class_folders(folder)
         files: list[str] = []
         labels: list[int] = []
@@ -158,8 +158,8 @@ class UnlabeledImages(ImageFiles):
           UserError: root is missing or contains no images.
         """
         with naming("root"):
-            root = _require_folder(root)
-            files = _list_images(root)
+            root = require_folder(root)
+            files = list_images(root)
         super().__init__(root, files, classes=[], labels=None)
 
 
@@ -173,8 +173,8 @@ def open_folder(root: str) -> ImageFiles:
       UserError: root is missing or contains no images.
     """
     with naming("images"):
-        root = _require_folder(root)
-        files = _list_images(root)
+        root = require_folder(root)
+        files = list_images(root)
     if any(os.sep not in file for file in files):
         return ImageFiles(root, files, classes=[], labels=None)
     folders = [file.split(os.sep)[0] for file in files]
@@ -197,7 +197,7 @@ class ImageList(ImageFiles):
           UserError: the list, root or a listed file is missing, or the list is empty.
         """
         with naming("root"):
-            root = _require_folder(root)
+            root = require_folder(root)
         with naming("path"):
             lines = read_list(path)
         tracked = progress.track(lines, f"looking for the images of {path}")
@@ -336,7 +336,7 @@ def _unknown_message(kind: str, given: str, valid: tuple[str, ...]) -> str:
     return f"{given!r} is not a {kind}: expected one of {', '.join(valid)}{hint}"
 
 
-def _require_folder(root: str) -> str:
+def require_folder(root: str) -> str:
     """Returns the path with ~ expanded; raises UserError unless it is a folder."""
     root = os.path.expanduser(root)
     if not os.path.isdir(root):
@@ -349,7 +349,8 @@ def _require_images(root: str, files: list[str]) -> None:
         raise UserError(f"{root} contains no images: expected files named {' '.join(EXTENSIONS)}")
 
 
-def _list_images(root: str) -> list[str]:
+def list_images(root: str) -> list[str]:
+    """Returns all images below a folder, sorted; raises UserError if there are none."""
     files = sorted(progress.track(_image_files(root, ""), f"listing the images of {root}"))
     _require_images(root, files)
     return files

@@ -220,12 +220,7 @@ def check_labeled(train: Source, val: Source, train_name: str, val_name: str) ->
     for name, source in ((train_name, train), (val_name, val)):
         if source.labels is None:
             raise UserError(f"{name} has no labels: use a source with classes")
-    if train.classes != val.classes:
-        differing = sorted(set(train.classes) ^ set(val.classes)) or ["their order"]
-        raise UserError(
-            f"{train_name} has {len(train.classes)} classes and {val_name} {len(val.classes)}; "
-            f"they must be the same, but differ in {', '.join(differing[:5])}"
-        )
+    check_same_classes(train.classes, val.classes, train_name, val_name)
     for name, source in ((train_name, train), (val_name, val)):
         found = np.unique(label_array(source))
         if len(found) < 2:
@@ -233,6 +228,21 @@ def check_labeled(train: Source, val: Source, train_name: str, val_name: str) ->
                 f"{name} only has images of class {source.classes[found[0]]}: "
                 "use images of at least two classes"
             )
+    check_disjoint(train, val, train_name, val_name)
+
+
+def check_same_classes(train: list[str], val: list[str], train_name: str, val_name: str) -> None:
+    """Raises UserError unless training and evaluation have the same classes in the same order."""
+    if train != val:
+        differing = sorted(set(train) ^ set(val)) or ["their order"]
+        raise UserError(
+            f"{train_name} has {len(train)} classes and {val_name} {len(val)}; "
+            f"they must be the same, but differ in {', '.join(differing[:5])}"
+        )
+
+
+def check_disjoint(train: Source, val: Source, train_name: str, val_name: str) -> None:
+    """Raises UserError if an image is used for training and for evaluation."""
     known = set(_names(train))
     both = (name for name in _names(val) if name in known)
     shared = next(both, None)

@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor, nn
 
 from jigclu.models.batch_norm import BatchNorm
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, check
 
 _FAMILY = torchvision.models.resnet
 
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Maps [batch, 3, height, width] to [batch, channels, height / 32, width / 32].
 
-        A small stem divides by 8 instead.
+        A small stem divides by 8 instead, and each dilated stage divides by half as much.
         """
         for child in self.children():
             images = child(images)
@@ -51,16 +51,18 @@ def encoder_tensors(encoder: nn.Module) -> dict[str, Tensor]:
     return {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
 
 
-def create_encoder(name: str, small_stem: bool) -> Encoder:
+def create_encoder(name: str, small_stem: bool, dilated_stages: int = 0) -> Encoder:
     """Builds an encoder with random weights and batch normalization over all ranks.
 
     Args:
       name: one of torchvision's ResNet family: resnet18 to resnet152, resnext, wide_resnet.
       small_stem: use a 3x3 first convolution of stride 1 and no max-pooling, for images of
         CIFAR's size (SimCLR, Chen et al., ICML 2020, appendix B.9).
+      dilated_stages: number of last stages, 0 to 2, that dilate their convolutions instead of
+        halving the map. Shapes and names of the weights are the same.
 
     Raises:
-      UserError: an unknown name.
+      UserError: an unknown name, or dilated_stages out of range.
     """
     if name not in encoder_names():
         near = difflib.get_close_matches(name, encoder_names(), 1, 0.0)[0]
@@ -68,7 +70,14 @@ def create_encoder(name: str, small_stem: bool) -> Encoder:
             f"encoder {name!r} is unknown; did you mean {near!r}? "
             f"Known: {', '.join(encoder_names())}"
         )
-    resnet = torchvision.models.get_model(name, weights=None, norm_layer=BatchNorm)
+    basic = has_basic_blocks(name)
+    expected = f"0 for {name}, whose blocks torchvision cannot dilate" if basic else "0, 1 or 2"
+    valid = (0,) if basic else (0, 1, 2)
+    check(dilated_stages in valid, "dilated_stages", dilated_stages, expected)
+    dilation = [dilated_stages >= number for number in (3, 2, 1)]
+    resnet = torchvision.models.get_model(
+        name, weights=None, norm_layer=BatchNorm, replace_stride_with_dilation=dilation
+    )
     if small_stem:
         resnet.conv1 = nn.Conv2d(3, resnet.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")

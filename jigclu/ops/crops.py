@@ -1,6 +1,7 @@
 """Random crops of images: pure geometry, no pixels."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,6 +9,19 @@ from jigclu.ops.jigsaw import Box, patch_boxes
 from jigclu.system.errors import check
 
 _TRIES = 10
+
+
+class ScaledCrop(NamedTuple):
+    """A square crop of a resized image.
+
+    height, width: to which the image is resized, pixels.
+    top, left: of the crop in the resized image, pixels; 0 along a side shorter than the crop.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
 
 
 def check_crop(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
@@ -106,6 +120,28 @@ def random_resized_crop(
             left = int(random.integers(width - crop_width, endpoint=True))
             return Box(region.top + top, region.left + left, crop_height, crop_width)
     return _central_crop(region, ratio)
+
+
+def scaled_crop(
+    random: np.random.Generator, height: int, width: int, scale: tuple[float, float], size: int
+) -> ScaledCrop:
+    """Draws a factor by which to resize an image, and then a square crop, both uniformly.
+
+    The usual augmentation of semantic segmentation (Chen et al., arXiv 1706.05587, section 4).
+
+    Args:
+      random: advanced by three draws.
+      height: image height, pixels.
+      width: image width, pixels.
+      scale: least and most factor.
+      size: side of the crop, pixels.
+    """
+    factor = random.uniform(*scale)
+    height, width = (max(1, round(side * factor)) for side in (height, width))
+    top, left = (
+        int(random.integers(max(0, side - size), endpoint=True)) for side in (height, width)
+    )
+    return ScaledCrop(height, width, top, left)
 
 
 def _central_crop(region: Box, ratio: tuple[float, float]) -> Box:

@@ -75,6 +75,11 @@ class TrainingTask:
         return True
 
     @property
+    def label_description(self) -> str:
+        """The labels of the training images, for the plan."""
+        return f"{len(self.source.classes)} classes" if self.source.classes else "no labels"
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps per epoch; the incomplete last batch is dropped."""
         return steps_per_epoch(len(self.training_source), self.batch_size)
@@ -170,10 +175,9 @@ class TrainingTask:
         """Returns the lines of the plan that do not depend on the machine."""
         whole = self.schedule.epochs * self.steps_per_epoch
         stops = f" of {whole:,}" if self.total_steps < whole else ""
-        labels = f"{len(self.source.classes)} classes" if self.source.classes else "no labels"
         return [
             f"devices: {launched_processes()} x {local_device(self.compute.device).type}",
-            f"data: {len(self.training_source):,} images, {labels}",
+            f"data: {len(self.training_source):,} images, {self.label_description}",
             f"steps: {self.total_steps:,}{stops}, {self.steps_per_epoch:,} per epoch, "
             f"{self.schedule.epochs} epochs",
             f"samples: {self.total_steps * self.batch_size:,} images, {self.batch_size} per step",

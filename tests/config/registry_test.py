@@ -15,10 +15,12 @@ from tests.small_tasks import KNN, PRETRAINING
 
 SOURCES = (
     "@ImageFolder(), @UnlabeledImages(), @ImageList(), @TorchvisionImages(), @PackedImages(), "
-    "@WebDatasetImages(), @ProceduralImages(), @ListedSubset(), @BalancedSubset(), @HeldOut()"
+    "@WebDatasetImages(), @ProceduralImages(), @VocSegmentation(), @SegmentationFolders(), "
+    "@ListedSubset(), @BalancedSubset(), @HeldOut()"
 )
 TASKS = (
-    "@pretrain(), @linear(), @finetune(), @knn(), @export(), @pack(), @benchmark(), @reproduce()"
+    "@pretrain(), @linear(), @finetune(), @segment(), @knn(), @export(), @pack(), @benchmark(), "
+    "@reproduce()"
 )
 
 

@@ -1,0 +1,69 @@
+"""Supervised segmentation: inputs of a step, and the forward pass to the cross-entropy."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional
+
+from jigclu.methods.forward import Forward
+from jigclu.models.segmenter import Segmenter
+from jigclu.ops.normalize import normalize
+from jigclu.ops.segmentation import IGNORED, upsample
+from jigclu.system import collectives
+
+
+class SegmentationInputs(NamedTuple):
+    """Inputs of one training step on one rank, on its device.
+
+    images: uint8 [local_batch, 3, size, size].
+    masks: uint8 [local_batch, size, size], class numbers or `IGNORED`.
+    pixels: float32 [], pixels with a class in the global batch, divided by the number of ranks.
+    """
+
+    images: Tensor
+    masks: Tensor
+    pixels: Tensor
+
+
+class SegmentationLosses(NamedTuple):
+    """Scalars float32 [] of one rank, whose mean over ranks is the mean over all pixels."""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+def segmentation_inputs(images: Tensor, masks: Tensor) -> SegmentationInputs:
+    """Returns the inputs of a step, for which ranks exchange their numbers of pixels."""
+    pixels = collectives.mean_over_ranks((masks != IGNORED).sum().float())
+    # Without any pixel, the loss is 0 instead of NaN.
+    return SegmentationInputs(images, masks, pixels.clamp_min(1))
+
+
+class SegmenterForward(Forward):
+    """The forward pass of a segmenter: normalization, network, upsampling, cross-entropy."""
+
+    def __init__(
+        self,
+        network: Segmenter,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        precision: str,
+        channels_last: bool,
+    ) -> None:
+        """Keeps mean and std of RGB in [0, 1]; for the other arguments see `Forward`."""
+        super().__init__(network, precision, channels_last)
+        self.mean = mean
+        self.std = std
+
+    def logits(self, images: Tensor, height: int, width: int) -> Tensor:
+        """Maps uint8 [batch, 3, ...] to logits float32 [batch, classes, height, width]."""
+        maps = self.apply_network(normalize(images, self.mean, self.std))
+        return upsample(maps, height, width)
+
+    def forward(self, images: Tensor, masks: Tensor, pixels: Tensor) -> SegmentationLosses:
+        """Returns this rank's losses; for the arguments see `SegmentationInputs`."""
+        logits, truth = self.logits(images, *masks.shape[1:]), masks.long()
+        loss = functional.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="sum")
+        # No class has the number IGNORED.
+        correct = (logits.argmax(1) == truth).sum()
+        return SegmentationLosses(loss / pixels, correct / pixels)
