@@ -44,11 +44,11 @@ class Segmenter(nn.Module):
         return self.head(self.encoder(images))
 
 
-def _linear_head(channels: int, classes: int) -> nn.Module:
+def _linear_head(channels: int, classes: int) -> nn.Sequential:
     return nn.Sequential(BatchNorm(channels), nn.Conv2d(channels, classes, 1))
 
 
-def _fcn_head(channels: int, classes: int) -> nn.Module:
+def _fcn_head(channels: int, classes: int) -> nn.Sequential:
     convolution, norm, relu, _, classifier = FCNHead(channels, classes)
     # Without dropout, which would depend on the number of ranks; with statistics of all ranks.
     return nn.Sequential(convolution, BatchNorm(norm.num_features), relu, classifier)

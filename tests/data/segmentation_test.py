@@ -1,6 +1,7 @@
 """Sources of images with masks, their checks, and the crops of training images."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,11 @@ def corrupt(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
-def write_pixels(path: Path, value: int) -> object:
+def write_pixels(path: Path, value: int) -> None:
     """Gives all pixels of a mask one value."""
     with Image.open(path) as image:
         size = image.size
-    return Image.new("L", size, value).save(path)
+    Image.new("L", size, value).save(path)
 
 
 class FoldersTest(FolderTestCase):
@@ -123,7 +124,7 @@ class FoldersTest(FolderTestCase):
         (lambda f: corrupt(f / "masks/a.png"), "masks/a.png is unreadable"),
         (lambda f: corrupt(f / "images/a.png"), "images/a.png is unreadable"),
         (
-            lambda f: [write_pixels(f / "masks" / n, 9) for n in ("a.png", "deep/b.png")],
+            lambda f: list(map(partial(write_pixels, value=9), (f / "masks").rglob("*.png"))),
             "every pixel of every mask is ignored",
         ),
     )

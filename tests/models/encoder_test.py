@@ -62,6 +62,18 @@ class EncoderTest(parameterized.TestCase):
         self.assertIn(BatchNorm, kinds)
         self.assertNotIn(nn.BatchNorm2d, kinds)
 
+    @parameterized.parameters((0, 2), (1, 4), (2, 8))
+    def test_dilated_stages_keep_the_size_of_the_map(self, stages: int, side: int) -> None:
+        encoder, plain = (create_encoder("resnet50", False, number) for number in (stages, 0))
+        encoder.load_state_dict(plain.state_dict())
+        with torch.no_grad():
+            self.assertEqual(encoder(torch.randn(1, 3, 64, 64)).shape, (1, 2048, side, side))
+
+    @parameterized.parameters(("resnet50", 3, "0, 1 or 2"), ("resnet18", 1, "0 for resnet18"))
+    def test_rejects_dilation_out_of_range(self, name: str, stages: int, message: str) -> None:
+        with self.assertRaisesRegex(UserError, f"dilated_stages is {stages}; it must be {message}"):
+            create_encoder(name, False, stages)
+
     def test_unknown_name_suggests_the_nearest(self) -> None:
         for name, nearest in (("resnet_50", "resnet50"), ("ResNet18", "resnet18"), ("", "")):
             with self.assertRaisesRegex(

@@ -89,6 +89,26 @@ class DrawsTest(absltest.TestCase):
         self.assertNotEqual(views[0], views[1])
 
 
+class ScaledCropTest(parameterized.TestCase):
+    @parameterized.parameters((30, 60), (200, 100), (64, 64))
+    def test_crops_lie_inside_the_resized_image(self, height: int, width: int) -> None:
+        random = np.random.default_rng(0)
+        drawn = [crops.scaled_crop(random, height, width, (0.5, 2.0), 64) for _ in range(300)]
+        for crop in drawn:
+            self.assertBetween(crop.top, 0, max(0, crop.height - 64))
+            self.assertBetween(crop.left, 0, max(0, crop.width - 64))
+            self.assertAlmostEqual(crop.height / height, crop.width / width, delta=0.04)
+        factors = np.sort([crop.height / height for crop in drawn])
+        np.testing.assert_allclose(factors, np.linspace(0.5, 2.0, 300), atol=0.15)
+
+    def test_positions_are_uniform_to_both_ends(self) -> None:
+        random = np.random.default_rng(0)
+        drawn = [crops.scaled_crop(random, 33, 20, (2.0, 2.0), 64) for _ in range(300)]
+        self.assertEqual({crop[:2] for crop in drawn}, {(66, 40)})
+        self.assertEqual({crop.top for crop in drawn}, {0, 1, 2})
+        self.assertEqual({crop.left for crop in drawn}, {0})
+
+
 class CheckCropTest(parameterized.TestCase):
     @parameterized.parameters((0.0, 1.0), (0.5, 0.2), (0.2, 1.1))
     def test_rejects_scales_out_of_range(self, low: float, high: float) -> None:

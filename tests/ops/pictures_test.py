@@ -3,7 +3,8 @@
 import torch
 from absl.testing import absltest
 
-from jigclu.ops.pictures import confusion_picture, image_grid
+from jigclu.ops.pictures import confusion_picture, image_grid, segmentation_picture, voc_colors
+from jigclu.ops.segmentation import IGNORED
 from tests.samples import eval_transform, noise
 
 PADDING = 2  # Pixels between images, of torchvision's grid.
@@ -43,6 +44,29 @@ class PicturesTest(absltest.TestCase):
     def test_a_class_without_images_is_blank(self) -> None:
         picture = confusion_picture(torch.tensor([[0, 0], [0, 3]]))
         self.assertEqual(picture[0][::399, ::399].tolist(), [[255, 255], [255, 0]])
+
+    def test_segmentation_shows_image_truth_and_prediction_in_vocs_colors(self) -> None:
+        image = torch.full((3, 2, 3), 200, dtype=torch.uint8)
+        truth = torch.tensor([[0, 1, IGNORED], [2, 2, 2]], dtype=torch.uint8)
+        predicted = torch.tensor([[0, 0, 3], [2, 1, 2]])
+        picture = segmentation_picture(image, truth, predicted, 4)
+        self.assertEqual((picture.dtype, picture.shape), (torch.uint8, (3, 2, 9)))
+        self.assertTrue(torch.equal(picture[:, :, :3], image))
+        for row in range(2):
+            for column in range(3):
+                for offset, mask in ((3, truth), (6, predicted)):
+                    number = int(mask[row, column])
+                    color = (200, 200, 200) if number == IGNORED else voc_colors(4)[number]
+                    expected = [int(0.3 * 200 + 0.7 * value) for value in color]
+                    shown = picture[:, row, offset + column].tolist()
+                    self.assertSequenceAlmostEqual(shown, expected, delta=1)
+
+    def test_colors_are_those_of_voc(self) -> None:
+        colors = voc_colors(21)
+        self.assertEqual(colors[:4], [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)])
+        self.assertEqual(colors[15], (192, 128, 128))  # Person.
+        self.assertEqual(colors[20], (0, 64, 128))  # Monitor.
+        self.assertLen(set(voc_colors(255)), 255)
 
 
 if __name__ == "__main__":

@@ -28,16 +28,15 @@ VOID = 7
 
 
 def write_images(folder: Path, images: int, seed: int, classes: int) -> None:
-    """Writes images of rectangles, whose color is their class, and of different sizes."""
+    """Writes images of different sizes with two halves, whose color is their class."""
     random = np.random.default_rng(seed)
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
     for number in range(images):
         height, width = random.integers(24, 48, 2)
-        mask = np.zeros((height, width), np.uint8)
-        for _ in range(6):
-            top, left = random.integers(0, height - 12), random.integers(0, width - 12)
-            mask[top : top + 12, left : left + 12] = random.integers(classes)
+        left, right = random.choice(classes, 2, replace=False)
+        mask = np.where(np.arange(width) < width // 2, left, right)
+        mask = mask.astype(np.uint8)[None].repeat(height, 0)
         Image.fromarray(COLORS[mask]).save(folder / "images" / f"{number}.png")
         mask[:2] = VOID
         Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
@@ -106,16 +105,18 @@ class SegmentTest(TaskTestCase):
     def task(self, **changes: Any) -> SegmentTask:
         return small_task(self.root, **changes)
 
-    @parameterized.parameters("linear", "fcn")
-    def test_learns_the_colors_of_classes(self, head: str) -> None:
+    @parameterized.parameters(("linear", 0.1, True), ("fcn", 0.05, False))
+    def test_learns_the_colors_of_classes(self, head: str, rate: float, tiny: bool) -> None:
+        write_images(self.folder / "data" / "more", 8, seed=2, classes=4)
+        val = SegmentationFolders(self.root, "more/images", "more/masks", CLASSES, VOID)
         decay = schedules.CosineDecay()
-        task = self.task(head=head, epochs=40, decay=decay, every=1000, log_every=20)
-        printed = run(task, self.folder / "run")
+        task = self.task(head=head, val=val, epochs=30, decay=decay, every=1000, learning_rate=rate)
+        printed = (run if tiny else run_task)(task, self.folder / "run")
         (step, scores) = final(self.folder / "run")["scores"][-1]
-        self.assertEqual(step, 80)
-        self.assertGreater(scores["mean_iou"], 0.6)
+        self.assertEqual(step, 60)
+        self.assertGreater(scores["mean_iou"], 0.75)
         self.assertGreater(scores["pixel_accuracy"], 0.85)
-        self.assertIn(f"mIoU {scores['mean_iou']:.2%} of ", printed)
+        self.assertIn(f"mIoU {scores['mean_iou']:.2%} of 4 classes, pixel accuracy", printed)
 
     def test_frozen_encoder_does_not_change(self) -> None:
         run(self.task(), self.folder)
