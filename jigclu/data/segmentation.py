@@ -94,7 +94,7 @@ class MaskedFiles(ImageFiles):
         if len(beyond):
             raise UserError(
                 f"mask {path} has the value {beyond[0]}; expected class numbers from 0 to "
-                f"{classes - 1}, or ignore_value = {self._ignore_value}: bind all classes, or "
+                f"{classes - 1}, and ignore_value is {self._ignore_value}: bind all classes, or "
                 "ignore_value to the value of pixels without a class"
             )
         return torch.from_numpy(np.where(ignored, IGNORED, values).astype(np.uint8))
@@ -199,8 +199,8 @@ class SegmentationFolders(MaskedFiles):
         missing = [m for m in mask_files if not os.path.isfile(os.path.join(root, m))]
         if missing:
             raise UserError(
-                f"masks: {os.path.join(root, missing[0])} does not exist, and neither do "
-                f"{len(missing) - 1} others: expected a PNG of each image's name, of class numbers"
+                f"masks: {len(missing)} of the {len(files)} images have no mask, the first missing "
+                f"one is {os.path.join(root, missing[0])}: expected a PNG with the image's name"
             )
         files = [os.path.join(images, file) for file in files]
         super().__init__(root, files, mask_files, names, ignore_value)

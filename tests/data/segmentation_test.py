@@ -89,7 +89,10 @@ class FoldersTest(FolderTestCase):
         self.assertNotEqual(self.source(8).fingerprint(deep=False), first)
 
     @parameterized.parameters(
-        (lambda f: (f / "masks/a.png").unlink(), "masks/a.png does not exist"),
+        (
+            lambda f: (f / "masks/a.png").unlink(),
+            "masks: 1 of the 2 images have no mask.*masks/a.png",
+        ),
         (lambda f: (f / "masks").rename(f / "other"), "masks: .*masks is not a folder"),
         (lambda f: (f / "images").rename(f / "other"), "images: .*images is not a folder"),
         (
