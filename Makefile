@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo install lint test test-avx2 gpu-check clean
+.PHONY: demo install lint test test-detection test-avx2 gpu-check clean
 
 demo: install
 	$(BIN)/python -m jigclu.launch --gin_file=gin/demo.gin --workdir=runs/demo
@@ -23,6 +23,14 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest tests
+
+# The tests that need detectron2, which `make install` does not install.
+test-detection: install
+	@$(BIN)/python -c 'import detectron2' 2>/dev/null || { \
+	  echo "detectron2 is not installed. Install it (detection/README.md), which takes some minutes:"; \
+	  echo "  $(BIN)/pip install ninja && $(BIN)/pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2"; \
+	  exit 1; } >&2
+	$(BIN)/python -m pytest tests/detection
 
 # Tests that depend on the CPU, restricted to AVX2, with which bfloat16 is slow.
 test-avx2: install

@@ -16,15 +16,15 @@ from jigclu.detection import (
     initial_weights,
     loading,
     record,
+    settings,
     voc_layout,
 )
 from jigclu.detection.datasets import Use
 from jigclu.detection.own_data import VOC_LAYOUT
 from jigclu.detection.trainer import fixed_settings
 from jigclu.system import errors
+from jigclu.system.cores import available_cores
 from jigclu.system.errors import UserError
-
-_CLASSES_KEY = "MODEL.ROI_HEADS.NUM_CLASSES"
 
 
 def check(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -37,10 +37,6 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError("--with-random-backbone needs --trials: give both, or neither")
     errors.check(0 <= args.picture_score <= 1, "--picture-score", args.picture_score, "in [0, 1]")
     _check_devices(cfg, args)
-    if cfg.TEST.AUG.ENABLED:
-        raise UserError(
-            "TEST.AUG.ENABLED is True, but this command evaluates each image once: set it to False"
-        )
     train = () if args.eval_only else cfg.DATASETS.TRAIN
     if not cfg.DATASETS.TEST or not (train or args.eval_only):
         raise UserError(
@@ -63,10 +59,11 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         text = summary.describe(is_trained=is_trained, keeps_empty_images=keeps_empty)
         print(f"{name}: {text}")
     classes = next(iter(summaries.values())).classes
-    if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+    key = settings.classes_key(cfg)
+    if len(classes) != settings.value(cfg, key):
         raise UserError(
-            f"{_CLASSES_KEY} is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the data have "
-            f"{len(classes)} classes: give {_CLASSES_KEY} {len(classes)}"
+            f"{key} is {settings.value(cfg, key)}, but the data have {len(classes)} classes: "
+            f"give {key} {len(classes)}"
         )
     _check_start(cfg, args, classes)
     _check_folder(Path(cfg.OUTPUT_DIR))
@@ -74,8 +71,9 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
     available = torch.cuda.device_count()
-    # Without a GPU, 1, the default, means one process, as 0 does.
-    if not 0 <= args.num_gpus <= max(1, available):
+    # Without a GPU, this is a number of processes; 0 means one, as 1, the default, does.
+    most = available or available_cores()
+    if not 0 <= args.num_gpus <= most:
         raise UserError(f"--num-gpus is {args.num_gpus}, but this machine has {available}")
     if not 0 <= args.machine_rank < args.num_machines:
         raise UserError(
@@ -83,10 +81,12 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"--num-machines, which is {args.num_machines}"
         )
     processes = max(1, args.num_gpus) * args.num_machines
-    if processes > 1 and (cfg.MODEL.DEVICE == "cpu" or not args.num_gpus):
+    without_gpus = cfg.MODEL.DEVICE == "cpu" and not (args.eval_only and not available)
+    if processes > 1 and (without_gpus or not args.num_gpus):
         raise UserError(
-            "several processes need one GPU each, because SyncBN needs GPUs: "
-            "use one process on one machine, or add GPUs"
+            "several processes need one GPU each, because SyncBN and detectron2's distributed "
+            "training need GPUs: use one process on one machine, or add GPUs; --eval-only also "
+            "runs in several processes on a machine without GPUs"
         )
     no_address = (flags.argument_parser().get_default("dist_url"), "auto")
     if args.num_machines > 1 and args.dist_url in no_address:
@@ -134,7 +134,7 @@ def _check_start(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str])
         weights,
         cfg.MODEL.RESNETS.DEPTH,
         layout,
-        classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES if is_whole else None,
+        classes=len(classes) if is_whole else None,
         unpickle=args.unpickle_weights,
     )
     if is_whole:
@@ -174,12 +174,7 @@ def _summary(name: str, use: Use) -> datasets.Summary:
         )
     if kind in ("pascal_voc", VOC_LAYOUT):
         return voc_layout.check(
-            name,
-            Path(metadata.dirname),
-            metadata.split,
-            metadata.thing_classes,
-            use,
-            is_official=kind != VOC_LAYOUT,
+            name, Path(metadata.dirname), metadata.split, metadata.thing_classes, use
         )
     raise UserError(f"data set {name} is of type {kind!r}; expected COCO's boxes or VOC")
 

@@ -1,6 +1,7 @@
 """Checks of data sets in COCO's layout."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def _reject_masks(
     it removes a whole object.
     """
     sizes = {image["id"]: [image["height"], image["width"]] for image in contents["images"]}
-    absent, encoded = [], []
+    absent, encoded, flat = [], [], []
     for record in contents["annotations"]:
         mask = record.get("segmentation")
         label = f"annotation {record['id']}"
@@ -180,8 +181,12 @@ def _reject_masks(
             absent.append(label)
         if isinstance(mask, dict) and not _is_crowd(record):
             encoded.append(label)
+        if isinstance(mask, list) and mask and not any(map(_area, mask)):
+            flat.append(f"segmentation of {label} in {path}")
     if use.mask_format:
         datasets.reject(name, absent, f"in {path} has no segmentation, but MODEL.MASK_ON is True")
+        if use.is_evaluated and not is_known:
+            datasets.reject(name, flat, "has no area, so that evaluation never counts it as found")
     if use.mask_format == "polygon" and use.is_trained and encoded:
         raise UserError(
             f"data set {name}: {encoded[0]} in {path} is a run-length encoding, but "
@@ -196,6 +201,8 @@ def _mask_problem(mask: object, size: list[float], is_known: bool) -> str | None
             return "is a run-length encoding without counts"
         if mask.get("size") != size:
             return f"is a run-length encoding without the size {size} of its image"
+        if isinstance(mask["counts"], list) and sum(mask["counts"]) != math.prod(size):
+            return f"is a run-length encoding whose counts do not add up to the size {size}"
         return None
     if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
         return "is not a list of polygons [[x, y, x, y, ...], ...]"
@@ -205,6 +212,12 @@ def _mask_problem(mask: object, size: list[float], is_known: bool) -> str | None
     if all(short) if is_known else any(short):
         return "has a polygon without three points [x, y, x, y, x, y]"
     return None
+
+
+def _area(polygon: list[float]) -> float:
+    """Returns the signed area of a polygon [x, y, x, y, ...] in square pixels."""
+    xs, ys = polygon[::2], polygon[1::2]
+    return sum(xs[place - 1] * y - xs[place] * ys[place - 1] for place, y in enumerate(ys)) / 2
 
 
 def _is_crowd(annotation: dict[str, Any]) -> bool:

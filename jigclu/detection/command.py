@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -72,10 +71,6 @@ def configuration(args: argparse.Namespace) -> CfgNode:
                 "make detectron2 rescale the schedule again: use --images-per-batch instead"
             )
         print(schedule.table(published, effective))
-    try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError as error:
-        raise UserError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; expected cuda or cpu") from error
     config_file.choose_device(cfg)
     cfg.freeze()
     return cfg
@@ -96,8 +91,9 @@ def _merge(args: argparse.Namespace) -> CfgNode:
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN
     own = [name for name in names if name in flags.own_data(args).names()]
     if own:
-        # The data determine the width of the head.
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_classes(own[0]))
+        # The data determine the width of the head, whose key depends on the architecture.
+        classes = len(_classes(own[0]))
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = classes
     config_file.override(cfg, args.opts)
     return cfg
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode, get_cfg
 
+from jigclu.detection import settings
 from jigclu.models.encoder import has_basic_blocks
 from jigclu.system.errors import UserError
 
@@ -26,7 +27,11 @@ def read(file: str) -> CfgNode:
 
 
 def override(cfg: CfgNode, pairs: Sequence[str]) -> None:
-    """Changes the configuration by alternating keys and values; raises UserError for others."""
+    """Changes the configuration by alternating keys and values, and checks it.
+
+    Raises:
+      UserError: a key does not exist, or a value is invalid.
+    """
     try:
         cfg.merge_from_list(list(pairs))
     except (KeyError, ValueError, AssertionError) as error:
@@ -34,11 +39,12 @@ def override(cfg: CfgNode, pairs: Sequence[str]) -> None:
     if has_basic_blocks(f"resnet{cfg.MODEL.RESNETS.DEPTH}"):
         # The only width that such a ResNet has, and that detectron2 builds.
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    settings.check(cfg)
 
 
 def choose_device(cfg: CfgNode) -> None:
     """Replaces cuda by cpu on machines without a GPU, and prints that."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         print("no GPU: MODEL.DEVICE is cpu")
         cfg.MODEL.DEVICE = "cpu"
 

@@ -82,6 +82,10 @@ class Box(NamedTuple):
         """Returns whether the width or the height is negative."""
         return self.right < self.left or self.bottom < self.top
 
+    def area(self) -> float:
+        """Returns the area in square pixels."""
+        return (self.right - self.left) * (self.bottom - self.top)
+
     def is_flat(self) -> bool:
         """Returns whether the area is 0."""
         return self.right == self.left or self.bottom == self.top

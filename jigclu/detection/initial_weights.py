@@ -12,7 +12,10 @@ from jigclu.models.encoder import create_encoder, has_basic_blocks
 from jigclu.system import tensor_files
 from jigclu.system.errors import UserError
 
-_CLASSIFIER = "roi_heads.box_predictor.cls_score.bias"
+# Classifiers of R-CNN, with one more output for the background, and of RetinaNet, with one output
+# per class and anchor, next to its regression of the 4 edges of a box per anchor.
+_RCNN = "roi_heads.box_predictor.cls_score.bias"
+_RETINANET, _RETINANET_BOXES = "head.cls_score.bias", "head.bbox_pred.bias"
 _FORMATS = {"fpn": "detectron2", "c4": "detectron2_c4"}
 
 
@@ -78,18 +81,26 @@ def check(path: str, depth: int, layout: str, *, classes: int | None, unpickle: 
 
 
 def _check_heads(path: str, found: Mapping[str, Tensor], classes: int) -> None:
-    if _CLASSIFIER not in found:
+    held = _count_classes(found)
+    if held is None:
         raise UserError(
             f"weights {path} hold only a backbone: for evaluation give a detector, such as "
             "model_final.pth of a training run"
         )
-    # One more output stands for the background.
-    held = len(found[_CLASSIFIER]) - 1
     if held != classes:
         raise UserError(
             f"weights {path} have {held} classes, but the data have {classes}: use the data "
             "that this detector was trained on, or another detector"
         )
+
+
+def _count_classes(found: Mapping[str, Tensor]) -> int | None:
+    """Returns the number of classes of a detector; None of a backbone without heads."""
+    if _RCNN in found:
+        return len(found[_RCNN]) - 1
+    if _RETINANET in found and _RETINANET_BOXES in found:
+        return 4 * len(found[_RETINANET]) // len(found[_RETINANET_BOXES])
+    return None
 
 
 def _tensors(path: Path, layout: str) -> dict[str, Tensor]:

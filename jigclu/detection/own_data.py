@@ -1,5 +1,6 @@
-"""The user's own data sets, which flags register with detectron2."""
+"""Data sets that are registered with detectron2: the user's own, which flags name, and VOC."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ class OwnData(NamedTuple):
     def register(self) -> None:
         """Registers the data sets with detectron2, as every process must.
 
+        Also registers our reader for VOC itself.
+
         Raises:
           UserError: a name is taken, or the class names of VOC data sets are missing.
         """
@@ -49,6 +52,7 @@ class OwnData(NamedTuple):
             register_coco_instances(name, {}, annotations, images)
         for name, folder, split in self.voc:
             _register_voc(name, Path(folder), split, self.classes)
+        _replace_reader_of_voc()
 
 
 def write_as_coco(name: str, folder: Path) -> None:
@@ -63,15 +67,24 @@ def write_as_coco(name: str, folder: Path) -> None:
 
 
 def _register_voc(name: str, folder: Path, split: str, classes: list[str]) -> None:
-    # Unlike detectron2's reader, ours accepts spaces around names and lists of one image.
-    DatasetCatalog.register(name, lambda: _records(name, folder, split, classes))
+    DatasetCatalog.register(name, functools.partial(_records, name))
     MetadataCatalog.get(name).set(
         thing_classes=classes, dirname=str(folder), split=split, evaluator_type=VOC_LAYOUT
     )
 
 
-def _records(name: str, folder: Path, split: str, classes: list[str]) -> list[dict[str, Any]]:
+def _replace_reader_of_voc() -> None:
+    """Registers our reader for the official data: it accepts spaces and lists of one image."""
+    for name in DatasetCatalog.list():
+        if MetadataCatalog.get(name).get("evaluator_type") == "pascal_voc":
+            DatasetCatalog.remove(name)
+            DatasetCatalog.register(name, functools.partial(_records, name))
+
+
+def _records(name: str) -> list[dict[str, Any]]:
     """Returns detectron2's records; difficult objects are trained on, as in detectron2."""
+    metadata = MetadataCatalog.get(name)
+    folder = Path(metadata.dirname)
     return [
         {
             "file_name": str(folder / "JPEGImages" / f"{image.name}.jpg"),
@@ -80,12 +93,12 @@ def _records(name: str, folder: Path, split: str, classes: list[str]) -> list[di
             "height": image.height,
             "annotations": [
                 {
-                    "category_id": classes.index(found.class_name),
+                    "category_id": metadata.thing_classes.index(found.class_name),
                     "bbox": list(found.box),
                     "bbox_mode": BoxMode.XYXY_ABS,
                 }
                 for found in image.objects
             ],
         }
-        for image in voc_layout.read(name, folder, split)
+        for image in voc_layout.read(name, folder, metadata.split)
     ]

@@ -61,10 +61,16 @@ def rescale(schedule: Schedule, images_per_batch: int) -> Schedule:
 
 
 def check_range(schedule: Schedule) -> None:
-    """Raises UserError for a schedule without images or iterations."""
+    """Raises UserError for a schedule without images, or with too few iterations."""
     for field in ("images_per_batch", "iterations"):
         if getattr(schedule, field) < 1:
             raise UserError(f"{KEYS[field]} is {getattr(schedule, field)}; it must be 1 or more")
+    if schedule.iterations <= len(schedule.steps):
+        # detectron2 cannot train so briefly.
+        raise UserError(
+            f"SOLVER.MAX_ITER is {schedule.iterations}; it must exceed the number of SOLVER.STEPS, "
+            f"which is {len(schedule.steps)}"
+        )
 
 
 def check(published: Schedule, effective: Schedule) -> None:
@@ -82,7 +88,7 @@ def check(published: Schedule, effective: Schedule) -> None:
             for field in wrong
         )
         raise UserError(
-            f"schedule: {settings} does not match the published schedule at "
+            f"schedule: {settings} does not match the configuration's schedule at "
             f"{effective.images_per_batch} images per batch: give only --images-per-batch, which "
             "rescales everything, or --schedule-as-given if this is intended"
         )
@@ -90,7 +96,7 @@ def check(published: Schedule, effective: Schedule) -> None:
 
 def table(published: Schedule, effective: Schedule) -> str:
     """Returns both schedules side by side, in Markdown."""
-    lines = ["| | published | effective |", "|---|---|---|"]
+    lines = ["| | configuration | effective |", "|---|---|---|"]
     lines += [
         f"| {key} | {_text(before)} | {_text(after)} |"
         for key, before, after in zip(KEYS.values(), published, effective, strict=True)

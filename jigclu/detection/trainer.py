@@ -1,6 +1,5 @@
 """detectron2's trainer with COCO's and VOC's evaluators and pictures of predictions."""
 
-import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +14,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 from torch import nn
 
-from jigclu.detection import extra_norm, own_data, predictions, record
+from jigclu.detection import own_data, predictions, record, settings
 from jigclu.detection.evaluators import CocoEvaluator, VocEvaluator
 from jigclu.system.errors import UserError
-
-# The import registers extra_norm with detectron2; configurations refer to it by name.
-__all__ = ["Trainer", "extra_norm"]
 
 
 class Trainer(DefaultTrainer):
@@ -51,13 +47,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Returns the evaluator of a data set, which computes COCO's or VOC's AP, AP50 and AP75."""
+        """Returns the evaluator of a data set, which computes COCO's or VOC's AP."""
         kind = MetadataCatalog.get(dataset_name).evaluator_type
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         if kind == own_data.VOC_LAYOUT:
             own_data.write_as_coco(dataset_name, folder)
         if kind in ("coco", own_data.VOC_LAYOUT):
-            return CocoEvaluator(dataset_name, folder)
+            return CocoEvaluator(dataset_name, folder, masks=cfg.MODEL.MASK_ON)
         if kind == "pascal_voc":
             return VocEvaluator(dataset_name)
         raise UserError(
@@ -68,10 +64,7 @@ class Trainer(DefaultTrainer):
 
 def fixed_settings(cfg: CfgNode) -> dict[str, Any]:
     """Returns the settings that a resumed run must share with the run that it resumes."""
-    return {
-        key: functools.reduce(lambda node, part: node[part], key.split("."), cfg)
-        for key in record.FIXED_SETTINGS
-    }
+    return {key: settings.value(cfg, key) for key in record.FIXED_SETTINGS}
 
 
 def write_metrics(cfg: CfgNode, results: Mapping[str, Any], step: int) -> None:

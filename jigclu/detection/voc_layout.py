@@ -31,14 +31,13 @@ class VocImage(NamedTuple):
     objects: tuple[VocObject, ...]
 
 
-def read(name: str, folder: Path, split: str, *, is_official: bool = False) -> list[VocImage]:
+def read(name: str, folder: Path, split: str) -> list[VocImage]:
     """Reads a split of a data set in VOC's layout.
 
     Args:
       name: name of the data set, for messages.
       folder: folder with Annotations, ImageSets/Main and JPEGImages.
       split: name of a list in ImageSets/Main.
-      is_official: also require what detectron2's evaluation of VOC reads.
 
     Raises:
       UserError: a file is missing or is not in VOC's format, or an image is listed twice.
@@ -46,18 +45,10 @@ def read(name: str, folder: Path, split: str, *, is_official: bool = False) -> l
     names = _read_list(name, folder / "ImageSets" / "Main" / f"{split}.txt")
     annotations = folder / "Annotations"
     datasets.reject_missing(name, annotations, [f"{image}.xml" for image in names])
-    return [_read_image(name, annotations / f"{image}.xml", is_official) for image in names]
+    return [_read_image(name, annotations / f"{image}.xml") for image in names]
 
 
-def check(
-    name: str,
-    folder: Path,
-    split: str,
-    classes: Sequence[str],
-    use: Use,
-    *,
-    is_official: bool = False,
-) -> Summary:
+def check(name: str, folder: Path, split: str, classes: Sequence[str], use: Use) -> Summary:
     """Checks a split of a data set in VOC's layout.
 
     Args:
@@ -66,17 +57,11 @@ def check(
       split: name of a list in ImageSets/Main.
       classes: class names that may occur.
       use: what the run does with the data.
-      is_official: whether detectron2 reads and evaluates this data set by VOC's rules.
 
     Raises:
       UserError: in the same cases as `coco_layout.check`.
     """
-    images = read(name, folder, split, is_official=is_official and use.is_evaluated)
-    if is_official and len(images) == 1:
-        raise UserError(
-            f"data set {name}: split {split} names only one image, but detectron2 needs two of "
-            "this data set: register it under another name with --voc"
-        )
+    images = read(name, folder, split)
     objects = [found for image in images for found in image.objects]
     datasets.reject_empty(name, folder, len(images), len(classes), len(objects))
     datasets.reject_repeated(name, classes, "is the name of two classes")
@@ -157,11 +142,11 @@ def _read_list(name: str, path: Path) -> list[str]:
     return images
 
 
-def _read_image(name: str, path: Path, is_official: bool) -> VocImage:
+def _read_image(name: str, path: Path) -> VocImage:
     try:
         tree = ElementTree.parse(path).getroot()
         width, height = (int(_text(tree, f"size/{side}")) for side in ("width", "height"))
-        objects = tuple(_read_object(found, is_official) for found in tree.iterfind("object"))
+        objects = tuple(_read_object(found) for found in tree.iterfind("object"))
     except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:
         raise UserError(
             f"data set {name}: {path} is not an annotation of VOC ({error}): fix or replace it"
@@ -169,13 +154,8 @@ def _read_image(name: str, path: Path, is_official: bool) -> VocImage:
     return VocImage(path.stem, width, height, objects)
 
 
-def _read_object(found: ElementTree.Element, is_official: bool) -> VocObject:
+def _read_object(found: ElementTree.Element) -> VocObject:
     texts = [_text(found, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
-    if is_official:
-        # detectron2's evaluation of VOC reads these, and reads only whole pixels.
-        _text(found, "pose")
-        for text in (*texts, _text(found, "truncated"), _text(found, "difficult")):
-            int(text)
     left, top, right, bottom = (float(text) for text in texts)
     # VOC counts pixels from 1 and includes the last ones.
     box = Box(left - 1, top - 1, right, bottom)

@@ -8,10 +8,10 @@ import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from jigclu.detection import command
+from jigclu.detection import checks, command
 from jigclu.models.encoder import create_encoder
 from jigclu.tasks.export_formats import FORMATS
-from tests.detection.command_case import SMALL, CommandTestCase
+from tests.detection.command_case import CommandTestCase
 
 
 class ChecksTest(CommandTestCase):
@@ -23,11 +23,24 @@ class ChecksTest(CommandTestCase):
         ("SOLVER.REFERENCE_WORLD_SIZE 4", "SOLVER.REFERENCE_WORLD_SIZE is 4, which would"),
         ("SOLVER.AMP.ENABLED True", "SOLVER.AMP.ENABLED is True, which needs a GPU"),
         ("TEST.AUG.ENABLED True", "TEST.AUG.ENABLED is True, but"),
-        ("MODEL.DEVICE gpu", "MODEL.DEVICE is 'gpu'; expected cuda or cpu"),
-        ("MODEL.RESNETS.NORM syncbn", "detectron2 cannot build this detector .*syncbn"),
-        ("MODEL.FPN.NORM SyncBM", "detectron2 cannot build this detector .*SyncBM"),
-        ("MODEL.ROI_HEADS.NAME Heads", "detectron2 cannot build this detector .*Heads"),
-        ("MODEL.ROI_BOX_HEAD.NAME Head", "detectron2 cannot build this detector .*Head"),
+        ("MODEL.DEVICE gpu", "MODEL.DEVICE is 'gpu'; expected one of cuda, cpu"),
+        ("MODEL.DEVICE meta", "MODEL.DEVICE is 'meta'; expected one of cuda, cpu"),
+        ("MODEL.META_ARCHITECTURE RetinaNt", "'RetinaNt'; expected one of .*, RetinaNet"),
+        ("MODEL.RESNETS.NORM syncbn", "MODEL.RESNETS.NORM is 'syncbn'; expected one of BN, Sync"),
+        ("MODEL.FPN.NORM SyncBM", "MODEL.FPN.NORM is 'SyncBM'; expected"),
+        # These two belong to detectors other than this one.
+        ("MODEL.ROI_MASK_HEAD.NORM bn", "MODEL.ROI_MASK_HEAD.NORM is 'bn'; expected"),
+        ("MODEL.RETINANET.NORM bn", "MODEL.RETINANET.NORM is 'bn'; expected"),
+        ("MODEL.BACKBONE.NAME build", "MODEL.BACKBONE.NAME is 'build'; expected .*build_resnet_b"),
+        ("MODEL.ROI_HEADS.NAME Heads", "MODEL.ROI_HEADS.NAME is 'Heads'; .*Res5ROIHeadsExtra"),
+        ("MODEL.ROI_BOX_HEAD.NAME Head", "MODEL.ROI_BOX_HEAD.NAME is 'Head'; expected one of Fas"),
+        ("MODEL.ROI_MASK_HEAD.NAME Head", "MODEL.ROI_MASK_HEAD.NAME is 'Head'; expected one of M"),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE a", "detectron2 cannot build this detector .*pooler"),
+        ("INPUT.FORMAT rgb", "INPUT.FORMAT is 'rgb'; expected one of RGB, BGR"),
+        ("INPUT.MASK_FORMAT rle", "INPUT.MASK_FORMAT is 'rle'; expected one of polygon, bitmask"),
+        ("SOLVER.LR_SCHEDULER_NAME cosine", "'cosine'; expected one of WarmupMultiStepLR, "),
+        ("MODEL.KEYPOINT_ON True", "MODEL.KEYPOINT_ON is True, but"),
+        ("MODEL.META_ARCHITECTURE RetinaNet MODEL.MASK_ON True", "RetinaNet predicts no masks"),
         ("DATASETS.TEST ()", "DATASETS.TRAIN or DATASETS.TEST is empty"),
         ("DATASETS.TRAIN ()", "DATASETS.TRAIN or DATASETS.TEST is empty"),
         ("OUTPUT_DIR /dev/null", "OUTPUT_DIR /dev/null is not writable .File exists"),
@@ -39,11 +52,19 @@ class ChecksTest(CommandTestCase):
         self.assert_rejected(message, pairs=tuple(pair.split()))
 
     @parameterized.parameters(
-        (("--num-gpus", "99"), "--num-gpus is 99, but this machine has"),
+        (("--num-gpus", "9999"), "--num-gpus is 9999, but this machine has"),
         (("--num-gpus", "-1"), "--num-gpus is -1, but this machine has"),
         (("--num-machines", "2"), "several processes need one GPU each"),
         (("--num-machines", "2", "--num-gpus", "0"), "several processes need one GPU each"),
+        (
+            ("--num-machines", "2", "--num-gpus", "0", "--eval-only"),
+            "several processes need one GPU each",
+        ),
         (("--machine-rank", "1"), "--machine-rank is 1; .* --num-machines, which is 1"),
+        (
+            ("--schedule-as-given", "SOLVER.MAX_ITER", "2"),
+            "is 2; it must exceed the number of SOLVER.STEPS",
+        ),
         (
             ("--images-per-batch", "8", "--schedule-as-given", "SOLVER.MAX_ITER", "0"),
             "is 0; it must",
@@ -91,13 +112,28 @@ class ChecksTest(CommandTestCase):
         self.assertEqual(status, 0, errors)
         launch.assert_called_once()
 
-    def test_rejects_c4_detectors_of_basic_blocks(self) -> None:
-        data = ("--coco", "mine", str(self.folder), str(self.folder / "boxes.json"))
-        flags = (*data, "--train-data", "mine", "--test-data", "mine")
-        pairs = ("MODEL.WEIGHTS", "", "OUTPUT_DIR", str(self.output), *SMALL.split())
-        status, _, errors = self.run_command(*flags, *pairs, config="R50-C4-JigClu")
-        self.assertEqual(status, 2)
-        self.assertIn("MODEL.RESNETS.DEPTH is 18, but detectron2 builds C4 detectors", errors)
+    @mock.patch.object(torch.cuda, "device_count", return_value=0)
+    def test_without_gpus_several_processes_only_evaluate(self, *mocks: mock.Mock) -> None:
+        del mocks
+        two = ("--num-gpus", "2")
+        with mock.patch.object(checks, "available_cores", return_value=2):
+            norm = ("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN")
+            self.assert_rejected("several processes need one GPU each", *two, pairs=norm)
+            self.assert_rejected("--eval-only needs MODEL.WEIGHTS", *two, "--eval-only")
+
+    def test_number_of_classes_has_another_key_for_retinanet(self) -> None:
+        self.assert_rejected(
+            "MODEL.RETINANET.NUM_CLASSES is 7, but the data have 2 classes",
+            config="coco-RetinaNet-R50-FPN-1x",
+            pairs=("MODEL.RETINANET.NUM_CLASSES", "7"),
+        )
+
+    @parameterized.parameters("R50-C4-JigClu", "coco-mask-R50-C4-1x-MoCo")
+    def test_rejects_c4_detectors_of_basic_blocks(self, config: str) -> None:
+        self.add_masks()
+        self.assert_rejected(
+            "MODEL.RESNETS.DEPTH is 18, but detectron2 builds C4 detectors", config=config
+        )
 
     def test_rejects_masks_that_the_data_do_not_have(self) -> None:
         self.assert_rejected(

@@ -117,6 +117,7 @@ class CocoTest(FolderTestCase):
         ({"counts": [1200]}, r"is a run-length encoding without the size \[30, 40\]"),
         ({"counts": [1200], "size": [40, 30]}, "is a run-length encoding without the size"),
         ({"size": [30, 40]}, "is a run-length encoding without counts"),
+        ({"counts": [9, 9], "size": [30, 40]}, r"counts do not add up to the size \[30, 40\]"),
         ("mask", "is not a list of polygons"),
     )
     def test_rejects_invalid_masks(self, mask: object, message: str) -> None:
@@ -143,6 +144,15 @@ class CocoTest(FolderTestCase):
                 UserError, "annotation 2 in .* has no segmentation, but MODEL.MASK_ON is True"
             ):
                 self.check(mask_format=mask_format)
+
+    def test_evaluation_needs_masks_with_an_area(self) -> None:
+        triangle, line = [[1, 2, 3, 4, 5, 9]], [[1, 2, 3, 4, 5, 6]]
+        for annotation, mask in zip(self.contents["annotations"], (triangle, line), strict=True):
+            annotation |= {"segmentation": mask, "area": 5.5, "iscrowd": 0}
+        self.check(mask_format="polygon")
+        self.check(is_trained=False, is_evaluated=True)
+        with self.assertRaisesRegex(UserError, "segmentation of annotation 2 .* has no area, so"):
+            self.check(is_trained=False, is_evaluated=True, mask_format="polygon")
 
     def test_run_length_encodings_need_bitmasks_only_in_training(self) -> None:
         rle = {"counts": [1200], "size": [30, 40]}

@@ -79,18 +79,37 @@ class CommandTestCase(FolderTestCase):
             status = command.main(["--config-file", str(CONFIGS / f"{config}.yaml"), *arguments])
         return status, out.getvalue(), errors.getvalue()
 
-    def on_coco(self, *arguments: str, pairs: tuple[str, ...] = ()) -> tuple[int, str, str]:
+    def on_coco(
+        self, *arguments: str, pairs: tuple[str, ...] = (), config: str = "R50-JigClu"
+    ) -> tuple[int, str, str]:
         data = ("--coco", "mine", str(self.folder), str(self.folder / "boxes.json"))
         flags = (*data, "--train-data", "mine", "--test-data", "mine", *arguments)
         defaults = ("MODEL.WEIGHTS", "", "OUTPUT_DIR", str(self.output), *SMALL.split())
-        return self.run_command(*flags, *defaults, *pairs)
+        return self.run_command(*flags, *defaults, *pairs, config=config)
 
-    def assert_rejected(self, message: str, *arguments: str, pairs: tuple[str, ...] = ()) -> None:
-        status, _, errors = self.on_coco(*arguments, pairs=pairs)
+    def assert_rejected(
+        self,
+        message: str,
+        *arguments: str,
+        pairs: tuple[str, ...] = (),
+        config: str = "R50-JigClu",
+    ) -> None:
+        status, _, errors = self.on_coco(*arguments, pairs=pairs, config=config)
         self.assertEqual(status, 2)
         self.assertRegex(errors, f"^error: .*{message}")
         self.assertLen(errors.splitlines(), 1)
         self.assertFalse((self.output / "last_checkpoint").exists())
+
+    def add_masks(self, *masks: object) -> None:
+        """Adds masks to the first annotations and removes the others; a triangle by default."""
+        contents = json.loads((self.folder / "boxes.json").read_text(encoding="utf-8"))
+        annotations = contents["annotations"]
+        masks = masks or ([[8, 8, 40, 8, 40, 30]],) * len(annotations)
+        contents["annotations"] = [
+            annotation | {"segmentation": mask}
+            for annotation, mask in zip(annotations, masks, strict=False)
+        ]
+        (self.folder / "boxes.json").write_text(json.dumps(contents), encoding="utf-8")
 
     def metrics(self, folder: Path | None = None) -> list[dict[str, float]]:
         text = ((folder or self.output) / "metrics.json").read_text(encoding="utf-8")

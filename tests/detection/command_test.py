@@ -161,20 +161,78 @@ class CommandTest(CommandTestCase):
         self.assertEqual(solver.WARMUP_ITERS, 2000)
 
     def test_trains_and_evaluates_masks_also_on_images_without_boxes(self) -> None:
+        triangle = [[8, 8, 40, 8, 40, 30]]
+        self.add_masks(triangle, triangle, triangle)
         contents = json.loads((self.folder / "boxes.json").read_text(encoding="utf-8"))
-        del contents["annotations"][3:]
-        for annotation in contents["annotations"]:
-            annotation["segmentation"] = [[8, 8, 40, 8, 40, 30]]
         contents["annotations"].append(
             contents["annotations"][0]
             | {"id": 9, "iscrowd": 1, "segmentation": {"counts": [3072], "size": [48, 64]}}
         )
         (self.folder / "boxes.json").write_text(json.dumps(contents), encoding="utf-8")
-        flags = ("--images-per-batch", "2", "--schedule-as-given", "--keep-empty-images")
-        status, out, errors = self.on_coco(*flags, pairs=(*SHORT.split(), "MODEL.MASK_ON", "True"))
+        short = ("--images-per-batch", "2", "--schedule-as-given", "--keep-empty-images")
+        status, out, errors = self.on_coco(
+            *short, pairs=tuple(SHORT.split()), config="coco-mask-R50-FPN-1x-MoCo"
+        )
         self.assertEqual(status, 0, errors)
         self.assertIn("mine: 4 images, 4 boxes; training leaves out 1 crowds", out)
+        log = (self.output / "log.txt").read_text(encoding="utf-8")
+        events = EventAccumulator(str(self.output)).Reload()
+        for task in ("bbox", "segm"):
+            self.assertIn(f"Evaluation results for {task}: \n|", log)
+            for name in ("AP", "AP50", "AP75", "AP-cat", "AP-dog"):
+                value = self.metrics()[-1][f"{task}/{name}"]
+                self.assertBetween(value, 0, 100)
+                (scalar,) = events.Scalars(f"{task}/{name}")
+                self.assertAlmostEqual(scalar.value, value, places=4)
+
+    def test_trains_masks_that_are_run_length_encodings(self) -> None:
+        encoding = {"counts": [400, 20, 28, 20, 2604], "size": [48, 64]}
+        self.add_masks(encoding, [[8, 8, 40, 8, 40, 30]], encoding, encoding)
+        short = ("--images-per-batch", "4", "--schedule-as-given")
+        masks = (*SHORT.split(), "MODEL.MASK_ON", "True")
+        status, _, errors = self.on_coco(*short, pairs=masks)
+        self.assertEqual(status, 2)
+        self.assertIn("INPUT.MASK_FORMAT is polygon: set it to bitmask", errors)
+        status, _, errors = self.on_coco(*short, pairs=(*masks, "INPUT.MASK_FORMAT", "bitmask"))
+        self.assertEqual(status, 0, errors)
+        losses = [line["loss_mask"] for line in self.metrics() if "loss_mask" in line]
+        self.assertNotEmpty(losses)
+        self.assertTrue(np.isfinite(losses).all())
         self.assertBetween(self.metrics()[-1]["segm/AP50"], 0, 100)
+
+    def test_retinanet_trains_and_evaluates(self) -> None:
+        weights = self.folder / "weights.pth"
+        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        short = ("--images-per-batch", "2", "--schedule-as-given")
+        status, out, errors = self.on_coco(
+            *short,
+            pairs=(*SHORT.split(), "MODEL.WEIGHTS", str(weights)),
+            config="coco-RetinaNet-R50-FPN-1x",
+        )
+        self.assertEqual(status, 0, errors)
+        self.assertIn("| SOLVER.BASE_LR | 0.01 | 0.00125 |", out)
+        trained = self.metrics()[-1]
+        self.assertBetween(trained["bbox/AP50"], 0, 100)
+        final = self.output / "model_final.pth"
+        tensors = torch.load(final, weights_only=True)["model"]
+        # One output for each of two classes and nine anchors.
+        self.assertLen(tensors["head.cls_score.bias"], 18)
+
+        pairs = ("MODEL.WEIGHTS", str(final), "OUTPUT_DIR", str(self.folder / "evaluation"))
+        status, _, errors = self.on_coco(
+            "--eval-only", pairs=pairs, config="coco-RetinaNet-R50-FPN-1x"
+        )
+        self.assertEqual(status, 0, errors)
+        (evaluated,) = self.metrics(self.folder / "evaluation")
+        self.assertEqual(evaluated["bbox/AP"], trained["bbox/AP"])
+        contents = json.loads((self.folder / "boxes.json").read_text(encoding="utf-8"))
+        contents["categories"].append({"id": 3, "name": "pig"})
+        (self.folder / "boxes.json").write_text(json.dumps(contents), encoding="utf-8")
+        status, _, errors = self.on_coco(
+            "--eval-only", pairs=pairs, config="coco-RetinaNet-R50-FPN-1x"
+        )
+        self.assertEqual(status, 2)
+        self.assertIn("model_final.pth have 2 classes, but the data have 3", errors)
 
     def test_images_without_boxes_are_counted_and_kept_on_request(self) -> None:
         contents = json.loads((self.folder / "boxes.json").read_text(encoding="utf-8"))

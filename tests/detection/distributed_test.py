@@ -19,11 +19,18 @@ from torch import nn
 
 from jigclu.detection import command, flags
 from jigclu.detection.trainer import Trainer
+from tests.detection.command_case import CommandTestCase
 from tests.folder_case import FolderTestCase
 from tests.ranks import run_on_ranks
 
 CONFIG = Path(__file__).parents[2] / "detection" / "configs" / "R50-JigClu.yaml"
 IMAGES = 5
+# Norms that also work on a CPU, and small heads.
+SMALL_NORMS = (
+    "MODEL.RESNETS.NORM BN MODEL.FPN.NORM BN MODEL.FPN.OUT_CHANNELS 32 "
+    "MODEL.ROI_BOX_HEAD.NUM_CONV 0 MODEL.ROI_BOX_HEAD.FC_DIM 64 "
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 64"
+)
 _XML = """<annotation><size><width>64</width><height>48</height></size><object><name>cat</name>
 <bndbox><xmin>9</xmin><ymin>9</ymin><xmax>40</xmax><ymax>30</ymax></bndbox></object></annotation>"""
 
@@ -82,7 +89,9 @@ class DistributedTest(FolderTestCase):
         (self.folder / "ImageSets/Main/test.txt").write_text("".join(names), encoding="utf-8")
         images, annotations = [], []
         for number in range(IMAGES):
-            pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+            pixels = np.random.default_rng(number).integers(0, 128, (48, 64, 3), np.uint8)
+            # A bright object.
+            pixels[8:30, 8:40] += 128
             Image.fromarray(pixels).save(self.folder / f"JPEGImages/{number}.jpg")
             (self.folder / f"Annotations/{number}.xml").write_text(_XML, encoding="utf-8")
             images.append({"id": number, "file_name": f"{number}.jpg", "width": 64, "height": 48})
@@ -100,14 +109,43 @@ class DistributedTest(FolderTestCase):
             "coco": f"--coco mine {self.folder}/JPEGImages {self.folder}/boxes.json",
             "voc": f"--voc mine {self.folder} test --class-names cat",
         }
-        flags = f"--config-file {CONFIG} {data[layout]} --test-data mine --eval-only"
+        arguments = f"--config-file {CONFIG} {data[layout]} --test-data mine --eval-only"
         pairs = f"OUTPUT_DIR {self.folder}/run INPUT.MIN_SIZE_TEST 64 DATALOADER.NUM_WORKERS 0"
         weights = ["MODEL.WEIGHTS", ""]
-        shares = run_on_ranks(_evaluate, 2, [*flags.split(), *pairs.split(), *weights])
+        shares = run_on_ranks(_evaluate, 2, [*arguments.split(), *pairs.split(), *weights])
         self.assertEqual(shares, [3, 2])
         (metrics,) = (self.folder / "run/metrics.json").read_text(encoding="utf-8").splitlines()
         for key in ("bbox/AP", "bbox/AP50", "bbox/AP75"):
             self.assertAlmostEqual(json.loads(metrics)[key], 100, msg=key)
+
+
+class TrainedDetectorTest(CommandTestCase):
+    @absltest.skipIf(torch.cuda.is_available(), "detectron2 would use NCCL")
+    def test_scores_the_same_on_one_and_two_processes(self) -> None:
+        for number in range(4):
+            # A bright object.
+            pixels = np.array(Image.open(self.folder / f"{number}.png")) // 4
+            pixels[8:30, 8:40] += 192
+            Image.fromarray(pixels).save(self.folder / f"{number}.png")
+        training = "SOLVER.MAX_ITER 40 SOLVER.STEPS () SOLVER.WARMUP_ITERS 1 SOLVER.BASE_LR 0.02"
+        batch = ("--images-per-batch", "4", "--schedule-as-given")
+        status, _, errors = self.on_coco(*batch, pairs=(*SMALL_NORMS.split(), *training.split()))
+        self.assertEqual(status, 0, errors)
+        weights = ("MODEL.WEIGHTS", str(self.output / "model_final.pth"))
+        scores = []
+        for processes in ("1", "2"):
+            output = self.folder / f"evaluation_{processes}"
+            status, _, errors = self.on_coco(
+                *("--eval-only", "--dist-url", "auto", "--num-gpus", processes),
+                pairs=(*SMALL_NORMS.split(), *weights, "OUTPUT_DIR", str(output)),
+            )
+            self.assertEqual(status, 0, errors)
+            (metrics,) = self.metrics(output)
+            scores.append(metrics)
+        self.assertGreater(scores[0]["bbox/AP"], 1)
+        self.assertEqual(scores[0], scores[1])
+        log = (self.folder / "evaluation_2" / "log.txt.rank1").read_text(encoding="utf-8")
+        self.assertIn("Start inference on 2 batches", log)
 
 
 if __name__ == "__main__":
