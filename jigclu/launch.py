@@ -39,6 +39,7 @@ def _run() -> None:
       UserError: any invalid user input.
     """
     if not _GIN_FILES.value:
+        print(config.runnable())
         raise UserError("--gin_file is missing; pass one, such as --gin_file=gin/demo.gin")
     # torch's compiler emits warnings about its own use of torch, which users cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
@@ -48,7 +49,7 @@ def _run() -> None:
     if not _DRY_RUN.value:
         configuration.run(workdir)
     elif launched_rank() == 0:
-        plan = configuration.task.plan(workdir)
+        plan = configuration.plan(workdir)
         print(f"{configuration.resolved}\n\n{plan}\nworkdir: {workdir}")
 
 
@@ -80,6 +81,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> list[str]:
+    if {"--help", "-help", "-h"} & set(arguments[1:]):
+        print(f"{config.runnable()}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+        sys.exit(0)
     try:
         return flags.FLAGS(arguments)
     except flags.Error as error:

@@ -93,6 +93,20 @@ class LaunchTest(FolderTestCase):
         self.assertStartsWith(error, "error: ")
         return error
 
+    @parameterized.parameters(("jigclu",), ("jigclu.launch",))
+    def test_help_lists_tasks_files_and_flags(self, module: str) -> None:
+        done = self.command("--help", program=("-m", module))
+        self.assertEqual(done.returncode, 0)
+        for text in ("  pretrain ", "  gin/demo.gin ", "Demo: ResNet-18", "--[no]dry_run"):
+            self.assertIn(text, done.stdout)
+        self.assertNotIn("gin/base/knn.gin", done.stdout)
+
+    def test_command_without_flags_lists_what_can_be_run(self) -> None:
+        done = self.command(program=("-m", "jigclu"))
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("  gin/demo.gin ", done.stdout)
+        self.assertIn("error: --gin_file is missing", done.stderr)
+
     def test_a_device_without_enough_memory_is_reported_in_one_line(self) -> None:
         program = (
             "import torch\n"
@@ -172,7 +186,6 @@ class LaunchTest(FolderTestCase):
         self.assertFalse(self.workdir.exists())
 
     @parameterized.parameters(
-        ((), ("--gin_file is missing",)),
         (
             ("--gin_file=gin/dmeo.gin",),
             ("gin/dmeo.gin does not exist; did you mean gin/demo.gin?",),

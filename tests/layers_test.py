@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # The rooms of `jigclu/` in the order of imports: a room imports only from the lines below its own.
 ROOMS = [
+    ["__main__"],
     ["launch", "api"],
     ["config"],
     ["tasks"],
@@ -173,7 +174,7 @@ class LayersTest(absltest.TestCase):
         self.assertEqual(list(_readme_rooms(readme)), list(BELOW))
         lines = [line[0] if len(line) == 1 else f"{{{', '.join(line)}}}" for line in ROOMS]
         expected = [" > ".join(lines), f"detection > {{{', '.join(DETECTION)}}}"]
-        shown = readme.partition("\n    imports: ")[2].splitlines()[:2]
+        shown = readme.partition("\n    imports:\n")[2].splitlines()[:2]
         self.assertEqual([line.strip() for line in shown], expected)
 
     def test_imports_go_strictly_downward(self) -> None:

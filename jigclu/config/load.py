@@ -9,7 +9,8 @@ from typing import NamedTuple
 import gin
 from absl import logging
 
-from jigclu.config import messages
+from jigclu.config import gin_files, messages
+from jigclu.config.gin_files import Layer
 from jigclu.config.registry import CONFIGURABLES, binding_names, name_setting, register
 from jigclu.system import progress
 from jigclu.system.device import launched_rank
@@ -19,11 +20,6 @@ from jigclu.tasks.reproduce import Task
 from jigclu.training.loop import RunResult
 
 _LONG = 10**6  # Characters, so that every binding stays on one line.
-_PACKAGE = Path(__file__).resolve().parents[1]
-# The folder that holds gin/: the package in a wheel (setup.cfg puts it there), else the checkout.
-ROOT = _PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent
-# Where a gin file is looked up after the working directory, with and without "gin/" in its name.
-_SEARCH_PATHS = (ROOT, ROOT / "gin")
 _MACRO = re.compile(r"%(\w+)")
 
 
@@ -34,7 +30,8 @@ class Configuration(NamedTuple):
     given: all bindings, in gin's syntax.
     operative: all bindings that took effect, in gin's syntax.
     resolved: the same, as one `name = value` per line, macros replaced by their values.
-    unused: names bound in files that have no effect because of a command-line binding.
+    unused: names whose bindings have no effect, because a later file or the command line replaced
+    the object that reads them.
     """
 
     task: Task
@@ -48,17 +45,21 @@ class Configuration(NamedTuple):
         with _named_bindings(self.task), progress.status("checking the configuration"):
             self.task.check(workdir)
 
+    def plan(self, workdir: Path) -> str:
+        """Returns what a run would do, in several lines, and which bindings have no effect."""
+        plan = self.task.plan(workdir)
+        if not self.unused:
+            return plan
+        return f"{plan}\nwithout effect, because their readers were replaced: " + ", ".join(
+            self.unused
+        )
+
     def run(self, workdir: Path) -> RunResult:
         """Writes the configuration to the workdir, then runs the task; call `check` before."""
         if launched_rank() == 0:
             write_file(workdir / "config.gin", self.given.encode())
             write_file(workdir / "operative_config.gin", self.operative.encode())
-            if self.unused:
-                logging.warning(
-                    "the command line replaced what these bindings of files configure: %s",
-                    ", ".join(self.unused),
-                )
-            logging.info("workdir %s\n%s", workdir, self.task.plan(workdir))
+            logging.info("workdir %s\n%s", workdir, self.plan(workdir))
         with _named_bindings(self.task):
             return self.task.run(workdir, self.resolved)
 
@@ -91,19 +92,17 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
     """
     valid = [*CONFIGURABLES, *binding_names()]
     gin.clear_config()
-    for file in files:
-        with messages.one_line_errors(file, valid):
-            gin.parse_config_file(_find(file))
-    in_files = _bindings(gin.config_str(max_line_length=_LONG))
+    layers = [layer for file in files for layer in gin_files.parse_file(file, valid)]
+    flags: dict[str, str] = {}
     for binding in bindings:
-        with messages.one_line_errors(f"--gin_bindings={binding!r}", valid):
-            gin.parse_config(binding)
+        flags |= gin_files.parse_binding(binding, valid)
+    layers.append(Layer("--gin_bindings", flags))
     with messages.one_line_errors("configuration", valid), progress.status("opening the data"):
         task = gin.get_configurable("launch")()
     given = _bindings(gin.config_str(max_line_length=_LONG))
     operative = _bindings(gin.operative_config_str(max_line_length=_LONG))
     unused = [name for name in given if not _took_effect(name, given, operative)]
-    _reject_unused(unused, in_files, given)
+    _reject_unused(unused, layers, given)
     return Configuration(
         task=task,
         given=gin.config_str(),
@@ -128,20 +127,38 @@ def _took_effect(name: str, given: Mapping[str, str], operative: Mapping[str, st
 
 
 def _reject_unused(
-    unused: Sequence[str], in_files: Mapping[str, str], given: Mapping[str, str]
+    unused: Sequence[str], layers: Sequence[Layer], given: Mapping[str, str]
 ) -> None:
-    # A command-line binding may replace a source, optimizer or macro of a file. Bindings of the
-    # replaced object then have no effect, which is not an error.
-    replaced = any(
-        ("@" in value or "%" in value) and given[name] != value for name, value in in_files.items()
-    )
+    """Raises UserError for a binding that nothing reads and whose reader was not replaced."""
     for name in unused:
-        from_file = in_files.get(name) == given[name]
-        if not (from_file and replaced):
-            raise UserError(
-                f"{name} = {given[name]} never takes effect, because nothing that runs reads it; "
-                f"remove it{messages.hint(name, _used_names())}"
-            )
+        last = max(index for index, layer in enumerate(layers) if name in layer.bindings)
+        if _replaced_reference(layers, last):
+            continue
+        raise UserError(
+            f"{name} = {given[name]} never takes effect, because nothing that runs reads it; "
+            f"{_advise_unused(name)} (bound in {layers[last].place})"
+        )
+
+
+def _advise_unused(name: str) -> str:
+    used = _used_names()
+    # A scope or the configurable is missing in the name.
+    longer = [other for other in used if other.endswith((f"/{name}", f".{name}"))]
+    if longer:
+        return f"bind {' or '.join(longer[:3])} instead"
+    return f"remove it{messages.hint(name, used)}"
+
+
+def _replaced_reference(layers: Sequence[Layer], after: int) -> bool:
+    """Returns whether a layer after a given one replaces a value that refers to an object."""
+    values: dict[str, str] = {}
+    for index, layer in enumerate(layers):
+        for name, value in layer.bindings.items():
+            old = values.get(name, "")
+            if index > after and ("@" in old or "%" in old) and old != value:
+                return True
+        values |= layer.bindings
+    return False
 
 
 def _used_names() -> list[str]:
@@ -160,15 +177,4 @@ def _resolve(operative: Mapping[str, str]) -> str:
     )
 
 
-def _find(file: str) -> str:
-    """Returns the path of a gin file in the working directory, or else in the project."""
-    for path in (Path(file), *(folder / file for folder in _SEARCH_PATHS)):
-        if path.is_file():
-            return str(path)
-    own = [str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin")]
-    raise UserError(f"gin file {file} does not exist{messages.hint(file, own)}")
-
-
-for folder in _SEARCH_PATHS:
-    gin.add_config_file_search_path(str(folder))
 register(load)

@@ -4,13 +4,25 @@ import dataclasses
 import difflib
 import logging
 import re
+import shlex
 import tokenize
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import gin
+
+from jigclu.config import syntax
 from jigclu.system.errors import UserError
 
+# Plain words for what gin's parser expected.
+_SYNTAX = {
+    "Expected newline": "a binding must end after its value",
+    "Unable to parse value": "cannot read the value",
+    "Couldn't parse statement, expected ':' or '='": "expected name = value",
+    "Unexpected token": "expected name = value",
+}
+_LONG = 10**6  # Characters, so that every binding stays on one line.
 _GIN_ERRORS = (
     *(ValueError, TypeError, SyntaxError, OSError, RuntimeError, AttributeError, ImportError),
     tokenize.TokenError,
@@ -18,29 +30,52 @@ _GIN_ERRORS = (
 
 
 @contextmanager
-def one_line_errors(where: str, valid: Sequence[str]) -> Iterator[None]:
+def one_line_errors(where: str, valid: Sequence[str], is_flag: bool = False) -> Iterator[None]:
     """Converts gin's errors within a block into one-line user errors.
 
     Args:
       where: the file or binding being read.
       valid: names of configurables and bindings, of which the nearest one is suggested.
+      is_flag: whether a binding of the command line is being read, or else a file.
     """
     # Before it raises, gin logs every folder in which it searched for an included file.
     logging.disable()
     try:
         yield
     except UserError as error:
-        # gin appends the chain of calls after our line.
-        raise UserError(str(error).strip().splitlines()[0]) from error
+        raise UserError(_name_readers(str(error).strip())) from error
     except _GIN_ERRORS as error:
-        raise UserError(f"{where}: {_explain(error, valid)}") from error
+        line = None if is_flag else _line_number(error)
+        place = f"{where}, line {line}" if line else where
+        raise UserError(f"{place}: {_explain(error, valid, is_flag)}") from error
     finally:
         logging.disable(logging.NOTSET)
 
 
+def _name_readers(message: str) -> str:
+    """Returns the first line of a message, and which bindings refer to a source that failed.
+
+    Args:
+      message: whose further lines are gin's, the first of them about the configurable that failed.
+    """
+    line, *calls = message.splitlines()
+    if not re.match(r"[\w.]+: ", line):
+        return line  # The value in the message tells which one failed.
+    call = re.search(r"call to configurable '(\w+)'.*?(?: in scope '(.+)')?$", "\n".join(calls[:1]))
+    if not call:
+        return line
+    reference = f"@{call[2]}/{call[1]}()" if call[2] else f"@{call[1]}()"
+    bindings = [
+        text.split(" = ", 1) for text in gin.config_str(_LONG).splitlines() if " = " in text
+    ]
+    similar = [name for name, value in bindings if f"{call[1]}()" in value]
+    readers = [name for name, value in bindings if reference in value]
+    return f"{line} (read for {', '.join(readers)})" if readers and len(similar) > 1 else line
+
+
 def hint(name: str, valid: Sequence[str]) -> str:
     """Returns "; did you mean …?" with the nearest valid name, or "" if none is near."""
-    near = difflib.get_close_matches(name, valid, 1, 0.5)
+    near = difflib.get_close_matches(name, valid, 1, 0.65)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -77,23 +112,56 @@ def _children(item: Any) -> list[Any]:
     return [getattr(item, field.name) for field in dataclasses.fields(item)]
 
 
-def _explain(error: Exception, valid: Sequence[str]) -> str:
+def _line_number(error: Exception) -> int | None:
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    if isinstance(error, tokenize.TokenError):
+        return int(error.args[1][0])
+    match = re.search(r"In bindings string line (\d+)", str(error))
+    return int(match[1]) if match else None
+
+
+def _explain(error: Exception, valid: Sequence[str], is_flag: bool) -> str:
     if isinstance(error, RecursionError):
         return "a reference or macro refers to itself"
+    if isinstance(error, tokenize.TokenError):
+        return str(error.args[0])
+    if isinstance(error, SyntaxError):
+        return _explain_syntax(error, valid, is_flag)
     message = " ".join(line.strip() for line in str(error).splitlines() if line.strip(" ^"))
-    # The caller names the binding already.
+    # The caller names the place already.
     message = re.sub(r" In bindings string line \d.*", "", message).rstrip(".")
     macro = re.search(r"configurable 'macro' .* in scope '(.+)'", message)
     if macro:
         return f"%{macro[1]} is read but not bound; bind it as {macro[1]} = …"
-    word = re.search(r"Failed to parse token '([^']*)'", message)
-    if word:
-        return f"cannot read the value {word[1]}; put text in quotes: '{word[1]}'"
     unknown = re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message)
     if unknown:
         return message + hint(unknown[1], valid)
     parameter = re.search(r"'([^']+)' doesn't have a parameter named '([^']+)'", message)
     return message + (_hint_binding(parameter[1], parameter[2], valid) if parameter else "")
+
+
+def _explain_syntax(error: SyntaxError, valid: Sequence[str], is_flag: bool) -> str:
+    line = (error.text or "").strip()
+    message = error.msg.splitlines()[-1].strip().rstrip(".")
+    message = _SYNTAX.get(message.partition(".")[0], message)
+    word = re.search(r"Failed to parse token '([^']*)'", message)
+    if word:
+        message = f"cannot read the value {word[1]}"
+    if not is_flag:
+        message = f"{message} in {line!r}"
+    corrected = syntax.correct(line, [name for name in valid if "." not in name])
+    if not corrected:
+        return message
+    if is_flag:
+        return f"{message}; use " + " ".join(f"--gin_bindings={_quote(part)}" for part in corrected)
+    return f"{message}; write {' and, on a line of its own, '.join(corrected)}"
+
+
+def _quote(binding: str) -> str:
+    """Quotes a binding for a shell, in the quotes that are easier to read."""
+    in_double_quotes = f'"{binding}"'
+    return shlex.quote(binding) if set(binding) & set('"$`\\!') else in_double_quotes
 
 
 def _hint_binding(configurable: str, parameter: str, valid: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Names that gin files can bind, with checks of each binding's type and value."""
 
+import ast
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -7,7 +8,7 @@ from typing import Any
 
 import gin
 
-from jigclu.config import messages, types
+from jigclu.config import gin_files, messages, syntax, types
 from jigclu.data.packed import PackedImages
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.segmentation import SegmentationFolders, VocSegmentation
@@ -159,16 +160,13 @@ def _add_checks(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             if parameter.name not in given and parameter.default is parameter.empty
         ]
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise UserError(
-                f"not bound: {', '.join(missing[:3])}{more}; bind every value in a gin file "
-                "(gin/base has the usual values) or with --gin_bindings"
-            )
+            raise UserError(_describe_missing(name, missing))
         for parameter, value in given.items():
             if not types.fits(value, expected[parameter]):
+                written = _as_written(name, parameter)
                 raise UserError(
-                    f"{_as_written(name, parameter)} is {_spell(value)}; "
-                    f"expected {_expected(expected[parameter])}"
+                    f"{written} is {_spell(value)}; expected {_expected(expected[parameter])}"
+                    f"{_correction(written, expected[parameter])}"
                 )
         try:
             return function(*args, **kwargs)
@@ -186,6 +184,49 @@ def _add_checks(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     call.__doc__ = function.__doc__
     call.__signature__ = signature  # type: ignore[attr-defined]
     return call
+
+
+def _describe_missing(name: str, missing: Sequence[str]) -> str:
+    """Returns the message about bindings that a configurable lacks."""
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    message = f"not bound: {', '.join(missing[:3])}{more}"
+    scoped = re.search(rf"^(\S+)/{re.escape(missing[0])} = ", gin.config_str(), re.MULTILINE)
+    if scoped:
+        return (
+            f"{message}; bind it, or refer to @{scoped[1]}/{name}(), for which "
+            f"{scoped[1]}/{missing[0]} is bound"
+        )
+    base = f"gin/base/{name}.gin"
+    usual = base if (gin_files.ROOT / base).is_file() else "gin/base"
+    return (
+        f"{message}; bind every value in a gin file ({usual} has the usual values) or with "
+        "--gin_bindings"
+    )
+
+
+def _correction(binding: str, hint: Any) -> str:
+    """Returns "; write …" with a value of the hinted type, if a common mistake explains it."""
+    for value in syntax.similar_values(repr(gin.query_parameter(binding)), CONFIGURABLES):
+        if _makes(value, hint):
+            return f"; write {binding} = {value}"
+    return ""
+
+
+def _makes(value: str, hint: Any) -> bool:
+    """Returns whether a value, as gin prints it, is of a hinted type."""
+    reference = re.fullmatch(r"(\(?)@(?:\w+/)*(\w+)\(\)(?:,\))?", value)
+    if reference:
+        function = CONFIGURABLES.get(reference[2])
+        is_sequence = bool(reference[1])
+        return (
+            function is not None
+            and is_sequence == types.is_sequence(hint)
+            and any(types.makes(function, option) for option in types.options(hint))
+        )
+    try:
+        return types.fits(ast.literal_eval(value), hint)
+    except (ValueError, SyntaxError):
+        return False
 
 
 def _as_written(name: str, parameter: str) -> str:

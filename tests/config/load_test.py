@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from absl.testing import absltest, parameterized
+from PIL import Image
 
 import jigclu
 from jigclu import config
@@ -144,12 +145,52 @@ class UnusedBindingsTest(ConfigTestCase):
         ("linear.seed=3", "linear.seed = 3 never takes effect"),
         # Both references have a scope with a binding of its own.
         ("ProceduralImages.images=7", "ProceduralImages.images = 7 never takes effect"),
+        ("seed=7", "seed = 7 never", "; bind pretrain.seed or "),
         ("MEEN=3", "MEEN = 3 never takes effect"),
     )
     def test_rejects_bindings_without_readers(self, binding: str, *parts: str) -> None:
         message = self.rejected(binding)
         for part in parts:
             self.assertIn(part, message)
+
+    def test_own_file_may_replace_what_a_shipped_file_configures(self) -> None:
+        own = self.file(
+            "include 'gin/pretrain_r18_tinyimagenet.gin'\n"
+            "pretrain.source = @UnlabeledImages()\n"
+            f"UnlabeledImages.root = '{self.folder}'\n"
+            "pretrain.evaluators = ()\n"
+            "pretrain.optimizer = @lars()\n"
+            "lars.momentum = 0.9\nlars.weight_decay = 0.0\nlars.trust_coefficient = 0.001\n"
+        )
+        Image.new("RGB", (8, 8)).save(self.folder / "image.png")
+        loaded = config.load([own], [])
+        for name in ("ImageFolder.root", "knn_evaluator.bank", "sgd.momentum"):
+            self.assertIn(name, loaded.unused)
+        self.assertNotIn("lars.momentum", loaded.unused)
+        (line,) = [text for text in loaded.plan(self.folder).splitlines() if "readers" in text]
+        self.assertIn("sgd.momentum", line)
+
+    def test_own_binding_without_reader_is_rejected_beside_a_replaced_one(self) -> None:
+        own = self.file(
+            f"include '{DEMO}'\npretrain.evaluators = ()\nknn_evaluator.neighbors = 3\n"
+        )
+        self.assertEqual(
+            self.rejected(files=(own,)),
+            "knn_evaluator.neighbors = 3 never takes effect, because nothing that runs reads it; "
+            f"remove it (bound in {own})",
+        )
+
+    def test_included_binding_that_never_had_a_reader_is_rejected(self) -> None:
+        base = self.file(f"include '{DEMO}'\nlars.momentum = 0.9\n", "base.gin")
+        own = self.file("include 'base.gin'\npretrain.seed = 3\n")
+        self.assertEndsWith(self.rejected(files=(own,)), f" (bound in {base})")
+
+    def test_scope_that_is_missing_is_named(self) -> None:
+        self.assertIn(
+            "; bind train_split/ProceduralImages.images or val_split/ProceduralImages.images "
+            "instead",
+            self.rejected("ProceduralImages.images=7"),
+        )
 
 
 class ResumeTest(ConfigTestCase):

@@ -26,14 +26,20 @@ TASKS = (
 
 class TypesTest(ConfigTestCase):
     @parameterized.parameters(
-        ("pretrain.batch_size='64'", "'64', of type str; expected int"),
+        (
+            "pretrain.batch_size='64'",
+            "'64', of type str; expected int; write pretrain.batch_size = 64",
+        ),
         ("pretrain.batch_size=64.0", "64.0, of type float; expected int"),
         ("pretrain.batch_size=True", "True, of type bool; expected int"),
         ("pretrain.batch_size=None", "None, of type NoneType; expected int"),
         ("compute.compile=1", "1, of type int; expected bool or 'auto'"),
         ("loading.workers='many'", "'many', of type str; expected int or 'auto'"),
         ("evaluation/loading.workers=0.5", "0.5, of type float; expected int or 'auto'"),
-        ("schedule.stop_after_steps='3'", "'3', of type str; expected int or None"),
+        (
+            "schedule.stop_after_steps='3'",
+            "'3', of type str; expected int or None; write schedule.stop_after_steps = 3",
+        ),
         ("pretrain.encoder=18", "18, of type int; expected str"),
         ("pretrain.init_from=3", "3, of type int; expected str or None"),
         (
@@ -58,7 +64,7 @@ class TypesTest(ConfigTestCase):
         (
             "pretrain.source=@ProceduralImages",
             "@ProceduralImages without parentheses",
-            f"one of {SOURCES}",
+            f"one of {SOURCES}; write pretrain.source = @ProceduralImages()",
         ),
         ("pretrain.method=@sgd()", "a reference to sgd", "one of @jigsaw(), @simclr()"),
         ("pretrain.schedule=@sgd()", "a reference to sgd", "one of @schedule()"),
@@ -76,7 +82,8 @@ class TypesTest(ConfigTestCase):
         (
             "pretrain.evaluators=@knn_evaluator()",
             "a reference to knn_evaluator",
-            "a tuple of @knn_evaluator(), @probe_evaluator()",
+            "a tuple of @knn_evaluator(), @probe_evaluator(); "
+            "write pretrain.evaluators = (@knn_evaluator(),)",
         ),
         ("launch.task=@sgd()", "a reference to sgd", f"one of {TASKS}"),
     )

@@ -1,0 +1,134 @@
+"""Reads gin files and bindings, and remembers which file binds what."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gin
+from gin.config_parser import BindingStatement, ImportStatement, IncludeStatement
+
+from jigclu.config import messages, syntax
+from jigclu.system.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The folder that holds gin/: the package in a wheel (setup.cfg puts it there), else the checkout.
+ROOT = _PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent
+
+
+class Layer(NamedTuple):
+    """Bindings from one place, each of which overrides those of earlier layers.
+
+    place: path of a gin file, whose included files are layers of their own, or "--gin_bindings".
+    bindings: value of each name, in gin's syntax.
+    """
+
+    place: str
+    bindings: dict[str, str]
+
+
+def parse_file(file: str, valid: Sequence[str]) -> list[Layer]:
+    """Makes gin read a file and the files that it includes.
+
+    Args:
+      file: path from the working directory, or name of one of the project's files.
+      valid: names of configurables and bindings, of which errors suggest the nearest one.
+
+    Returns:
+      Layers in the order in which gin reads them: included files first.
+
+    Raises:
+      UserError: a file does not exist or cannot be parsed.
+    """
+    return list(_parse_file(_find(file, None), valid, ()))
+
+
+def parse_binding(binding: str, valid: Sequence[str]) -> dict[str, str]:
+    """Makes gin read a binding of the command line; returns its name and value.
+
+    Raises:
+      UserError: the binding cannot be parsed.
+    """
+    with messages.one_line_errors(f"--gin_bindings={binding!r}", valid, is_flag=True):
+        statements = syntax.statements(binding)
+        if any(isinstance(item, IncludeStatement) for item in statements):
+            raise UserError(f"--gin_bindings={binding!r} is not a binding; use --gin_file")
+        gin.parse_config(binding)
+    return _bindings(statements)
+
+
+def _parse_file(path: Path, valid: Sequence[str], including: tuple[Path, ...]) -> Iterator[Layer]:
+    if path in including:
+        raise UserError(f"{including[-1]} includes {path}, which includes it in turn")
+    with messages.one_line_errors(str(path), valid):
+        # Editors of Windows write a byte-order mark.
+        text = path.read_text(encoding="utf-8-sig")
+        statements = syntax.statements(text)
+    lines = text.splitlines()
+    start = 0
+    for statement in (item for item in statements if isinstance(item, IncludeStatement)):
+        line = statement.location.line_num
+        _parse_lines(path, lines, start, line - 1, statements, valid)
+        try:
+            included = _find(statement.filename, path.parent)
+        except UserError as error:
+            raise UserError(f"{path}, line {line}: {error}") from error
+        yield from _parse_file(included, valid, (*including, path))
+        start = line
+    _parse_lines(path, lines, start, len(lines), statements, valid)
+    yield Layer(str(path), _bindings(statements))
+
+
+def _parse_lines(
+    path: Path,
+    lines: Sequence[str],
+    start: int,
+    stop: int,
+    statements: Sequence[Any],
+    valid: Sequence[str],
+) -> None:
+    """Makes gin read some lines of a file, together with the imports above them."""
+    kept = {
+        item.location.line_num - 1 for item in statements if isinstance(item, ImportStatement)
+    } | set(range(start, stop))
+    # Other lines become empty, so that errors have the line numbers of the file.
+    text = "\n".join(line if index in kept else "" for index, line in enumerate(lines[:stop]))
+    with messages.one_line_errors(str(path), valid):
+        gin.parse_config(text)
+
+
+def _bindings(statements: Sequence[Any]) -> dict[str, str]:
+    """Returns the value of each name; names are those that gin.config_str uses."""
+    found = {}
+    for item in statements:
+        if isinstance(item, BindingStatement):
+            scope = f"{item.scope}/" if item.scope else ""
+            # gin prints the shortest unambiguous name, without module.
+            configurable = item.selector.rpartition(".")[2]
+            argument = f".{item.arg_name}" if item.arg_name else ""
+            found[f"{scope}{configurable}{argument}"] = repr(item.value)
+    return found
+
+
+def _find(file: str, including_folder: Path | None) -> Path:
+    """Returns the path of a gin file.
+
+    It is looked up in the folder of the file that includes it, if any, in the working directory,
+    and in the project, with and without "gin/" in its name.
+    """
+    folders = [including_folder] if including_folder is not None else []
+    for folder in (*folders, Path(), ROOT, ROOT / "gin"):
+        if (folder / file).is_file():
+            return folder / file
+    raise UserError(f"gin file {file} does not exist{messages.hint(file, shipped_files())}")
+
+
+def shipped_files() -> list[str]:
+    """Returns the names of the project's own files, such as gin/demo.gin."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))
+
+
+def first_comment(file: str) -> str:
+    """Returns the first line of a shipped file's comment."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return re.sub(r"^#\s*", "", text.splitlines()[0])

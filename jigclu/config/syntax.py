@@ -1,0 +1,103 @@
+"""gin's syntax: statements of a text, and corrections of common mistakes."""
+
+import re
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from gin.config_parser import ConfigParser, ParserDelegate
+
+# Constants of other languages.
+_CONSTANTS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+_STATEMENT = re.compile(r"[\s-]*([\w./]+)\s*(?:==|=|:)\s*(.+?)\s*$")
+_NEXT_STATEMENT = re.compile(r"[\s,;]+(?=[a-zA-Z_][\w/]*\.\w+\s*=)")
+_QUOTED_OR_REFERENCE = re.compile(r"('[^']*'|\"[^\"]*\"|[@%][\w./]+(?:\(\))?)")
+_WORD = re.compile(r"(?<![\w.])[a-zA-Z_][\w./-]*(?:\(\))?")
+_PATH = re.compile(r"(?:[a-zA-Z]:)?[~.\w%-]*[/\\\\][^'\"()@]*")
+
+
+class _Text(NamedTuple):
+    """A reference or macro as it is written."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class _AsWritten(ParserDelegate):
+    """Parses references and macros without looking them up."""
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Text:
+        return _Text(f"@{scoped_configurable_name}{'()' * evaluate}")
+
+    def macro(self, macro_name: str) -> _Text:
+        return _Text(f"%{macro_name}")
+
+
+def statements(text: str) -> list[Any]:
+    """Returns gin's statements in a text, with references and macros as they are written.
+
+    Raises:
+      Exception: of many kinds, for text that gin cannot parse.
+    """
+    return list(ConfigParser(text, _AsWritten()))
+
+
+def correct(line: str, configurables: Collection[str]) -> list[str]:
+    """Corrects a line that gin cannot parse.
+
+    Args:
+      line: with one binding, or with several, which gin does not accept.
+      configurables: names that a reference may have.
+
+    Returns:
+      The corrected bindings, or none if the mistake is not a common one.
+    """
+    corrected = []
+    for part in _NEXT_STATEMENT.split(line.partition("#")[0].strip().rstrip(",;")):
+        match = _STATEMENT.match(part)
+        binding = f"{match[1]} = {_correct_value(match[2], configurables)}" if match else ""
+        if not _is_readable(binding):
+            return []
+        corrected.append(binding)
+    return corrected
+
+
+def similar_values(value: str, configurables: Collection[str]) -> list[str]:
+    """Returns values that a user may have meant by a value of the wrong type.
+
+    Args:
+      value: as gin prints it.
+      configurables: names that a reference may have.
+    """
+    text = value.strip("'\"")
+    unquoted = _correct_value(text, configurables) if text else value
+    called = re.sub(r"(@[\w./]+)(?![\w./(])", r"\1()", unquoted)
+    return [text, called, f"({called},)"]
+
+
+def _correct_value(value: str, configurables: Collection[str]) -> str:
+    if value[0] in "'\"" and value[0] not in value[1:]:
+        return value + value[0]
+    if _PATH.fullmatch(value) and value.split("/")[-1].removesuffix("()") not in configurables:
+        return f"'{value}'"
+
+    def correct_word(match: re.Match[str]) -> str:
+        word = match[0].removesuffix("()")
+        if word.rpartition("/")[2] in configurables:
+            return f"@{word}()"
+        if word in ("True", "False", "None"):
+            return word
+        return _CONSTANTS.get(word.lower(), f"'{word}'")
+
+    parts = _QUOTED_OR_REFERENCE.split(value)
+    parts[::2] = [_WORD.sub(correct_word, part) for part in parts[::2]]
+    text = "".join(parts)
+    return f"({text})" if "," in text and text[0] not in "([{" else text
+
+
+def _is_readable(binding: str) -> bool:
+    try:
+        return len(statements(binding)) == 1
+    except Exception:  # gin raises many kinds of errors for invalid text.
+        return False
