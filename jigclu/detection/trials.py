@@ -51,6 +51,12 @@ _PUBLISHED = {
     Protocol(("coco_2017_train",), ("coco_2017_val",), "Faster R-CNN R50-FPN"): (
         Figure("JigClu (Chen et al., CVPR 2021)", (180_000, 8), {"bbox/AP": 39.3}),
     ),
+    Protocol(("coco_2017_train",), ("coco_2017_val",), "Mask R-CNN R50-FPN"): (
+        Figure("MoCo (He et al., CVPR 2020)", (180_000, 16), {"bbox/AP": 40.8, "segm/AP": 36.9}),
+    ),
+    Protocol(("coco_2017_train",), ("coco_2017_val",), "Mask R-CNN R50-C4"): (
+        Figure("MoCo (He et al., CVPR 2020)", (180_000, 16), {"bbox/AP": 40.7, "segm/AP": 35.4}),
+    ),
 }
 
 

@@ -40,6 +40,12 @@ class PublishedTest(parameterized.TestCase):
         self.assertStartsWith(jigclu.source, "JigClu")
         self.assertEqual(jigclu.metrics, {"bbox/AP": 39.3})
 
+    def test_figures_of_masks(self) -> None:
+        for layout, expected in (("FPN", (40.8, 36.9)), ("C4", (40.7, 35.4))):
+            (moco,) = trials.published(Protocol(COCO, COCO_TEST, f"Mask R-CNN R50-{layout}"))
+            self.assertEqual((moco.metrics["bbox/AP"], moco.metrics["segm/AP"]), expected)
+            self.assertEqual(moco.schedule, (180_000, 16))
+
     def test_the_order_of_training_data_does_not_matter(self) -> None:
         self.assertLen(trials.published(Protocol(VOC[::-1], VOC_TEST, C4)), 2)
 
@@ -49,7 +55,7 @@ class PublishedTest(parameterized.TestCase):
         (VOC, ("voc_2012_val",), C4),
         (VOC, VOC_TEST, "Faster R-CNN R101-C4"),
         (COCO, COCO_TEST, C4),
-        (COCO, COCO_TEST, "Mask R-CNN R50-FPN"),
+        (COCO, COCO_TEST, "RetinaNet R50-FPN"),
         (("mine",), ("mine",), FPN),
     )
     def test_other_data_and_detectors_have_none(
