@@ -5,6 +5,7 @@ they are called, because these libraries take seconds to load.
 """
 
 import ast
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from jigclu.ops.normalize import pool
-from jigclu.system import collectives, progress, tensor_files
+from jigclu.system import collectives, progress
 from jigclu.system.errors import UserError, check
-from jigclu.training import checkpoint
+from jigclu.system.tensor_files import METADATA
 
 if TYPE_CHECKING:
     from jigclu.data.sources import Source
@@ -98,33 +99,28 @@ class Features(NamedTuple):
 def load_encoder(source: _Path) -> FeatureExtractor:
     """Loads an encoder in eval mode, on the CPU; recognizes the ResNet from its weights.
 
-    Its transform is the evaluation preprocessing of the run that wrote the weights. If that run
-    had no evaluation, images are cropped to the size of its training inputs. For weights of other
-    projects they are resized to 256 and cropped to 224 pixels, as usual for ImageNet.
+    Its transform is the evaluation preprocessing of the run that wrote the weights, or of the
+    export that wrote a .safetensors file. If that run had no evaluation, images are cropped to the
+    size of its training inputs. For weights of other projects they are resized to 256 and cropped
+    to 224 pixels, as usual for ImageNet.
 
     Args:
-      source: file of weights in any format that `init_from` accepts (checkpoints of this project
-        and of the published code, torchvision, timm, MoCo, SimSiam, .safetensors), or a workdir,
-        whose latest checkpoint is loaded.
+      source: anything that `init_from` accepts: a file of weights (of this project, the published
+        code, torchvision, timm, MoCo, SimSiam and others, also .safetensors), a workdir, the
+        folder of an export, or "jigclu_200e", which is downloaded once.
 
     Raises:
-      UserError: the file or checkpoint is missing, unreadable, or holds no complete ResNet.
+      UserError: the weights are missing or unreadable, or the file has no complete ResNet, or
+        several.
     """
-    from jigclu.models.encoder import create_encoder, encoder_names
-    from jigclu.models.weights import recognize_encoder, select_weights
+    from jigclu.models.encoder import create_encoder
+    from jigclu.training import initial_weights
 
-    path = _find_weights(Path(source))
-    contents = tensor_files.read(path, "cpu")
-    weights = select_weights(contents, path)
-    recognized = recognize_encoder(weights)
-    if recognized is None:
-        raise UserError(
-            f"{path} holds no complete encoder: expected the weights of all layers of one of "
-            f"{', '.join(encoder_names())}"
-        )
+    contents = initial_weights.contents(os.fspath(source))
+    weights = initial_weights.select(contents, os.fspath(source))
     with torch.device("meta"):  # Without memory, and without random draws.
-        encoder = create_encoder(*recognized)
-    tensors = {name: weights[f"encoder.{name}"].float() for name in encoder.state_dict()}
+        encoder = create_encoder(*weights.architecture)
+    tensors = {name: weights.tensors[f"encoder.{name}"].float() for name in encoder.state_dict()}
     encoder.load_state_dict(tensors, assign=True)
     return FeatureExtractor(encoder, _recorded_transform(contents)).eval()
 
@@ -214,7 +210,7 @@ def pretrain(
     files = [str(file) for file in gin_files]
     folder = config.default_workdir(files) if workdir is None else Path(workdir)
     with progress.CONSOLE:
-        configuration = config.load(files, bindings)
+        configuration = config.load(files, bindings).for_workdir(folder)
         task = type(configuration.task)
         if not issubclass(task, PretrainTask):
             raise UserError(
@@ -225,19 +221,6 @@ def pretrain(
         return configuration.run(folder)
 
 
-def _find_weights(source: Path) -> Path:
-    """Returns a file of weights: the source, or the latest checkpoint if it is a workdir."""
-    if not source.is_dir():
-        return source
-    latest = checkpoint.latest(source)
-    if latest is None:
-        raise UserError(
-            f"{source} has no checkpoints/step_<number>.pt: expected the workdir of a run, or a "
-            "file of weights"
-        )
-    return latest
-
-
 def _recorded_transform(contents: Mapping[Any, Any]) -> "EvalTransform":
     """Returns the preprocessing for an encoder, as `load_encoder` describes it.
 
@@ -245,10 +228,15 @@ def _recorded_transform(contents: Mapping[Any, Any]) -> "EvalTransform":
       contents: of the file of the encoder.
     """
     from jigclu.data.transform import EvalTransform
+    from jigclu.tasks.export_formats import METADATA_KEY
 
     config = contents.get("config")
     found = dict(_RECORDED.findall(config)) if isinstance(config, str) else {}
     values = {name: ast.literal_eval(value) for name, value in found.items()}
+    exported = json.loads(contents.get(METADATA, {}).get(METADATA_KEY, "{}"))
+    values |= {
+        name: tuple(value) if isinstance(value, list) else value for name, value in exported.items()
+    }
     side = values.get("view_size", values.get("grid", 0) * values.get("patch_size", 0))
     if "crop" not in values and side:
         values["crop"] = side

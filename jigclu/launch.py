@@ -44,7 +44,7 @@ def _run() -> None:
     # torch's compiler emits warnings about its own use of torch, which users cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     workdir = Path(_WORKDIR.value or config.default_workdir(_GIN_FILES.value))
-    configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value)
+    configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value).for_workdir(workdir)
     configuration.check(workdir)
     if not _DRY_RUN.value:
         configuration.run(workdir)

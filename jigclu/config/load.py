@@ -17,6 +17,7 @@ from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
 from jigclu.system.files import write_file
 from jigclu.tasks.reproduce import Task
+from jigclu.training.encoder_task import EncoderTask, resolve_encoder
 from jigclu.training.loop import RunResult
 
 _LONG = 10**6  # Characters, so that every binding stays on one line.
@@ -39,6 +40,13 @@ class Configuration(NamedTuple):
     operative: str
     resolved: str
     unused: list[str]
+
+    def for_workdir(self, workdir: Path) -> "Configuration":
+        """Returns the configuration with the encoder of the weights in place of "auto"."""
+        if not isinstance(self.task, EncoderTask):
+            return self
+        with _named_bindings(self.task), progress.status("reading the weights"):
+            return self._replace(task=resolve_encoder(self.task, workdir))
 
     def check(self, workdir: Path) -> None:
         """Checks the task, before anything is written; see `TrainingTask.check`."""

@@ -14,7 +14,7 @@ def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
     """Returns one line that names the keys that differ between two dicts of tensors, or None."""
     missing, unexpected, mismatched = differences(expected, found)
     parts = [
-        f"{len(keys)} {title}: {_first(keys)}"
+        f"{len(keys)} {title}: {first(keys)}"
         for title, keys in (
             ("missing", [f"{key} {_shape(expected[key])}" for key in missing]),
             ("unexpected", [f"{key} {_shape(found[key])}" for key in unexpected]),
@@ -46,7 +46,8 @@ def _shape(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def _first(keys: list[str]) -> str:
+def first(keys: list[str]) -> str:
+    """Returns the first few keys, and the number of the others."""
     rest = len(keys) - _SHOWN_KEYS
     return ", ".join(keys[:_SHOWN_KEYS]) + (f" and {rest} more" if rest > 0 else "")
 

@@ -1,12 +1,15 @@
-"""Weights of any origin, translated to the names of this project.
+"""The encoder in a file of weights of any origin, under the names of this project.
 
-Checkpoints of this project, the published code, torchvision, timm, MoCo and SimSiam are
-recognized automatically. Reading a file never runs code in it.
+Files differ in the dicts around the tensors and in the prefix of their names: "module." of
+DistributedDataParallel, "_orig_mod." of torch.compile, "backbone." of a larger model. The encoder
+is the one dict and prefix below which all layers of a ResNet are found.
 """
 
+import functools
 import itertools
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,23 +17,84 @@ import torch
 from torch import Tensor
 
 from jigclu.models import state_dicts
-from jigclu.models.encoder import create_encoder, encoder_names, encoder_tensors
+from jigclu.models.encoder import create_encoder, encoder_names
 from jigclu.system import tensor_files
-from jigclu.system.errors import UserError, naming
+from jigclu.system.errors import UserError
 
-# Prefixes that other trainers put before torchvision's names; the first match is removed.
-ENCODER_PREFIXES = (
-    "module.encoder_q.",  # MoCo
-    "module.base_encoder.",  # MoCo v3
-    "module.encoder.",  # JigClu, SimSiam
-    "encoder.",  # the same without DistributedDataParallel
-    "module.",  # torchvision under DistributedDataParallel
-    "backbone.",  # whole detectors and classifiers of many libraries
-    "",  # torchvision
-)
 HEADS = ("fc_clu.", "fc_loc.")
 # All layers of a ResNet with parameters; other trainers keep their heads beside them.
-_LAYERS = ("encoder.conv1.", "encoder.bn1.", "encoder.layer")
+_LAYERS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
+# A name that every ResNet has, after any prefix.
+_ANCHOR = re.compile(r"((?:.+\.)?)layer[1-4]\.0\.conv1\.weight")
+_MAX_DEPTH = 4  # Of dicts in a file.
+# Copies that MoCo and MoCo v3 keep of the encoder that they train; the trained one is used.
+_MOMENTUM_COPIES = ("encoder_k", "momentum_encoder")
+
+
+class Architecture(NamedTuple):
+    """Arguments of `create_encoder`."""
+
+    encoder: str
+    small_stem: bool
+
+    def __str__(self) -> str:
+        return f"encoder = {self.encoder!r} and small_stem = {self.small_stem}"
+
+
+class Weights(NamedTuple):
+    """Weights of a file under our names.
+
+    architecture: of the encoder, recognized from names and shapes.
+    tensors: the encoder's as `encoder.<torchvision's name>`, our heads as `fc_clu.…` and
+      `fc_loc.…`, and all others of the same dict as in the file. Batch counters
+      (`num_batches_tracked`), which our `BatchNorm` does not have, are left out.
+    """
+
+    architecture: Architecture
+    tensors: dict[str, Tensor]
+
+
+class _Candidate(NamedTuple):
+    """A place in a file that may hold the layers of a ResNet.
+
+    address: keys of the dicts and prefix, joined by dots: "model_ema.module".
+    prefix: of the names of the encoder in its dict; empty, or ends with a dot.
+    tensors: all tensors of the dict.
+    """
+
+    address: str
+    prefix: str
+    tensors: dict[str, Tensor]
+
+    @property
+    def layers(self) -> dict[str, Tensor]:
+        """The tensors of the encoder under torchvision's names."""
+        return {
+            key.removeprefix(self.prefix): value
+            for key, value in self.tensors.items()
+            if key.startswith(self.prefix) and key.removeprefix(self.prefix).startswith(_LAYERS)
+        }
+
+    def equals(self, other: "_Candidate") -> bool:
+        """Returns whether both hold the same encoder, as aliases of one module do."""
+        layers, others = self.layers, other.layers
+        return layers.keys() == others.keys() and all(
+            torch.equal(value, others[key]) for key, value in layers.items()
+        )
+
+    def to_weights(self) -> Weights:
+        """Returns the weights under our names; the encoder must be complete."""
+        architecture = recognize(self.layers)
+        assert architecture is not None
+        return Weights(
+            architecture, {self._our_name(key): value for key, value in self.tensors.items()}
+        )
+
+    def _our_name(self, key: str) -> str:
+        name = key.removeprefix(self.prefix) if key.startswith(self.prefix) else ""
+        if name.startswith(_LAYERS):
+            return f"encoder.{name}"
+        return name if name.startswith(HEADS) else key
 
 
 class LoadReport(NamedTuple):
@@ -38,11 +102,11 @@ class LoadReport(NamedTuple):
 
     loaded: list[str]
     missing: list[str]  # in the model, not in the file
-    unexpected: list[str]  # in the file, not in the model
+    unexpected: list[str]  # in the file, not in the model; empty for an encoder without heads
     mismatched: list[str]  # in both, with different shapes: "key [file] instead of [model]"
 
     def summary(self) -> str:
-        """Returns several lines: counts of loaded tensors, and names of all others."""
+        """Returns several lines: counts of loaded tensors, and the first names of all others."""
         parts = Counter(".".join(key.split(".")[:2]) for key in self.loaded)
         counts = ", ".join(f"{part} {count}" for part, count in parts.items())
         lines = [f"loaded {len(self.loaded)} tensors from the file: {counts}"]
@@ -52,84 +116,136 @@ class LoadReport(NamedTuple):
             ("unknown to the model, ignored", self.unexpected),
         ):
             if keys:
-                lines.append(f"{len(keys)} {title}:")
-                lines.extend(f"  {key}" for key in keys)
+                lines.append(f"{len(keys)} {title}: {state_dicts.first(keys)}")
         return "\n".join(lines)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the weights of a file under our names, on the CPU; see `select_weights`.
-
-    Raises:
-      UserError: the file is missing, unreadable, or holds no weights.
-    """
-    return select_weights(tensor_files.read(path, "cpu"), path)
-
-
-def select_weights(contents: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
-    """Selects the weights from the contents of a file, and renames them to our names.
+def select_weights(contents: Mapping[Any, Any], path: Path, address: str | None = None) -> Weights:
+    """Selects the weights of the encoder from the contents of a file.
 
     Args:
-      contents: of the file, from `tensor_files.read`.
-      path: path of the file, for the message.
-
-    Returns:
-      Tensors named `encoder.<torchvision's name>`, or `fc_clu.…` and `fc_loc.…`. Batch
-      counters (`num_batches_tracked`), which our `BatchNorm` does not have, are left out.
+      contents: of the file, from `tensor_files.read` or `tensor_files.peek`.
+      path: path of the file, for messages.
+      address: of the encoder in a file of several: keys of dicts and prefix, joined by dots. None
+        selects the only one.
 
     Raises:
-      UserError: the file holds no weights.
+      UserError: the file has no complete encoder, several, or none at the address.
     """
-    if "parameters" in contents:
-        weights = _tensors(contents["parameters"]) | _tensors(contents.get("buffers"))
-    else:
-        weights = _rename(_tensors(contents.get("state_dict", contents)))
-    if not weights:
-        keys = [str(key) for key in contents]
+    candidates = list(_candidates(contents))
+    complete = [item for item in candidates if recognize(item.layers)]
+    if not complete:
+        raise UserError(f"{path} holds no complete encoder: {_lack(contents, candidates)}")
+    if address is None:
+        return _only(complete, path).to_weights()
+    named = [item for item in complete if item.address == address]
+    if not named:
         raise UserError(
-            f"{path} holds no weights; expected a checkpoint of JigClu, or a state_dict with "
-            f"torchvision's names; its keys are {', '.join(keys[:3]) or 'none'}"
+            f"{path} has no encoder named {address!r}; choose from {_spell(complete, path)}"
         )
-    return weights
+    return named[0].to_weights()
 
 
-def _tensors(values: Any) -> dict[str, Tensor]:
-    if not isinstance(values, Mapping):
-        return {}
-    return {
-        key: value
-        for key, value in values.items()
-        if isinstance(key, str)
-        and isinstance(value, Tensor)
-        and not key.endswith("num_batches_tracked")
-    }
+def _candidates(contents: Mapping[Any, Any]) -> Iterator[_Candidate]:
+    for keys, tensors in _dicts_of_tensors(contents, ()):
+        for prefix in dict.fromkeys(match[1] for match in map(_ANCHOR.fullmatch, tensors) if match):
+            yield _Candidate(".".join([*keys, prefix]).strip("."), prefix, tensors)
 
 
-def _rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = _encoder_prefix(tensors)
-    return {
-        _our_name(key.removeprefix(prefix)) if key.startswith(prefix) else key: value
-        for key, value in tensors.items()
-    }
+def _dicts_of_tensors(
+    values: Mapping[Any, Any], keys: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Yields all dicts of tensors in a dict, with the keys that lead to them."""
+    if "parameters" in values:  # A checkpoint of this project keeps the two apart.
+        values = _mapping(values["parameters"]) | _mapping(values.get("buffers"))
+    yield (
+        keys,
+        {
+            key: value
+            for key, value in values.items()
+            if isinstance(key, str)
+            and isinstance(value, Tensor)
+            and not key.endswith("num_batches_tracked")
+        },
+    )
+    for key, value in values.items():
+        if isinstance(value, Mapping) and len(keys) < _MAX_DEPTH:
+            yield from _dicts_of_tensors(value, (*keys, str(key)))
 
 
-def _encoder_prefix(keys: Iterable[str]) -> str:
-    names = set(keys)
-    # MoCo also stores a key encoder; the order of the table prefers the query encoder.
-    return next((prefix for prefix in ENCODER_PREFIXES if f"{prefix}conv1.weight" in names), "")
+def _mapping(value: Any) -> dict[Any, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _our_name(name: str) -> str:
-    return name if name.startswith(HEADS) else f"encoder.{name}"
+def _only(complete: list[_Candidate], path: Path) -> _Candidate:
+    """Returns the only encoder of a file; momentum copies and aliases do not count."""
+    trained = [item for item in complete if not item.address.endswith(_MOMENTUM_COPIES)]
+    first, *others = trained or complete
+    if not all(first.equals(other) for other in others):
+        raise UserError(
+            f"{path} holds {1 + len(others)} encoders; choose one of "
+            f"{_spell([first, *others], path)}"
+        )
+    return first
+
+
+def _spell(candidates: list[_Candidate], path: Path) -> str:
+    return ", ".join(repr(f"{path}:{item.address}") for item in candidates)
+
+
+def _lack(contents: Mapping[Any, Any], candidates: list[_Candidate]) -> str:
+    """Returns what a file without a complete encoder holds instead."""
+    if candidates:
+        most = max(candidates, key=lambda item: len(item.layers))
+        nearest = min(_architectures(), key=lambda item: _distance(most.layers, _layers(item)))
+        lack = state_dicts.describe_mismatch(_layers(nearest), most.layers)
+        return (
+            f"compared with {nearest.encoder}, {lack}; found {state_dicts.first([*most.tensors])}"
+        )
+    names = [key for _, tensors in _dicts_of_tensors(contents, ()) for key in tensors]
+    names = names or [str(key) for key in contents if key != tensor_files.METADATA]
+    return (
+        "expected torchvision's names of a ResNet, such as conv1.weight, after any prefix; found "
+        f"{state_dicts.first(names) or 'none'}"
+    )
+
+
+def _distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> int:
+    return sum(map(len, state_dicts.differences(expected, found)))
+
+
+def recognize(layers: Mapping[str, Tensor]) -> Architecture | None:
+    """Returns the architecture that has exactly these names and shapes.
+
+    Args:
+      layers: of an encoder, under torchvision's names, without batch counters.
+    """
+    shapes = {key: value.shape for key, value in layers.items()}
+    for architecture in _architectures():
+        if shapes == {key: value.shape for key, value in _layers(architecture).items()}:
+            return architecture
+    return None
+
+
+def _architectures() -> Iterator[Architecture]:
+    for small_stem, name in itertools.product((False, True), encoder_names()):
+        yield Architecture(name, small_stem)
+
+
+@functools.cache
+def _layers(architecture: Architecture) -> dict[str, Tensor]:
+    """Returns the parameters and buffers of an encoder, without memory for their values."""
+    with torch.device("meta"):
+        return create_encoder(*architecture).state_dict()
 
 
 def match_weights(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path
+    found: Weights, expected: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Matches the weights of a file with a model; heads that do not fit keep their values.
 
     Args:
-      found: weights under our names, from `read_weights`.
+      found: from `select_weights`.
       expected: parameters and buffers of the model.
       path: path of the file, for the message.
 
@@ -137,77 +253,26 @@ def match_weights(
       A dict with exactly the keys, dtypes and devices of expected, and the report.
 
     Raises:
-      UserError: a tensor of the encoder is missing or has another shape.
+      UserError: the file holds another encoder.
     """
-    missing, unexpected, mismatched = state_dicts.differences(expected, found)
-    loaded = [key for key in expected if key in found and found[key].shape == expected[key].shape]
-    of_encoder = {key: value for key, value in expected.items() if key.startswith("encoder.")}
-    wrong = state_dicts.describe_mismatch(
-        of_encoder, {key: found[key] for key in of_encoder if key in found}
-    )
+    tensors = found.tensors
+    encoder, own = _encoder_part(expected), _encoder_part(tensors)
+    wrong = state_dicts.describe_mismatch(encoder, own)
     if wrong:
-        raise UserError(f"{path} does not hold this encoder: {wrong}; {_remedy(found)}")
+        raise UserError(
+            f"{path} holds another encoder, {found.architecture}: bind these, or both to 'auto' "
+            f"({wrong})"
+        )
+    missing, unexpected, mismatched = state_dicts.differences(expected, tensors)
+    loaded = [
+        key for key in expected if key in tensors and tensors[key].shape == expected[key].shape
+    ]
     values = {
-        key: found[key].to(value) if key in loaded else value for key, value in expected.items()
+        key: tensors[key].to(value) if key in loaded else value for key, value in expected.items()
     }
-    return values, LoadReport(loaded, missing, unexpected, mismatched)
+    has_heads = len(encoder) < len(expected)
+    return values, LoadReport(loaded, missing, unexpected if has_heads else [], mismatched)
 
 
-def recognize_encoder(weights: Mapping[str, Tensor]) -> tuple[str, bool] | None:
-    """Returns the name and small_stem, for `create_encoder`, of the encoder with these weights.
-
-    Args:
-      weights: under our names, from `read_weights`; heads are ignored.
-
-    Returns:
-      None unless the weights are those of one complete encoder.
-    """
-    shapes = {key: value.shape for key, value in weights.items() if key.startswith(_LAYERS)}
-    for small_stem, name in itertools.product((False, True), encoder_names()):
-        with torch.device("meta"):
-            tensors = encoder_tensors(create_encoder(name, small_stem))
-        if shapes == {key: value.shape for key, value in tensors.items()}:
-            return name, small_stem
-    return None
-
-
-def _remedy(found: Mapping[str, Tensor]) -> str:
-    """Returns what to do about weights of another encoder, which it names if it is known."""
-    recognized = recognize_encoder(found)
-    if recognized is None:
-        return "use a file that holds the whole encoder"
-    name, small_stem = recognized
-    return f"it holds encoder = {name!r} and small_stem = {small_stem}: bind these"
-
-
-def check_encoder(init_from: str | None, encoder: str, small_stem: bool) -> None:
-    """Checks that the encoder exists, and that a file holds its weights.
-
-    Args:
-      init_from: file of weights; None checks only the name of the encoder.
-      encoder, small_stem: arguments of `create_encoder`.
-
-    Raises:
-      UserError: the encoder is unknown, or the file does not hold all of its weights.
-    """
-    with torch.device("meta"):
-        tensors = encoder_tensors(create_encoder(encoder, small_stem))
-    if init_from is not None:
-        with naming("init_from"):
-            match_weights(read_weights(Path(init_from)), tensors, Path(init_from))
-
-
-def load_into(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Copies the weights of a file into tensors with our names.
-
-    Returns:
-      A message of several lines: what was loaded, and the names of what was not.
-
-    Raises:
-      UserError: the file does not hold all weights of the encoder.
-    """
-    values, report = match_weights(read_weights(path), tensors, path)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(values[name])
-    return f"initial weights of {path}: {report.summary()}"
+def _encoder_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in tensors.items() if key.startswith("encoder.")}

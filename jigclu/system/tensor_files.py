@@ -1,16 +1,32 @@
 """Files of tensors and plain values, read without running code."""
 
+import argparse
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import numpy as np
+import safetensors
 import torch
 
 from jigclu.system.errors import UserError
 
+# Key of the metadata of a .safetensors file, as in the file itself.
+METADATA = "__metadata__"
+
 _SUFFIXES = (".pt", ".pth", ".safetensors", ".tar", ".bin")
-_REMEDY = "use another file; to resume from an older checkpoint, remove this one"
+_ZIP_START = b"PK\x03\x04"
+# What training scripts store beside tensors: their arguments, and scores as NumPy scalars.
+# Building these classes runs no code of the file. NumPy 1 had another module for scalars.
+_SCALAR = np.float64(0).__reduce__()[0]
+_PLAIN_CLASSES: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in np.typecodes["All"] if kind not in "OV"},
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+_FORBIDDEN = re.compile(r"(?:GLOBAL|class) ([\w.]+)")
 
 
 def check_exists(path: Path) -> None:
@@ -23,6 +39,8 @@ def check_exists(path: Path) -> None:
 
 def read(path: Path, device: torch.device | str) -> dict[Any, Any]:
     """Reads a dict of plain values and tensors, written by torch.save or as safetensors.
+
+    The metadata of a .safetensors file are below `METADATA`.
 
     Raises:
       UserError: the file is missing, unreadable, or holds something else.
@@ -42,24 +60,30 @@ def _read(path: Path, device: torch.device | str, mapped: bool) -> dict[Any, Any
     check_exists(path)
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path, str(device))
+            return _read_safetensors(path, device)
         if not mapped:
             _check_sums(path)
-        contents = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
-    except OSError as error:
-        # torch reports the end of a truncated file in this way.
-        raise UserError(
-            f"checkpoint {path} cannot be read ({error.strerror}): it is truncated, or you have no "
-            f"permission; {_REMEDY}"
-        ) from error
-    except Exception as error:  # A corrupt file can raise any error.
-        raise UserError(
-            f"checkpoint {path} cannot be read: it is corrupt, truncated or holds more than plain "
-            f"values and tensors ({type(error).__name__}); {_REMEDY}"
-        ) from error
+        with torch.serialization.safe_globals(_PLAIN_CLASSES):
+            # Files of torch before 1.6 are no zip archives, and cannot be mapped.
+            contents = torch.load(
+                path,
+                map_location=device,
+                weights_only=True,
+                mmap=mapped and zipfile.is_zipfile(path),
+            )
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path} cannot be read: you have no permission") from error
+    except Exception as error:  # An unsuitable file can raise any error.
+        raise UserError(f"checkpoint {path} cannot be read: {_reason(path, error)}") from error
     if not isinstance(contents, dict):
         raise UserError(f"checkpoint {path} holds a {type(contents).__name__}; expected a dict")
     return contents
+
+
+def _read_safetensors(path: Path, device: torch.device | str) -> dict[Any, Any]:
+    with safetensors.safe_open(path, "pt", str(device)) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return {METADATA: file.metadata() or {}} | tensors
 
 
 def _check_sums(path: Path) -> None:
@@ -69,6 +93,26 @@ def _check_sums(path: Path) -> None:
             corrupt = archive.testzip()
         if corrupt is not None:
             raise zipfile.BadZipFile(corrupt)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Returns why a file cannot be read; calls it damaged only if the file itself proves it."""
+    forbidden = _FORBIDDEN.search(str(error))
+    with path.open("rb") as file:
+        start = file.read(len(_ZIP_START))
+    if isinstance(error, zipfile.BadZipFile):
+        return "a checksum in it does not match, so it is corrupt; copy or download it again"
+    if not start or (start == _ZIP_START and not zipfile.is_zipfile(path)):
+        return "its end is missing; copy or download it again"
+    if forbidden:
+        return (
+            f"beside tensors and plain values it holds a {forbidden[1]}, and building that could "
+            "run code; save only its state_dict"
+        )
+    return (
+        f"{type(error).__name__}; expected a dict of tensors and plain values, written by "
+        "torch.save or as .safetensors"
+    )
 
 
 def _neighbors(path: Path) -> str:

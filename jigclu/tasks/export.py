@@ -21,16 +21,16 @@ from jigclu.data.sources import Source
 from jigclu.data.transform import EvalTransform
 from jigclu.models.encoder import (
     Encoder,
-    create_encoder,
     encoder_tensors,
     has_basic_blocks,
 )
-from jigclu.models.weights import check_encoder, load_into
 from jigclu.ops.normalize import pool
-from jigclu.system import files, progress, tensor_files
+from jigclu.system import files, progress
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
-from jigclu.tasks.export_formats import FORMATS
+from jigclu.tasks.export_formats import FORMATS, Description
+from jigclu.training import initial_weights
+from jigclu.training.encoder_task import EncoderTask
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
 
@@ -52,13 +52,12 @@ class Written(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportTask:
-    """Writes the encoder of a file in other formats to the workdir, with a card.
+class ExportTask(EncoderTask):
+    """Writes an encoder in other formats to the workdir, with a card.
+
+    `init_from` is None only for `check`, while the weights do not exist yet.
 
     Attributes:
-      init_from: file of weights; None only for `check`, while the file does not exist yet.
-      encoder: name of a ResNet of torchvision, as the weights are.
-      small_stem: whether the encoder starts with a 3x3 convolution, as the weights are.
       formats: names in `FORMATS`.
       source: images to compare features on.
       images: number of images to compare.
@@ -66,9 +65,6 @@ class ExportTask:
       notes: Markdown for the card: data, recipe and scores that the file does not contain.
     """
 
-    init_from: str | None
-    encoder: str
-    small_stem: bool
     formats: tuple[str, ...]
     source: Source
     images: int
@@ -76,22 +72,20 @@ class ExportTask:
     notes: str
 
     @property
-    def origin(self) -> Path:
-        """File of the weights; raises UserError if there is none."""
+    def origin(self) -> str:
+        """`init_from`; raises UserError if it is None."""
         if self.init_from is None:
-            raise UserError(
-                "init_from is None: there is nothing to export; bind it to a file of weights"
-            )
-        return Path(self.init_from)
+            raise UserError("init_from is None: there is nothing to export; bind it to weights")
+        return self.init_from
 
     def check(self, workdir: Path) -> None:
         """Raises UserError for invalid settings, other weights, or missing packages."""
         del workdir
-        check_encoder(self.init_from, self.encoder, self.small_stem)
+        self.check_encoder()
         if not self.formats:
             raise UserError(f"formats is empty; choose from {', '.join(FORMATS)}")
         for name in self.formats:
-            _check_format(name, self.encoder, self.small_stem)
+            _check_format(name, self.encoder, bool(self.small_stem))
         if not 1 <= self.images <= len(self.source):
             raise UserError(
                 f"images is {self.images}; it must be in [1, {len(self.source)}], the number of "
@@ -123,7 +117,7 @@ class ExportTask:
         encoder = self._encoder()
         with Monitor.of_one_step(workdir, is_main=True) as monitor:
             monitor.text("config", 0, f"```\n{config}\n```")
-            monitor.message(load_into(self.origin, encoder_tensors(encoder)))
+            monitor.message(initial_weights.load_into(self.origin, encoder_tensors(encoder)))
             with progress.status("encoding images"):
                 images = self._images()
                 expected = self._features(encoder, images)
@@ -134,12 +128,12 @@ class ExportTask:
                     f"{written[-1].path}: features of {_describe(expected)}, differ by "
                     f"{written[-1].difference:.2g} at most"
                 )
-            card = self._card(written, expected, tensor_files.read(self.origin, "cpu"))
+            card = self._card(written, expected, initial_weights.contents(self.origin))
             files.write_file(workdir / "card.md", card.encode())
             monitor.text("card", 0, card)
 
     def _encoder(self) -> Encoder:
-        return create_encoder(self.encoder, self.small_stem).eval()
+        return self.new_encoder().eval()
 
     def _dataset(self) -> ImageDataset:
         return ImageDataset(source=self.source, transform=self.eval_transform)
@@ -169,9 +163,10 @@ class ExportTask:
         self, name: str, encoder: Encoder, workdir: Path, images: Tensor, expected: Tensor
     ) -> Written:
         path = workdir / self._file_name(name)
-        data = FORMATS[name].serialize(encoder, self.eval_transform.crop)
+        about = Description(self.encoder, bool(self.small_stem), self.eval_transform)
+        data = FORMATS[name].serialize(encoder, about)
         files.write_file(path, data)
-        features = FORMATS[name].read(path, self.encoder, self.small_stem)
+        features = FORMATS[name].read(path, about)
         with torch.no_grad():
             difference = (features(images) - expected).abs().max().item()
         # Also true if the difference is NaN.
@@ -186,11 +181,12 @@ class ExportTask:
 
     def _card(self, written: list[Written], expected: Tensor, contents: Mapping[Any, Any]) -> str:
         """Returns the Markdown text that describes the files."""
-        origin, transform = self.origin, self.eval_transform
+        origin, transform = initial_weights.find(self.origin).path, self.eval_transform
         sections = [
             f"# {self.encoder}, an image encoder exported by JigClu",
             f"Weights of `{origin.name}` (SHA-256 `{files.sha256(origin)}`), without heads. "
-            f"Images: RGB in [0, 1], minus {transform.mean}, divided by {transform.std}. "
+            f"Images: shorter side resized to {transform.resize} pixels, center crop of "
+            f"{transform.crop}, RGB in [0, 1], minus {transform.mean}, divided by {transform.std}. "
             "Features: the mean of the last feature map.",
         ]
         if self.small_stem:

@@ -4,8 +4,10 @@ Packages that only one format needs are imported where it is written or read, so
 other formats work without them.
 """
 
+import dataclasses
 import functools
 import io
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,28 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from jigclu.data.transform import EvalTransform
 from jigclu.models.detectron2_names import to_detectron2, to_torchvision
 from jigclu.models.encoder import Encoder
 
 # Maps normalized images, float32 [batch, 3, side, side], to features [batch, channels].
 Features = Callable[[Tensor], Tensor]
+
+
+# Key of our entry in the metadata of a .safetensors file, a JSON object of `Description`'s values.
+METADATA_KEY = "jigclu"
+
+
+class Description(NamedTuple):
+    """What users of exported weights need to know.
+
+    encoder, small_stem: arguments of `create_encoder`.
+    transform: preprocessing of the images.
+    """
+
+    encoder: str
+    small_stem: bool
+    transform: EvalTransform
 
 
 class Format(NamedTuple):
@@ -29,9 +48,9 @@ class Format(NamedTuple):
     suffix: of the file, after the encoder's name.
     packages: required beyond those of this project.
     usage: how users read the file, for the card.
-    serialize: (encoder in eval mode, side of its images in pixels) to the bytes of the file.
-    read: (path, encoder's name, whether its stem is small) to a function that computes
-      features with only the libraries of the format.
+    serialize: (encoder in eval mode, its description) to the bytes of the file.
+    read: (path, description) to a function that computes features with only the libraries of the
+      format.
     small_stem: whether it can hold an encoder with a small stem.
     basic_blocks: whether it can hold an encoder of basic blocks: ResNet-18 and ResNet-34.
     """
@@ -39,8 +58,8 @@ class Format(NamedTuple):
     suffix: str
     packages: tuple[str, ...]
     usage: str
-    serialize: Callable[[Encoder, int], bytes]
-    read: Callable[[Path, str, bool], Features]
+    serialize: Callable[[Encoder, Description], bytes]
+    read: Callable[[Path, Description], Features]
     small_stem: bool = True
     basic_blocks: bool = True
 
@@ -51,27 +70,30 @@ def _torch_bytes(contents: dict[str, object]) -> bytes:
     return file.getvalue()
 
 
-def _write_state_dict(encoder: Encoder, side: int) -> bytes:
-    del side
+def _write_state_dict(encoder: Encoder, about: Description) -> bytes:
+    del about
     return _torch_bytes(dict(encoder.state_dict()))
 
 
-def _write_safetensors(encoder: Encoder, side: int) -> bytes:
-    del side
-    return safetensors.torch.save(dict(encoder.state_dict()), {"format": "pt"})
+def _write_safetensors(encoder: Encoder, about: Description) -> bytes:
+    values = about._asdict() | dataclasses.asdict(about.transform)
+    del values["transform"]
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(values)}
+    return safetensors.torch.save(dict(encoder.state_dict()), metadata)
 
 
-def _write_detectron2(layout: str, encoder: Encoder, side: int) -> bytes:
+def _write_detectron2(layout: str, encoder: Encoder, about: Description) -> bytes:
     """Writes exact names, below "model" in a .pth, so that detectron2 matches none by guessing."""
-    del side
+    del about
     tensors = {to_detectron2(name, layout): value for name, value in encoder.state_dict().items()}
     return _torch_bytes({"model": tensors})
 
 
-def _write_onnx(encoder: Encoder, side: int) -> bytes:
+def _write_onnx(encoder: Encoder, about: Description) -> bytes:
     # The exporter logs its own passes, which do not concern users.
     for package in ("onnxscript", "onnx_ir"):
         logging.getLogger(package).setLevel(logging.WARNING)
+    side = about.transform.crop
     model = nn.Sequential(encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     program = torch.onnx.export(
         model,
@@ -86,9 +108,9 @@ def _write_onnx(encoder: Encoder, side: int) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def _fill(model: nn.Module, tensors: dict[str, Tensor], small_stem: bool) -> Features:
+def _fill(model: nn.Module, tensors: dict[str, Tensor], about: Description) -> Features:
     """Loads all tensors into a ResNet of torchvision or timm, strictly."""
-    if small_stem:
+    if about.small_stem:
         channels = tensors["conv1.weight"].shape[0]
         model.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()
@@ -96,40 +118,40 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], small_stem: bool) -> Fea
     return model.eval()
 
 
-def _torchvision_features(tensors: dict[str, Tensor], encoder: str, small_stem: bool) -> Features:
-    model = torchvision.models.get_model(encoder, weights=None)
+def _torchvision_features(tensors: dict[str, Tensor], about: Description) -> Features:
+    model = torchvision.models.get_model(about.encoder, weights=None)
     model.fc = nn.Identity()
-    return _fill(model, tensors, small_stem)
+    return _fill(model, tensors, about)
 
 
-def _read_torchvision(path: Path, encoder: str, small_stem: bool) -> Features:
-    return _torchvision_features(torch.load(path, weights_only=True), encoder, small_stem)
+def _read_torchvision(path: Path, about: Description) -> Features:
+    return _torchvision_features(torch.load(path, weights_only=True), about)
 
 
-def _read_safetensors(path: Path, encoder: str, small_stem: bool) -> Features:
-    return _torchvision_features(safetensors.torch.load_file(path), encoder, small_stem)
+def _read_safetensors(path: Path, about: Description) -> Features:
+    return _torchvision_features(safetensors.torch.load_file(path), about)
 
 
-def _read_timm(path: Path, encoder: str, small_stem: bool) -> Features:
+def _read_timm(path: Path, about: Description) -> Features:
     import timm
 
-    model = timm.create_model(encoder, pretrained=False, num_classes=0)
-    return _fill(model, torch.load(path, weights_only=True), small_stem)
+    model = timm.create_model(about.encoder, pretrained=False, num_classes=0)
+    return _fill(model, torch.load(path, weights_only=True), about)
 
 
-def _read_onnx(path: Path, encoder: str, small_stem: bool) -> Features:
-    del encoder, small_stem
+def _read_onnx(path: Path, about: Description) -> Features:
+    del about
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _read_detectron2(layout: str, path: Path, encoder: str, small_stem: bool) -> Features:
+def _read_detectron2(layout: str, path: Path, about: Description) -> Features:
     """Translates the names back to torchvision's, since detectron2 may not be installed."""
     tensors = torch.load(path, weights_only=True)["model"]
     renamed = {to_torchvision(name, layout): value for name, value in tensors.items()}
-    return _torchvision_features(renamed, encoder, small_stem)
+    return _torchvision_features(renamed, about)
 
 
 def _detectron2(layout: str, suffix: str, kind: str) -> Format:

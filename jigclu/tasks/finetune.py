@@ -9,8 +9,7 @@ from torch import Tensor
 
 from jigclu.methods.classification import ClassificationInputs, ClassifierForward
 from jigclu.models.classifier import Classifier
-from jigclu.models.encoder import create_encoder, encoder_tensors
-from jigclu.models.weights import load_into
+from jigclu.models.encoder import encoder_tensors
 from jigclu.ops.optim import Optimizer, PerParameterRates, check_learning_rate
 from jigclu.system import progress, seeds
 from jigclu.system.errors import check
@@ -21,6 +20,7 @@ from jigclu.tasks.supervised import (
     log_classification,
 )
 from jigclu.training.features import encode
+from jigclu.training.initial_weights import load_into
 from jigclu.training.loop import RunResult, never, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
@@ -52,8 +52,7 @@ class FinetuneTask(SupervisedTask):
     def network(self) -> Classifier:
         """Builds the network with initial weights of the seed, the same on every rank."""
         with seeds.initial_weights(self.seed):
-            encoder = create_encoder(self.encoder, self.small_stem)
-            return Classifier(encoder, len(self.source.classes))
+            return Classifier(self.new_encoder(), len(self.source.classes))
 
     def create_optimizer(self, network: Classifier) -> Optimizer:
         """Returns the optimizer, with the classifier's own learning rate if it has one."""

@@ -1,12 +1,13 @@
-"""kNN evaluation of the weights of a file."""
+"""kNN evaluation of an encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
-from jigclu.models.weights import check_encoder, load_into
+from jigclu.models.encoder import Encoder, encoder_tensors
 from jigclu.system import collectives, machine, progress, seeds
 from jigclu.system.device import launched_processes, local_device, process_group
+from jigclu.training.encoder_task import EncoderTask
+from jigclu.training.initial_weights import load_into
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
@@ -14,23 +15,17 @@ from jigclu.training.settings import Compute
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnTask:
-    """Evaluates the encoder of a file by weighted nearest neighbors.
+class KnnTask(EncoderTask):
+    """Evaluates an encoder by weighted nearest neighbors.
 
     Attributes:
       evaluator: of the encoder.
-      init_from: file of weights; None for random ones, as a baseline.
-      seed: of the random weights.
-      encoder: name of a ResNet of torchvision.
-      small_stem: whether the encoder starts with a 3x3 convolution, for small images.
+      seed: of the random weights, if init_from is None.
       compute: device and precision.
     """
 
     evaluator: KnnEvaluator
-    init_from: str | None
     seed: int
-    encoder: str
-    small_stem: bool
     compute: Compute
 
     def __post_init__(self) -> None:
@@ -40,7 +35,7 @@ class KnnTask:
         """Raises UserError for a missing device, or weights that do not fit the encoder."""
         del workdir
         local_device(self.compute.device)
-        check_encoder(self.init_from, self.encoder, self.small_stem)
+        self.check_encoder()
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines."""
@@ -58,7 +53,7 @@ class KnnTask:
         device = local_device(self.compute.device)
         with process_group(device):
             with seeds.initial_weights(self.seed):
-                encoder = create_encoder(self.encoder, self.small_stem).to(device)
+                encoder = self.new_encoder().to(device)
             with Monitor.of_one_step(workdir, collectives.rank() == 0) as monitor:
                 monitor.message(self._load(encoder))
                 precision = collectives.broadcast(self._precision())
@@ -81,4 +76,4 @@ class KnnTask:
     def _load(self, encoder: Encoder) -> str:
         if self.init_from is None:
             return f"no init_from: random weights of seed {self.seed}"
-        return load_into(Path(self.init_from), encoder_tensors(encoder))
+        return load_into(self.init_from, encoder_tensors(encoder))

@@ -11,8 +11,7 @@ from torch import Tensor
 from jigclu.data.sources import Source
 from jigclu.data.subsets import HeldOut
 from jigclu.methods.classification import ClassificationInputs
-from jigclu.models.encoder import Encoder, create_encoder, encoder_tensors
-from jigclu.models.weights import load_into
+from jigclu.models.encoder import Encoder, encoder_tensors
 from jigclu.ops import probes
 from jigclu.ops.optim import check_momentum
 from jigclu.ops.probes import Probes
@@ -26,6 +25,7 @@ from jigclu.tasks.supervised import (
     evaluate_probe,
     log_classification,
 )
+from jigclu.training.initial_weights import load_into
 from jigclu.training.loop import RunResult, never, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.probe_step import ProbeStep, initial_state, to_probes
@@ -121,7 +121,7 @@ class LinearTask(SupervisedTask):
     def _build(self, process: Process) -> tuple[Encoder, Probes]:
         """Returns the encoder and the probes with initial weights of the seed."""
         with seeds.initial_weights(self.seed):
-            encoder = create_encoder(self.encoder, self.small_stem)
+            encoder = self.new_encoder()
             classes = len(self.source.classes)
             initial = probes.initial_probes(len(self.settings), classes, encoder.channels)
         encoder = encoder.to(process.device).eval()

@@ -13,13 +13,13 @@ from jigclu.data.loader import Batch, crop_loader
 from jigclu.data.prefetch import prefetch_to_device
 from jigclu.methods.forward import MethodForward
 from jigclu.methods.method import Method, StepInputs
-from jigclu.models.encoder import Encoder, create_encoder
-from jigclu.models.weights import load_into
+from jigclu.models.encoder import Encoder
 from jigclu.ops.optim import Optimizer, check_learning_rate
 from jigclu.system import collectives, progress, seeds
 from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError
 from jigclu.system.machine import PRECISIONS, Machine
+from jigclu.training.initial_weights import load_into
 from jigclu.training.loop import Evaluation, RunResult, never, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
@@ -73,7 +73,7 @@ class PretrainTask(TrainingTask):
     def network(self) -> nn.Module:
         """Builds the method's network with initial weights of the seed, the same on every rank."""
         with seeds.initial_weights(self.seed):
-            return self.method.network(create_encoder(self.encoder, self.small_stem))
+            return self.method.network(self.new_encoder())
 
     def training_step(self, device: torch.device, machine: Machine) -> TrainingStep:
         """Builds the network and the step that trains it."""
@@ -98,7 +98,7 @@ class PretrainTask(TrainingTask):
                 "device, or be None for all at once"
             )
         with torch.device("meta"):
-            encoder = create_encoder(self.encoder, self.small_stem).eval()
+            encoder = self.new_encoder().eval()
         self.method.check_run(encoder, self.schedule.epochs, self.compute.compile is True)
 
     def summary(self) -> list[str]:
@@ -108,7 +108,7 @@ class PretrainTask(TrainingTask):
     def details(self) -> list[str]:
         """Returns the lines of the plan about images per step and memory."""
         with torch.device("meta"):
-            network = self.method.network(create_encoder(self.encoder, self.small_stem))
+            network = self.method.network(self.new_encoder())
         parameters = _megabytes(network.parameters())
         buffers = _megabytes(network.buffers())
         local_batch = self.batch_size // launched_processes()

@@ -1,6 +1,5 @@
 """Pre-training and its evaluations in one command: stages, each with its own gin file."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +9,10 @@ from typing import Any, NamedTuple, Protocol
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError, check
 from jigclu.system.files import sha256, write_file
-from jigclu.tasks.export import ExportTask
-from jigclu.tasks.knn import KnnTask
 from jigclu.training import checkpoint
+from jigclu.training.encoder_task import EncoderTask, without_weights
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
-from jigclu.training.task import TrainingTask
 
 # In a binding: the path of the last checkpoint of the first stage.
 PRETRAINED = "{pretrained}"
@@ -44,6 +41,9 @@ class Stage(Protocol):
     @property
     def resolved(self) -> str:
         """All effective bindings, one per line."""
+
+    def for_workdir(self, workdir: Path) -> "Stage":
+        """Returns the stage with the encoder of its weights in place of "auto"."""
 
     def check(self, workdir: Path) -> None:
         """Checks the task; errors name the binding."""
@@ -95,19 +95,20 @@ class ReproduceTask:
             with_weights = index > 0 and PRETRAINED in str(bindings)
             if with_weights and checkpoint.latest(workdir / first) is None:
                 # Weights that do not exist yet cannot be checked; everything else can.
-                task = stage.task
-                if not isinstance(task, (TrainingTask, KnnTask, ExportTask)):
+                task, pretrained = stage.task, self._stage(0, workdir).task
+                if not (isinstance(task, EncoderTask) and isinstance(pretrained, EncoderTask)):
                     continue
-                stage = stage._replace(task=dataclasses.replace(task, init_from=None))
+                stage = stage._replace(task=without_weights(task, pretrained))
             try:
-                stage.check(workdir / name)
+                stage.for_workdir(workdir / name).check(workdir / name)
             except UserError as error:
                 raise UserError(f"stage {name}: {error}") from error
 
     def plan(self, workdir: Path) -> str:
         """Returns the names of the stages, and the plan of the first one."""
         listed = ", ".join(f"{name} ({file})" for name, file, _ in self.stages)
-        first = self._stage(0, workdir).task.plan(workdir / self.stages[0][0])
+        folder = workdir / self.stages[0][0]
+        first = self._stage(0, workdir).for_workdir(folder).task.plan(folder)
         return f"stages: {listed}\n{first}"
 
     def run(self, workdir: Path, config: str) -> RunResult:
@@ -132,7 +133,8 @@ class ReproduceTask:
     def _run_stage(self, index: int, workdir: Path, monitor: Monitor) -> dict[str, float]:
         """Returns the scores of a stage, which runs unless it finished with the same settings."""
         name = self.stages[index][0]
-        stage, folder = self._stage(index, workdir), workdir / name
+        folder = workdir / name
+        stage = self._stage(index, workdir).for_workdir(folder)
         about: dict[str, Any] = {"config": stage.resolved, "weights": self._weights(index, workdir)}
         path = folder / "stage.json"
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**about}

@@ -6,7 +6,8 @@ never destroys an older one.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any]:
     Raises:
       UserError: the file is missing, unreadable, or not a checkpoint of this project.
     """
-    return _check(tensor_files.read(path, device), path)
+    with _advice(path):
+        return _check(tensor_files.read(path, device), path)
 
 
 def peek(path: Path) -> dict[str, Any]:
@@ -97,7 +99,22 @@ def peek(path: Path) -> dict[str, Any]:
 
     Raises the same errors as `load`, but does not detect corrupt tensors.
     """
-    return _check(tensor_files.peek(path), path)
+    with _advice(path):
+        return _check(tensor_files.peek(path), path)
+
+
+@contextmanager
+def _advice(path: Path) -> Iterator[None]:
+    """Adds to the error about an existing file how to resume without it."""
+    try:
+        yield
+    except UserError as error:
+        if not path.is_file():
+            raise
+        raise UserError(
+            f"{error}; to resume from an earlier checkpoint of the run, move this file to another "
+            "folder"
+        ) from error
 
 
 def _check(contents: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -122,7 +139,7 @@ def _check(contents: dict[str, Any], path: Path) -> dict[str, Any]:
     wrong = [key for key, kind in kinds.items() if not isinstance(contents[key], kind)]
     if wrong:
         raise UserError(
-            f"checkpoint {path} is corrupt: {', '.join(wrong)} have unexpected types; use another "
-            "one, or remove it to resume from an earlier one"
+            f"checkpoint {path} is not from a run of this project: {', '.join(wrong)} have "
+            "unexpected types"
         )
     return contents

@@ -54,7 +54,7 @@ def train(
     process: Process,
     *,
     state: TrainState,
-    initialize: Callable[[Path], str],
+    initialize: Callable[[str], str],
     batches: Callable[[int], Iterable[Batch]],
     prepare: Callable[[Batch, int], Any],
     take_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Tensor]]],
@@ -69,7 +69,7 @@ def train(
       task: schedule, saving, reporting, and where to resume or initialize from.
       process: of this rank.
       state: before the first step; a checkpoint is copied into its tensors.
-      initialize: loads a file of initial weights into the state, and returns a message.
+      initialize: loads initial weights into the state, and returns a message.
       batches: yields this rank's batches from a given step on, on its device.
       prepare: turns a batch into the inputs of a step, given the number of steps before it.
       take_step: returns the next state and metrics, scalars [] on the device.

@@ -34,13 +34,13 @@ def start(
     init_from: str | None,
     process: Process,
     state: TrainState,
-    initialize: Callable[[Path], str],
+    initialize: Callable[[str], str],
 ) -> tuple[TrainState, History, str]:
     """Returns the initial state of this process, earlier scores, and a message.
 
     Args:
       path: checkpoint to resume, or None to start a new run.
-      init_from: file of initial weights of a new run, or None.
+      init_from: initial weights of a new run, or None.
       process: of this rank.
       state: before the first step; its tensors are filled in place.
       initialize: loads initial weights into the state; returns a message.
@@ -50,7 +50,7 @@ def start(
         state = restore(state, contents, path, process.machine.precision.value)
         history = [(step, dict(scores)) for step, scores in contents["scores"]]
         return state, history, f"resumed from {path} at step {state.step}"
-    return state, [], "" if init_from is None else initialize(Path(init_from))
+    return state, [], "" if init_from is None else initialize(init_from)
 
 
 def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path) -> None:

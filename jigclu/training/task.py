@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+
 from jigclu.data.sampler import GlobalBatchSampler, check_batch_size, steps_per_epoch
 from jigclu.data.sources import Source
-from jigclu.models.weights import check_encoder
 from jigclu.system import collectives, machine, seeds
 from jigclu.system.device import check_compiler, launched_processes, local_device, process_group
 from jigclu.system.errors import UserError, check, naming
 from jigclu.system.machine import Machine
 from jigclu.system.tensor_files import check_exists
 from jigclu.training import checkpoint, resume
+from jigclu.training.encoder_task import EncoderTask
 from jigclu.training.process import Process
 from jigclu.training.settings import (
     Compute,
@@ -27,16 +29,13 @@ from jigclu.training.settings import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingTask:
+class TrainingTask(EncoderTask):
     """Settings of all training tasks; gin/base describes each of them.
 
     Attributes:
       seed: of all random numbers, in [0, 2**63).
       source: training images; resuming compares their fingerprint.
       batch_size: images of the global batch.
-      encoder: name of a ResNet of torchvision.
-      small_stem: whether the encoder starts with a 3x3 convolution, for small images.
-      init_from: file of initial weights, or None for random ones.
       resume_from: checkpoint to resume from if the workdir has none, or None.
     """
 
@@ -45,9 +44,6 @@ class TrainingTask:
     seed: int
     source: Source
     batch_size: int
-    encoder: str
-    small_stem: bool
-    init_from: str | None
     resume_from: str | None
     schedule: Schedule
     compute: Compute
@@ -128,9 +124,10 @@ class TrainingTask:
                 check_exists(Path(self.resume_from))
         found = self.starting_checkpoint(workdir)
         if found is None:
-            check_encoder(self.init_from, self.encoder, self.small_stem)
+            self.check_encoder()
             return
-        check_encoder(None, self.encoder, self.small_stem)
+        with torch.device("meta"):
+            self.new_encoder()
         resume.check_same_run(checkpoint.peek(found), self.recipe(), found)
 
     def recipe(self) -> resume.Recipe:

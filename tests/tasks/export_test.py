@@ -18,12 +18,12 @@ from torch import Tensor
 
 import jigclu
 from jigclu.data.procedural import ProceduralImages
-from jigclu.models import weights
 from jigclu.models.encoder import create_encoder, encoder_tensors
 from jigclu.system import files
 from jigclu.system.errors import UserError
 from jigclu.tasks.export import ExportTask
-from jigclu.tasks.export_formats import FORMATS
+from jigclu.tasks.export_formats import FORMATS, Description
+from jigclu.training import initial_weights
 from jigclu.training.settings import with_settings
 from tests import samples
 from tests.folder_case import FolderTestCase
@@ -95,7 +95,7 @@ class ExportTest(FolderTestCase):
         self.run_task(formats=("torchvision", "safetensors"))
         for suffix in (".torchvision.pth", ".safetensors"):
             model = encoder_tensors(create_encoder("resnet18", False))
-            weights.load_into(self.workdir / f"resnet18{suffix}", model)
+            initial_weights.load_into(str(self.workdir / f"resnet18{suffix}"), model)
             for name, value in tensors.items():
                 torch.testing.assert_close(model[f"encoder.{name}"], value, rtol=0, atol=0)
 
@@ -148,7 +148,7 @@ class ExportTest(FolderTestCase):
     def test_file_with_other_features_is_reported_and_kept(self) -> None:
         torch.save(_trained_encoder(False), self.origin)
 
-        def spoilt(encoder: Any, side: int) -> bytes:
+        def spoilt(encoder: Any, about: Description) -> bytes:
             tensors = dict(encoder.state_dict())
             tensors["layer4.1.bn2.bias"] = tensors["layer4.1.bn2.bias"] + 0.01
             return safetensors.torch.save(tensors)
@@ -281,10 +281,9 @@ class FormatsTest(absltest.TestCase):
     def test_onnx_accepts_any_number_of_images(self) -> None:
         encoder = create_encoder("resnet18", False).eval()
         path = Path(self.create_tempdir().full_path) / "model.onnx"
-        files.write_atomically(
-            path, lambda file: file.write(FORMATS["onnx"].serialize(encoder, 32))
-        )
-        features = FORMATS["onnx"].read(path, "resnet18", False)
+        about = Description("resnet18", False, samples.eval_transform(resize=40, crop=32))
+        files.write_file(path, FORMATS["onnx"].serialize(encoder, about))
+        features = FORMATS["onnx"].read(path, about)
         for count in (1, 3):
             images = torch.randn(count, 3, 32, 32)
             with torch.no_grad():

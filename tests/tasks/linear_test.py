@@ -12,14 +12,13 @@ from torch.nn import functional
 
 from jigclu.data.procedural import ProceduralImages
 from jigclu.models.encoder import create_encoder
-from jigclu.models.weights import read_weights
 from jigclu.ops.schedules import StepDecay
 from jigclu.system import collectives
 from jigclu.system.errors import UserError
 from jigclu.tasks import linear
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.linear import LinearTask
-from jigclu.training import checkpoint
+from jigclu.training import initial_weights
 from jigclu.training.settings import Saving, with_settings
 from tests.ranks import run_on_ranks
 from tests.samples import TinyEncoder
@@ -107,8 +106,8 @@ class LinearTest(TaskTestCase):
         workdir = self.folder / "run"
         printed = run(changed(init_from=str(self.weights)), workdir)
         self.assertIn("loaded 100 tensors", printed)
-        kept = read_weights(checkpoint.latest(workdir) or self.folder)
-        for name, value in read_weights(self.weights).items():
+        kept = initial_weights.read(str(workdir)).tensors
+        for name, value in initial_weights.read(str(self.weights)).tensors.items():
             self.assertTrue(torch.equal(kept[name], value), name)
 
     def test_sweep_evaluates_the_probe_that_is_best_on_held_out_images(self) -> None:

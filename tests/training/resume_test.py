@@ -106,17 +106,17 @@ class ResumeTest(TaskTestCase):
         self.assertEqual(message, f"resumed from {path} at step 5")
 
     def test_a_new_run_starts_from_initial_weights(self) -> None:
-        loaded: list[Path] = []
+        loaded: list[str] = []
 
-        def initialize(path: Path) -> str:
-            loaded.append(path)
+        def initialize(init_from: str) -> str:
+            loaded.append(init_from)
             return "loaded"
 
         state, history, message = resume.start(
             None, "weights.pth", process(), state_of(0.0), initialize
         )
         self.assertEqual((state.step, history, message), (0, [], "loaded"))
-        self.assertEqual(loaded, [Path("weights.pth")])
+        self.assertEqual(loaded, ["weights.pth"])
         _, _, message = resume.start(None, None, process(), state_of(0.0), self.fail)
         self.assertEqual(message, "")
 

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from jigclu.methods.classification import ClassificationInputs, ClassifierForward
 from jigclu.methods.method import StepInputs
 from jigclu.models.classifier import Classifier
-from jigclu.models.encoder import create_encoder
 from jigclu.tasks.benchmark.instruments import Action
 from jigclu.tasks.benchmark.published import PublishedStep
 from jigclu.tasks.benchmark.workload import describe, jigsaw
@@ -76,7 +75,7 @@ def published_step(task: PretrainTask, device: torch.device) -> Action:
 
 
 def _classifier(task: PretrainTask) -> Classifier:
-    return Classifier(create_encoder(task.encoder, task.small_stem), _CLASSES)
+    return Classifier(task.new_encoder(), _CLASSES)
 
 
 def _stepper(step: TrainingStep) -> Callable[[StepInputs | ClassificationInputs], None]:
