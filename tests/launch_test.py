@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
@@ -120,6 +121,25 @@ class LaunchTest(FolderTestCase):
         self.assertIn("CUDA out of memory: use a smaller batch_size, or ", printed)
         self.assertIn("a pretrain.micro_batch_size; the same command resumes", printed)
 
+    def test_dry_run_with_the_published_weights_downloads_and_writes_nothing(self) -> None:
+        images = self.folder / "images" / "a"
+        images.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(images / "0.png")
+        with mock.patch.dict(os.environ, {"TORCH_HOME": str(self.folder / "torch")}):
+            done = self.command(
+                "--gin_file=gin/export.gin",
+                *bindings(
+                    "export.init_from='jigclu_200e'",
+                    f"UnlabeledImages.root='{images}'",
+                    "export.images=1",
+                    "export.formats=('safetensors',)",
+                ),
+                "--dry_run",
+            )
+        self.succeeded(done)
+        self.assertIn("writes: resnet50.safetensors, card.md", done.stdout)
+        self.assertCountEqual(os.listdir(self.folder), ["small.gin", "images"])
+
     def test_runs_resumes_and_rejects_another_configuration(self) -> None:
         printed = self.succeeded(self.demo("schedule.stop_after_steps=2"))
         self.assertIn("devices: 1 x cpu", printed)
@@ -174,7 +194,7 @@ class LaunchTest(FolderTestCase):
                 f"pretrain.init_from='{path}'", "pretrain.seed=5", "schedule.stop_after_steps=1"
             )
         )
-        self.assertIn(f"initial weights of {path}: loaded ", printed)
+        self.assertIn(f"initial weights of {path}, encoder = ", printed)
 
         self.workdir = self.folder / "third"
         printed = self.rejected(

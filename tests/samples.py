@@ -21,6 +21,7 @@ from jigclu.models.jigclu import JigClu
 from jigclu.ops import augment
 from jigclu.system import collectives
 from jigclu.system.to_device import to_device
+from jigclu.tasks.export_formats import Description
 
 BATCH, GRID, SIZE = 4, 2, 32
 AUGMENTATION = augment.AugmentationSettings(
@@ -138,6 +139,10 @@ class MemorySource:
 def eval_transform(resize: int, crop: int) -> EvalTransform:
     """Returns a preprocessing whose channels differ in mean and deviation."""
     return EvalTransform(resize=resize, crop=crop, mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3))
+
+
+# Of an exported ResNet-18.
+DESCRIPTION = Description("resnet18", False, eval_transform(resize=40, crop=32))
 
 
 def noise(*shape: int) -> Tensor:

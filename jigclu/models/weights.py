@@ -275,4 +275,5 @@ def match_weights(
 
 
 def _encoder_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in tensors.items() if key.startswith("encoder.")}
+    names = tuple(f"encoder.{layer}" for layer in _LAYERS)
+    return {key: value for key, value in tensors.items() if key.startswith(names)}

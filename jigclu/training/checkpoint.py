@@ -22,6 +22,7 @@ KEYS = (
 )
 # Runs of these versions had other settings.
 _OLD_VERSIONS = ("0.1.0", "0.2.0")
+_EARLIER = "; to resume from an earlier checkpoint of the run, move this file to another folder"
 
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 
@@ -91,7 +92,8 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any]:
       UserError: the file is missing, unreadable, or not a checkpoint of this project.
     """
     with _advice(path):
-        return _check(tensor_files.read(path, device), path)
+        contents = tensor_files.read(path, device)
+    return _check(contents, path)
 
 
 def peek(path: Path) -> dict[str, Any]:
@@ -100,7 +102,8 @@ def peek(path: Path) -> dict[str, Any]:
     Raises the same errors as `load`, but does not detect corrupt tensors.
     """
     with _advice(path):
-        return _check(tensor_files.peek(path), path)
+        contents = tensor_files.peek(path)
+    return _check(contents, path)
 
 
 @contextmanager
@@ -111,10 +114,7 @@ def _advice(path: Path) -> Iterator[None]:
     except UserError as error:
         if not path.is_file():
             raise
-        raise UserError(
-            f"{error}; to resume from an earlier checkpoint of the run, move this file to another "
-            "folder"
-        ) from error
+        raise UserError(f"{error}{_EARLIER}") from error
 
 
 def _check(contents: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -139,7 +139,6 @@ def _check(contents: dict[str, Any], path: Path) -> dict[str, Any]:
     wrong = [key for key, kind in kinds.items() if not isinstance(contents[key], kind)]
     if wrong:
         raise UserError(
-            f"checkpoint {path} is not from a run of this project: {', '.join(wrong)} have "
-            "unexpected types"
+            f"checkpoint {path} is corrupt: {', '.join(wrong)} have unexpected types{_EARLIER}"
         )
     return contents

@@ -136,4 +136,4 @@ def load_into(init_from: str, tensors: Mapping[str, Tensor]) -> str:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(values[name])
-    return f"initial weights of {path}: {weights.architecture.encoder}, {report.summary()}"
+    return f"initial weights of {path}, {weights.architecture}: {report.summary()}"

@@ -31,6 +31,8 @@ class ConfigTestCase(FolderTestCase):
             "include 'gin/linear_r18_tinyimagenet.gin'\n"
             f"ImageFolder.root = '{self.folder}'\n"
             "linear.init_from = None\n"
+            "linear.encoder = 'resnet18'\n"
+            "linear.small_stem = True\n"
             "linear.learning_rates = (1.0,)\n"
             "linear.batch_size = 2\n"
         )

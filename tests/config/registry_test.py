@@ -110,7 +110,8 @@ class TypesTest(ConfigTestCase):
         more = len(dataclasses.fields(LinearTask)) - 3
         self.assertStartsWith(
             self.rejected("launch.task=@linear()"),
-            f"not bound: linear.seed, linear.source, linear.batch_size and {more} more; bind every",
+            "not bound: linear.encoder, linear.small_stem, linear.init_from "
+            f"and {more} more; bind every",
         )
 
 

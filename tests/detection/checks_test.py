@@ -11,6 +11,7 @@ from PIL import Image
 from jigclu.detection import checks, command
 from jigclu.models.encoder import create_encoder
 from jigclu.tasks.export_formats import FORMATS
+from tests import samples
 from tests.detection.command_case import CommandTestCase
 
 
@@ -83,7 +84,9 @@ class ChecksTest(CommandTestCase):
 
     def test_rejects_weights_of_another_depth(self) -> None:
         weights = self.folder / "weights.pth"
-        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet34", False), 64))
+        weights.write_bytes(
+            FORMATS["detectron2"].serialize(create_encoder("resnet34", False), samples.DESCRIPTION)
+        )
         self.assert_rejected(
             "hold a ResNet-34 .*; expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
         )
@@ -96,14 +99,18 @@ class ChecksTest(CommandTestCase):
         self, pairs: str, message: str
     ) -> None:
         weights = self.folder / "weights.pth"
-        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        weights.write_bytes(
+            FORMATS["detectron2"].serialize(create_encoder("resnet18", False), samples.DESCRIPTION)
+        )
         self.assert_rejected(
             f"weights.pth would be loaded only in part, because .*{message}",
             pairs=("MODEL.WEIGHTS", str(weights), *pairs.split()),
         )
 
     def test_reads_the_file_of_the_published_conversion(self) -> None:
-        data = io.BytesIO(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        data = io.BytesIO(
+            FORMATS["detectron2"].serialize(create_encoder("resnet18", False), samples.DESCRIPTION)
+        )
         weights = self.folder / "jigclu_det.pth"
         tensors = torch.load(data, weights_only=True)["model"]
         torch.save(tensors, weights, _use_new_zipfile_serialization=False)

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jigclu.detection import command, flags
 from jigclu.models.encoder import create_encoder
 from jigclu.tasks.export_formats import FORMATS
+from tests import samples
 from tests.detection.command_case import CONFIGS, SHORT, SMALL, CommandTestCase, write_voc
 
 
@@ -138,7 +139,9 @@ class CommandTest(CommandTestCase):
     def test_trains_on_voc_from_exported_weights(self) -> None:
         write_voc(self.folder / "voc")
         weights = self.folder / "weights.pth"
-        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        weights.write_bytes(
+            FORMATS["detectron2"].serialize(create_encoder("resnet18", False), samples.DESCRIPTION)
+        )
         status, out, errors = self.run_command(
             *("--voc", "mine", str(self.folder / "voc"), "train", "--class-names", "cat, dog"),
             *("--train-data", "mine", "--test-data", "mine"),

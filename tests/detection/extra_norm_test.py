@@ -15,6 +15,7 @@ from jigclu.detection import extra_norm
 from jigclu.models.encoder import Encoder, create_encoder
 from jigclu.ops.normalize import normalize
 from jigclu.tasks.export_formats import FORMATS
+from tests import samples
 
 CONFIGS = Path(__file__).parents[2] / "detection" / "configs"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -63,7 +64,7 @@ class ModelsTest(parameterized.TestCase):
         model = build_model(cfg).eval()
         encoder = _encoder()
         path = Path(self.create_tempdir()) / "weights.pth"
-        path.write_bytes(FORMATS[layout].serialize(encoder, 64))
+        path.write_bytes(FORMATS[layout].serialize(encoder, samples.DESCRIPTION))
         DetectionCheckpointer(model).load(str(path))
         # Only that norm is new; batch counters are not used.
         new = re.compile(r".*\.res5\.norm\..*|.*\.num_batches_tracked")

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import stat
 from pathlib import Path
@@ -98,6 +99,26 @@ class ExportTest(FolderTestCase):
             initial_weights.load_into(str(self.workdir / f"resnet18{suffix}"), model)
             for name, value in tensors.items():
                 torch.testing.assert_close(model[f"encoder.{name}"], value, rtol=0, atol=0)
+
+    def test_safetensors_record_encoder_stem_and_preprocessing(self) -> None:
+        torch.save(_trained_encoder(True), self.origin)
+        self.run_task(formats=("torchvision", "safetensors"), small_stem=True)
+        with safetensors.safe_open(self.workdir / "resnet18.safetensors", "pt") as file:
+            metadata = file.metadata()
+        expected = {
+            "encoder": "resnet18",
+            "small_stem": True,
+            "resize": 40,
+            "crop": 32,
+            "mean": [0.5, 0.4, 0.3],
+            "std": [0.25, 0.2, 0.3],
+        }
+        self.assertEqual(metadata["format"], "pt")
+        self.assertEqual(json.loads(metadata["jigclu"]), expected)
+        encoder = jigclu.load_encoder(self.workdir)
+        self.assertEqual(encoder.transform, TASK.eval_transform)
+        card = (self.workdir / "card.md").read_text()
+        self.assertIn("shorter side resized to 40 pixels, center crop of 32", card)
 
     def test_detectron2_file_has_its_final_names(self) -> None:
         tensors = _trained_encoder(False)
@@ -281,9 +302,8 @@ class FormatsTest(absltest.TestCase):
     def test_onnx_accepts_any_number_of_images(self) -> None:
         encoder = create_encoder("resnet18", False).eval()
         path = Path(self.create_tempdir().full_path) / "model.onnx"
-        about = Description("resnet18", False, samples.eval_transform(resize=40, crop=32))
-        files.write_file(path, FORMATS["onnx"].serialize(encoder, about))
-        features = FORMATS["onnx"].read(path, about)
+        files.write_file(path, FORMATS["onnx"].serialize(encoder, samples.DESCRIPTION))
+        features = FORMATS["onnx"].read(path, samples.DESCRIPTION)
         for count in (1, 3):
             images = torch.randn(count, 3, 32, 32)
             with torch.no_grad():

@@ -17,7 +17,6 @@ from jigclu.data.subsets import BalancedSubset
 from jigclu.ops import optim
 from jigclu.system import collectives
 from jigclu.system.errors import UserError
-from jigclu.tasks import finetune
 from jigclu.tasks.finetune import FinetuneTask
 from jigclu.training.settings import Saving, with_settings
 from jigclu.training.state import TrainState
@@ -141,7 +140,7 @@ class FinetuneTest(TaskTestCase):
 
     def test_runs_compiled_in_half_precision(self) -> None:
         task = changed(compile=True, precision="bfloat16", stop_after_steps=2)
-        with mock.patch.object(finetune, "create_encoder", lambda *_: TinyEncoder()):
+        with mock.patch.object(FinetuneTask, "new_encoder", lambda task: TinyEncoder()):
             printed = run(task, self.folder)
         self.assertIn("after 2 steps", printed)
 
@@ -178,7 +177,7 @@ class FinetuneTest(TaskTestCase):
 
     def test_rejects_an_encoder_of_another_width(self) -> None:
         task = changed(init_from=str(self.weights), encoder="resnet50")
-        with self.assertRaisesRegex(UserError, "of another shape.*encoder = 'resnet18'"):
+        with self.assertRaisesRegex(UserError, "encoder = 'resnet18' and small_stem = True: bind .*of another shape"):
             task.check(self.folder)
 
 

@@ -9,6 +9,7 @@ from jigclu.data.procedural import ProceduralImages
 from jigclu.models import encoder
 from jigclu.system.errors import UserError
 from jigclu.tasks.knn import KnnTask
+from jigclu.training.encoder_task import resolve_encoder
 from jigclu.training.settings import with_settings
 from tests.small_tasks import COMPUTE, KNN, TaskTestCase, run_task
 
@@ -40,14 +41,18 @@ class KnnTaskTest(TaskTestCase):
         return printed, self.events(self.folder).Scalars("knn_accuracy")[-1].value
 
     def test_scores_the_weights_of_the_file(self) -> None:
-        printed, accuracy = self.run_knn(dataclasses.replace(TASK, init_from=str(self.weights)))
+        task = dataclasses.replace(
+            TASK, init_from=str(self.weights), encoder="auto", small_stem="auto"
+        )
+        printed, accuracy = self.run_knn(resolve_encoder(task, self.folder))
         expected = TASK.evaluator(self.encoder, torch.float32)
         self.assertAlmostEqual(accuracy, expected["knn_accuracy"], places=6)
         self.assertIn(
             "kNN accuracy {knn_accuracy:.2%}, chance {knn_accuracy_chance:.2%}".format(**expected),
             printed,
         )
-        self.assertIn(f"initial weights of {self.weights}: loaded 100 tensors", printed)
+        held = "encoder = 'resnet18' and small_stem = True: loaded 100 tensors"
+        self.assertIn(f"initial weights of {self.weights}, {held}", printed)
 
     def test_rejects_a_seed_that_torch_does_not_accept(self) -> None:
         for seed in (-1, 2**63):

@@ -15,7 +15,6 @@ from jigclu.models.encoder import create_encoder
 from jigclu.ops.schedules import StepDecay
 from jigclu.system import collectives
 from jigclu.system.errors import UserError
-from jigclu.tasks import linear
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.linear import LinearTask
 from jigclu.training import initial_weights
@@ -199,7 +198,7 @@ class LinearTest(TaskTestCase):
         self.assertEqual(parts["scores"], whole["scores"])
 
     def test_reports_confusions_and_accuracy_per_class(self) -> None:
-        with mock.patch.object(linear, "create_encoder", lambda *_: TinyEncoder()):
+        with mock.patch.object(LinearTask, "new_encoder", lambda task: TinyEncoder()):
             run(changed(evaluate_every=0, compile=True), self.folder)
         events = self.events(self.folder)
         self.assertEqual([e.step for e in events.Scalars("top5")], [10])

@@ -230,19 +230,25 @@ class ReproduceTest(FolderTestCase):
             task.check(self.folder / "run")
 
     def test_stages_of_gin_files_run(self) -> None:
-        for name, text in (("train", TRAIN), ("knn", KNN), ("all", STAGES)):
+        # The encoder comes from the weights, or is bound where there are none.
+        bound = "knn.encoder = 'resnet18'\nknn.small_stem = True\n"
+        self.assertIn(bound, KNN)
+        knn = KNN.replace(bound, "knn.encoder = 'auto'\nknn.small_stem = 'auto'\n")
+        random = '("knn.init_from=None", "knn.encoder=\'resnet18\'", "knn.small_stem=True")'
+        stages = STAGES.replace('("knn.init_from=None",)', random)
+        for name, text in (("train", TRAIN), ("knn", knn), ("all", stages)):
             (self.folder / f"{name}.gin").write_text(text.format(folder=self.folder))
         task = config.load([str(self.folder / "all.gin")], []).task
         assert isinstance(task, ReproduceTask)
         printed = self.run_task(task)
-        trained, knn, random = (
+        trained, with_weights, untrained = (
             json.loads((self.folder / stage / "stage.json").read_text())["scores"]["knn_accuracy"]
             for stage in ("first", "knn", "untrained")
         )
         # Pre-training evaluates in bfloat16, the stage in float32: one of ten images may differ.
-        self.assertAlmostEqual(knn, trained, delta=0.11)
-        self.assertIn(f"| knn | knn_accuracy | {knn:.4g} | 0.5 |", printed)
-        self.assertIn(f"| untrained | knn_accuracy | {random:.4g} |  |", printed)
+        self.assertAlmostEqual(with_weights, trained, delta=0.11)
+        self.assertIn(f"| knn | knn_accuracy | {with_weights:.4g} | 0.5 |", printed)
+        self.assertIn(f"| untrained | knn_accuracy | {untrained:.4g} |  |", printed)
 
 
 if __name__ == "__main__":
