@@ -48,7 +48,8 @@ def download(url: str, path: Path) -> None:
 
 def _complete(url: str, partial: Path) -> None:
     """Appends to a partial file until it is complete; tries again as long as that helps."""
-    with progress.status(f"downloading {url}, KB", patience=0) as work:
+    name = url.rpartition("/")[2]
+    with progress.status(f"downloading {name} (KB)", patience=0) as work:
         while True:
             before = _size(partial)
             try:

@@ -254,9 +254,14 @@ def _table(written: list[Written], expected: Tensor) -> str:
     )
 
 
+def _is_ours(contents: Mapping[Any, Any]) -> bool:
+    """Returns whether a file is a checkpoint of this project; others may use any of its keys."""
+    return "parameters" in contents
+
+
 def _recipe(contents: Mapping[Any, Any]) -> str:
     """Returns the configuration in our checkpoint, or the plain values in another file."""
-    if "config" in contents:
+    if _is_ours(contents):
         return f"{contents['step']} steps of this configuration:\n\n```\n{contents['config']}\n```"
     plain = [
         f"{key}: {value}"
@@ -267,7 +272,7 @@ def _recipe(contents: Mapping[Any, Any]) -> str:
 
 
 def _scores(contents: Mapping[Any, Any]) -> str:
-    if not contents.get("scores"):
+    if not _is_ours(contents) or not contents["scores"]:
         return "None in the file of the weights."
     step, scores = contents["scores"][-1]
     return "\n".join(
@@ -284,7 +289,7 @@ def _versions(formats: tuple[str, ...], contents: Mapping[Any, Any]) -> str:
     packages += [package for name in formats for package in FORMATS[name].packages]
     others = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
     lines = [f"Exported by jigclu {jigclu.__version__}, {others}."]
-    if "versions" in contents:
+    if _is_ours(contents):
         then = ", ".join(f"{package} {value}" for package, value in contents["versions"].items())
         lines.insert(0, f"Trained by {then}.")
     return "\n".join(lines)

@@ -47,7 +47,7 @@ class EncoderTask:
             name, usual = ("encoder", "resnet50") if self.encoder == AUTO else ("small_stem", False)
             raise UserError(
                 f"{name} is {AUTO!r}, but there are no weights to recognize it from: bind "
-                f"init_from, or bind {name} to a value such as {usual!r}"
+                f"init_from, or bind it to a value such as {usual!r}"
             )
         return create_encoder(self.encoder, self.small_stem)
 

@@ -162,6 +162,7 @@ class ExportTest(FolderTestCase):
         contents = samples.published_checkpoint("resnet18", 512)
         for name, value in _trained_encoder(False).items():
             contents["state_dict"][f"module.encoder.{name}"] = value
+        contents |= {"config": {"lr": 0.1}, "scores": [0.5], "versions": "torch 1.6"}
         torch.save(contents, self.origin)
         self.run_task(formats=("torchvision",))
         self.assertIn("epoch: 200\narch: resnet18", (self.workdir / "card.md").read_text())
