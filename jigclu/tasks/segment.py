@@ -26,9 +26,8 @@ from jigclu.methods.segmentation import (
     SegmenterForward,
     segmentation_inputs,
 )
-from jigclu.models.encoder import create_encoder, encoder_tensors
+from jigclu.models.encoder import encoder_tensors
 from jigclu.models.segmenter import HEADS, Segmenter
-from jigclu.models.weights import load_into
 from jigclu.ops.normalize import check_normalization, normalize
 from jigclu.ops.optim import Optimizer, check_learning_rate
 from jigclu.ops.pictures import SHOWN, confusion_picture, image_grid, segmentation_picture
@@ -37,6 +36,7 @@ from jigclu.system import collectives, progress, seeds
 from jigclu.system.errors import check
 from jigclu.system.machine import Machine
 from jigclu.training.features import rank_indices
+from jigclu.training.initial_weights import load_into
 from jigclu.training.loop import Evaluation, RunResult, never, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
@@ -110,7 +110,7 @@ class SegmentTask(TrainingTask):
         """See `TrainingTask.check`; also reads every image and mask."""
         super().check(workdir)
         with torch.device("meta"):
-            create_encoder(self.encoder, self.small_stem, self.dilated_stages)
+            self.new_encoder(self.dilated_stages)
         check_masks(self.source, "source")
         check_masks(self.val, "val")
 
@@ -130,7 +130,7 @@ class SegmentTask(TrainingTask):
     def network(self) -> Segmenter:
         """Builds the network with initial weights of the seed, the same on every rank."""
         with seeds.initial_weights(self.seed):
-            encoder = create_encoder(self.encoder, self.small_stem, self.dilated_stages)
+            encoder = self.new_encoder(self.dilated_stages)
             return Segmenter(encoder, self.head, len(self.source.pixel_classes))
 
     def training_images(self) -> MaskedCrops:

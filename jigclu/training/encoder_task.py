@@ -37,8 +37,8 @@ class EncoderTask:
         del workdir
         return None
 
-    def new_encoder(self) -> Encoder:
-        """Builds the encoder with random weights.
+    def new_encoder(self, dilated_stages: int = 0) -> Encoder:
+        """Builds the encoder with random weights; for `dilated_stages` see `create_encoder`.
 
         Raises:
           UserError: the encoder is unknown, or still "auto".
@@ -49,7 +49,7 @@ class EncoderTask:
                 f"{name} is {AUTO!r}, but there are no weights to recognize it from: bind "
                 f"init_from, or bind it to a value such as {usual!r}"
             )
-        return create_encoder(self.encoder, self.small_stem)
+        return create_encoder(self.encoder, self.small_stem, dilated_stages)
 
     def check_encoder(self) -> None:
         """Checks that the encoder exists, and that `init_from` holds its weights; never downloads.

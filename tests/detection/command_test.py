@@ -205,7 +205,9 @@ class CommandTest(CommandTestCase):
 
     def test_retinanet_trains_and_evaluates(self) -> None:
         weights = self.folder / "weights.pth"
-        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        weights.write_bytes(
+            FORMATS["detectron2"].serialize(create_encoder("resnet18", False), samples.DESCRIPTION)
+        )
         short = ("--images-per-batch", "2", "--schedule-as-given")
         status, out, errors = self.on_coco(
             *short,

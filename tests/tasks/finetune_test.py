@@ -177,7 +177,9 @@ class FinetuneTest(TaskTestCase):
 
     def test_rejects_an_encoder_of_another_width(self) -> None:
         task = changed(init_from=str(self.weights), encoder="resnet50")
-        with self.assertRaisesRegex(UserError, "encoder = 'resnet18' and small_stem = True: bind .*of another shape"):
+        with self.assertRaisesRegex(
+            UserError, "encoder = 'resnet18' and small_stem = True: bind .*of another shape"
+        ):
             task.check(self.folder)
 
 

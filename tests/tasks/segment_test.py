@@ -15,7 +15,6 @@ from jigclu.methods.segmentation import SegmenterForward
 from jigclu.ops import optim, schedules
 from jigclu.system import collectives
 from jigclu.system.errors import UserError
-from jigclu.tasks import segment
 from jigclu.tasks.segment import SegmentTask
 from jigclu.training.settings import Reporting, Saving, with_settings
 from tests.ranks import run_on_ranks
@@ -71,12 +70,12 @@ def small_task(root: str, **changes: Any) -> SegmentTask:
 
 def run(task: SegmentTask, workdir: Path) -> str:
     """Runs a task with an encoder of one convolution, whose map is a quarter of the image."""
-    with mock.patch.object(segment, "create_encoder", tiny_encoder):
+    with mock.patch.object(SegmentTask, "new_encoder", tiny_encoder):
         return run_task(task, workdir, "segment.seed = 0")
 
 
-def tiny_encoder(name: str, small_stem: bool, dilated_stages: int) -> TinyEncoder:
-    del name, small_stem, dilated_stages
+def tiny_encoder(task: SegmentTask, dilated_stages: int = 0) -> TinyEncoder:
+    del task, dilated_stages
     return TinyEncoder()
 
 
@@ -142,7 +141,7 @@ class SegmentTest(TaskTestCase):
             self.assertFalse(torch.equal(result[part][name], initial[name]), name)
 
     def initial_network(self) -> nn.Module:
-        with mock.patch.object(segment, "create_encoder", tiny_encoder):
+        with mock.patch.object(SegmentTask, "new_encoder", tiny_encoder):
             return self.task().network()
 
     def test_perfect_predictions_score_1_without_ignored_pixels(self) -> None:
