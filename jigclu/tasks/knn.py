@@ -41,7 +41,9 @@ class KnnTask(EncoderTask):
         """Returns what a run would do, in several lines."""
         del workdir
         evaluator, precision = self.evaluator, self._precision()
+        stem = " with a small stem" if self.small_stem else ""
         return (
+            f"encoder: {self.encoder}{stem}\n"
             f"precision: {precision.value} ({precision.reason})\n"
             f"devices: {launched_processes()} x {local_device(self.compute.device).type}\n"
             f"data: {len(evaluator.queries):,} images to classify by {len(evaluator.bank):,} "

@@ -44,7 +44,9 @@ class KnnTaskTest(TaskTestCase):
         task = dataclasses.replace(
             TASK, init_from=str(self.weights), encoder="auto", small_stem="auto"
         )
-        printed, accuracy = self.run_knn(resolve_encoder(task, self.folder))
+        task = resolve_encoder(task, self.folder)
+        self.assertStartsWith(task.plan(self.folder), "encoder: resnet18 with a small stem\n")
+        printed, accuracy = self.run_knn(task)
         expected = TASK.evaluator(self.encoder, torch.float32)
         self.assertAlmostEqual(accuracy, expected["knn_accuracy"], places=6)
         self.assertIn(
