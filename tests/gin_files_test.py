@@ -219,7 +219,10 @@ class GinFilesTest(parameterized.TestCase):
         )
         self.assertEqual((task.batch_size, task.micro_batch_size), (256, None))
         self.assertEqual((task.encoder, task.small_stem), ("resnet50", False))
-        self.assertEqual(task.optimizer, optim.SGD(momentum=0.9, weight_decay=1e-4))
+        self.assertEqual(
+            task.optimizer,
+            optim.SGD(momentum=0.9, nesterov=False, weight_decay=1e-4, decay_norms_and_biases=True),
+        )
         self.assertEqual(task.learning_rate, 0.03)
         self.assertEqual(
             task.schedule,
@@ -251,7 +254,10 @@ class GinFilesTest(parameterized.TestCase):
         self.assertEqual(
             (task.batch_size, task.schedule.epochs, task.evaluate_every), (256, 100, 2)
         )
-        self.assertEqual(task.optimizer, optim.SGD(momentum=0.9, weight_decay=0.0))
+        self.assertEqual(
+            task.optimizer,
+            optim.SGD(momentum=0.9, nesterov=False, weight_decay=0.0, decay_norms_and_biases=True),
+        )
         factors = [task.schedule.decay(epoch, 100, 0) for epoch in (29, 30, 60, 90)]
         self.assertSequenceAlmostEqual(factors, [1.0, 0.1, 0.01, 0.001])
         self.assertLen(task.source, 300)

@@ -18,12 +18,15 @@ from jigclu.methods.simclr import SimClr
 from jigclu.models.batch_norm import BatchNorm
 from jigclu.models.encoder import Encoder
 from jigclu.models.jigclu import JigClu
-from jigclu.ops import augment
+from jigclu.ops import augment, optim
 from jigclu.system import collectives
 from jigclu.system.to_device import to_device
 from jigclu.tasks.export_formats import Description
 
 BATCH, GRID, SIZE = 4, 2, 32
+ADAMW = optim.AdamW(
+    beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.05, decay_norms_and_biases=False
+)
 AUGMENTATION = augment.AugmentationSettings(
     brightness=0.4,
     contrast=0.4,

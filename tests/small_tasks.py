@@ -61,7 +61,9 @@ PRETRAINING = PretrainTask(
     batch_size=4,
     micro_batch_size=None,
     method=dataclasses.replace(JIGSAW, patch_size=16, pooling_map=8, embedding_channels=128),
-    optimizer=optim.SGD(momentum=0.9, weight_decay=1e-4),
+    optimizer=optim.SGD(
+        momentum=0.9, nesterov=False, weight_decay=1e-4, decay_norms_and_biases=True
+    ),
     learning_rate=0.03,
     schedule=SCHEDULE,
     saving=Saving(every=2, keep_last=1, keep_every=4),
@@ -120,11 +122,20 @@ class TaskTestCase(FolderTestCase):
             self.assertLessEqual(difference.item(), relative, name)
 
     def assert_same_training(self, actual: dict[str, Any], expected: dict[str, Any]) -> None:
-        """Compares two checkpoints: step, parameters, buffers and momentum must be equal."""
+        """Compares two checkpoints: step, parameters, buffers and optimizer must be equal."""
         self.assertEqual(actual["step"], expected["step"])
         for ours, theirs in (
             (actual["parameters"], expected["parameters"]),
             (actual["buffers"], expected["buffers"]),
-            (actual["optimizer"]["momentum"], expected["optimizer"]["momentum"]),
+            (_flatten(actual["optimizer"]), _flatten(expected["optimizer"])),
         ):
             self.assert_tensors_close(ours, theirs, 0.0)
+
+
+def _flatten(optimizer: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the tensors of an optimizer in a checkpoint: moments and counters."""
+    flat: dict[str, Tensor] = {}
+    for name, value in optimizer.items():
+        parts = {"": value} if isinstance(value, Tensor) else value
+        flat |= {f"{name} {part}": tensor.float() for part, tensor in parts.items()}
+    return flat

@@ -81,6 +81,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     # Optimization.
     "sgd": optim.SGD,
     "lars": optim.LARS,
+    "adamw": optim.AdamW,
     "loss_scaling": optim.LossScaling,
     "cosine_decay": schedules.CosineDecay,
     "step_decay": schedules.StepDecay,

@@ -112,11 +112,12 @@ class PretrainTask(TrainingTask):
         parameters = _megabytes(network.parameters())
         buffers = _megabytes(network.buffers())
         local_batch = self.batch_size // launched_processes()
+        moments = [name.replace("_", " ") for name in self.optimizer.moment_names]
+        parts = [f"{name} {parameters:.1f}, " for name in ("parameters", *moments)]
         return [
             f"{self.method.summary(local_batch)} per device",
-            f"state: {2 * parameters + buffers:.1f} MB per device (parameters {parameters:.1f}, "
-            f"momentum {parameters:.1f}, buffers {buffers:.1f}), and {parameters:.1f} MB of "
-            "gradients",
+            f"state: {len(parts) * parameters + buffers:.1f} MB per device ({''.join(parts)}"
+            f"buffers {buffers:.1f}), and {parameters:.1f} MB of gradients",
         ]
 
     def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:

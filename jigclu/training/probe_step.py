@@ -28,7 +28,8 @@ def initial_state(initial: Probes, buffers: Mapping[str, Tensor]) -> TrainState:
         step=0,
         parameters=parameters,
         buffers=dict(buffers),
-        momentum={name: torch.zeros_like(value) for name, value in parameters.items()},
+        moments={"momentum": {name: torch.zeros_like(value) for name, value in parameters.items()}},
+        updates=torch.zeros((), dtype=torch.int64),
         loss_scale=torch.ones(()),
         good_steps=torch.zeros((), dtype=torch.int64),
     )
@@ -74,7 +75,7 @@ class ProbeStep:
           global batch.
         """
         current = to_probes(state)
-        momenta = Probes(*state.momentum.values())
+        momenta = Probes(*state.moments["momentum"].values())
         trained = Probes(*(value.detach().requires_grad_() for value in current))
         logits = probes.probe_logits(trained, features)
         losses = probes.probe_losses(logits, labels).sum(1) / batch_size

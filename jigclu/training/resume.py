@@ -17,6 +17,9 @@ from jigclu.training.state import TrainState
 
 History = list[tuple[int, dict[str, float]]]
 
+# Settings that checkpoints of version 0.3.0 lack, with the values that its runs had.
+_SINCE_0_3_0 = {"optimizer.nesterov": "False", "optimizer.decay_norms_and_biases": "True"}
+
 
 class Recipe(NamedTuple):
     """Settings and images that determine what a run learns; a resumed run must have the same.
@@ -61,7 +64,9 @@ def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path) -> N
       recipe: of the run that is to resume.
       path: of the checkpoint, for messages.
     """
-    before, now = contents["settings"], recipe.settings
+    now = recipe.settings
+    before = {name: value for name, value in _SINCE_0_3_0.items() if name in now}
+    before |= contents["settings"]
     changed = [
         f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
         for name in [*now, *(name for name in before if name not in now)]
@@ -96,7 +101,8 @@ def to_checkpoint(
         "parameters": state.parameters,
         "buffers": state.buffers,
         "optimizer": {
-            "momentum": state.momentum,
+            **state.moments,
+            "updates": state.updates,
             "loss_scale": state.loss_scale,
             "good_steps": state.good_steps,
         },
@@ -138,13 +144,15 @@ def restore(
     for own, found in (
         (state.parameters, contents["parameters"]),
         (state.buffers, contents["buffers"]),
-        (state.momentum, optimizer["momentum"]),
+        *((values, optimizer[name]) for name, values in state.moments.items()),
     ):
         copy(own, load_strict(found, own, path))
     torch.set_rng_state(contents["rng"]["cpu"].cpu())
     if torch.cuda.is_available() and "cuda" in contents["rng"]:
         torch.cuda.set_rng_state(contents["rng"]["cuda"].cpu())
-    state = state._replace(step=contents["step"])
+    # Version 0.3.0 did not count updates, which none of its optimizers used.
+    updates = optimizer.get("updates", state.updates)
+    state = state._replace(step=contents["step"], updates=updates)
     if started_precision(contents) != precision:
         return state
     return state._replace(loss_scale=optimizer["loss_scale"], good_steps=optimizer["good_steps"])

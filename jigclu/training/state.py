@@ -14,7 +14,8 @@ class TrainState(NamedTuple):
     parameters: trainable parameters, by name, float32.
     buffers: all other tensors of the network, by name, such as the running statistics of
       batch normalization and the state of a method.
-    momentum: of the optimizer, by parameter name, float32.
+    moments: running averages of the optimizer, by their name and that of the parameter, float32.
+    updates: int64 [], steps of the optimizer so far: those that no overflow skipped.
     loss_scale: float32 [], factor of the loss before the backward pass (1 except in float16).
     good_steps: int64 [], steps since the loss scale last changed.
     """
@@ -22,6 +23,7 @@ class TrainState(NamedTuple):
     step: int
     parameters: Tensors
     buffers: Tensors
-    momentum: Tensors
+    moments: dict[str, Tensors]
+    updates: Tensor
     loss_scale: Tensor
     good_steps: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jigclu.methods.forward import Forward
-from jigclu.ops.optim import LossScaling, Optimizer, next_loss_scale, update, update_where
+from jigclu.ops.optim import LossScaling, Moments, Optimizer, next_loss_scale, update, update_where
 from jigclu.system import collectives
 from jigclu.training.state import TrainState
 
@@ -79,7 +79,11 @@ class TrainingStep:
             step=0,
             parameters=trained,
             buffers=dict(self.network.named_buffers()) | frozen,
-            momentum={name: torch.zeros_like(value) for name, value in trained.items()},
+            moments={
+                moment: {name: torch.zeros_like(value) for name, value in trained.items()}
+                for moment in self._optimizer.moment_names
+            },
+            updates=torch.tensor(0, device=self._device),
             loss_scale=torch.tensor(self._scaling.initial, device=self._device),
             good_steps=torch.tensor(0, device=self._device),
         )
@@ -87,7 +91,7 @@ class TrainingStep:
     def __call__(
         self, state: TrainState, inputs: tuple[Any, ...], learning_rate: float
     ) -> tuple[TrainState, dict[str, Tensor]]:
-        """Takes one step. Parameters, buffers and momentum change in place.
+        """Takes one step. Parameters, buffers and moments change in place.
 
         Args:
           state: of `initial_state` or an earlier step.
@@ -106,10 +110,11 @@ class TrainingStep:
         rate = torch.full((), learning_rate, device=self._device)
         parameters = [value for value in self.network.parameters() if value.requires_grad]
         with torch.no_grad():
-            loss_scale, good_steps, norm, finite = self._advance(
+            updates, loss_scale, good_steps, norm, finite = self._advance(
                 [parameter.detach() for parameter in parameters],
                 [parameter.grad for parameter in parameters if parameter.grad is not None],
-                list(state.momentum.values()),
+                {name: list(values.values()) for name, values in state.moments.items()},
+                state.updates,
                 rate,
                 state.loss_scale,
                 state.good_steps,
@@ -121,36 +126,39 @@ class TrainingStep:
             metrics |= {"gradient_norm": norm, "learning_rate": rate}
             if self._scaling is not _UNSCALED:
                 metrics |= {"loss_scale": loss_scale, "skipped_steps": 1.0 - finite.float()}
-        state = state._replace(step=state.step + 1, loss_scale=loss_scale, good_steps=good_steps)
-        return state, metrics
+        return state._replace(
+            step=state.step + 1, updates=updates, loss_scale=loss_scale, good_steps=good_steps
+        ), metrics
 
     def _update(
         self,
         parameters: list[Tensor],
         gradients: list[Tensor],
-        momenta: list[Tensor],
+        moments: Moments,
+        updates: Tensor,
         learning_rate: Tensor,
         loss_scale: Tensor,
         good_steps: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Updates parameters and momenta in place; returns scale, good steps, norm, finite."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Updates in place; returns updates, loss scale, good steps, norm, finite."""
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         if self._scaling is _UNSCALED:
             # Without a loss scale, an overflow must stay visible in the norm.
             finite = norm.isfinite()
-            new_parameters, new_momenta = update_where(
-                finite, parameters, gradients, momenta, learning_rate, self._optimizer
+            new_parameters, new_moments, updates = update_where(
+                finite, parameters, gradients, moments, updates, learning_rate, self._optimizer
             )
         else:
-            new_parameters, new_momenta, finite = update(
-                parameters, gradients, momenta, learning_rate, loss_scale, self._optimizer
+            new_parameters, new_moments, updates, finite = update(
+                parameters, gradients, moments, updates, learning_rate, loss_scale, self._optimizer
             )
             # An overflow is handled by the loss scale, and its norm counts as 0.
             norm = torch.where(finite, norm / loss_scale, 0.0)
             loss_scale, good_steps = next_loss_scale(loss_scale, good_steps, finite, self._scaling)
         torch._foreach_copy_(parameters, new_parameters)
-        torch._foreach_copy_(momenta, new_momenta)
-        return loss_scale, good_steps, norm, finite
+        for name, values in moments.items():
+            torch._foreach_copy_(values, new_moments[name])
+        return updates, loss_scale, good_steps, norm, finite
 
 
 def _mean_over_ranks(losses: Any) -> dict[str, Tensor]:

@@ -114,7 +114,8 @@ class UnusedBindingsTest(ConfigTestCase):
             loaded.task.optimizer,
             optim.LARS(momentum=0.9, weight_decay=0.0, trust_coefficient=0.001),
         )
-        self.assertEqual(loaded.unused, ["sgd.momentum", "sgd.weight_decay"])
+        names = ("decay_norms_and_biases", "momentum", "nesterov", "weight_decay")
+        self.assertEqual(loaded.unused, [f"sgd.{name}" for name in names])
 
     def test_bindings_of_removed_evaluators_are_listed(self) -> None:
         loaded = config.load([DEMO], ["pretrain.evaluators=()"])

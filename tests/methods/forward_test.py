@@ -79,7 +79,7 @@ def train_teacher(steps: int, use_compile: bool = False) -> dict[str, dict[str, 
     forward = MethodForward(method.with_network(network), network, "float32", True, None)
     step = TrainingStep(
         forward,
-        optim.SGD(momentum=0.0, weight_decay=0.0),
+        optim.SGD(momentum=0.0, nesterov=False, weight_decay=0.0, decay_norms_and_biases=True),
         optim.LossScaling(initial=1.0, growth=2.0, backoff=0.5, interval=2),
         use_compile,
         torch.device("cpu"),

@@ -30,7 +30,9 @@ TASK = FinetuneTask(
     **(LABELED | {"saving": Saving(every=2, keep_last=1, keep_every=0)}),
     source=ProceduralImages(images=20, size=32, seed=0, split="train"),
     val=ProceduralImages(images=7, size=32, seed=0, split="val"),
-    optimizer=optim.SGD(momentum=0.9, weight_decay=0.0),
+    optimizer=optim.SGD(
+        momentum=0.9, nesterov=False, weight_decay=0.0, decay_norms_and_biases=True
+    ),
     learning_rate=1e-3,
     head_learning_rate=0.05,
 )

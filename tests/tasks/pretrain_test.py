@@ -22,7 +22,7 @@ from jigclu.training.settings import with_settings
 from jigclu.training.state import TrainState
 from jigclu.training.step import TrainingStep
 from tests.ranks import run_on_ranks
-from tests.samples import SIMCLR, published_checkpoint, tiny_model
+from tests.samples import ADAMW, SIMCLR, published_checkpoint, tiny_model
 from tests.small_tasks import KNN, PRETRAINING, TaskTestCase, final, run_task
 from tests.terminal import progress_log
 
@@ -88,6 +88,16 @@ class PretrainTest(TaskTestCase):
         printed = run(TASK, self.folder / "parts")
         self.assertIn("step_00000004.pt at step 4", printed)
         self.assert_same_training(final(self.folder / "parts"), final(self.folder / "whole"))
+
+    def test_adamw_resumes_exactly(self) -> None:
+        task = changed(optimizer=ADAMW, learning_rate=1e-3)
+        with mock.patch.object(PretrainTask, "network", lambda _: tiny_model()):
+            run(task, self.folder / "whole")
+            run(with_settings(task, stop_after_steps=4), self.folder / "parts")
+            run(task, self.folder / "parts")
+        whole = final(self.folder / "whole")
+        self.assertEqual(whole["optimizer"]["updates"].item(), 6)
+        self.assert_same_training(final(self.folder / "parts"), whole)
 
     def test_resumes_with_workers_on_two_ranks(self) -> None:
         run(changed(workers=1, learning_rate=STILL), self.folder / "whole")
@@ -175,6 +185,11 @@ class PretrainTest(TaskTestCase):
         # 11,168,832 parameters of the encoder with a small stem and 330,372 of the heads, 4 bytes
         # each, and 4800 channels of batch normalization.
         self.assertIn("state: 92.0 MB per device (parameters 46.0, momentum 46.0", plan)
+        plan = changed(optimizer=ADAMW).plan(self.folder)
+        self.assertIn(
+            "state: 138.0 MB per device (parameters 46.0, first moment 46.0, second moment 46.0",
+            plan,
+        )
         self.assertIn("machine:\n  precision: float32 (bound)\n  compile: False (bound)", plan)
 
     @parameterized.parameters(

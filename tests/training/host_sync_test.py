@@ -18,7 +18,7 @@ from jigclu.ops import optim
 from jigclu.ops.probes import initial_probes
 from jigclu.training.probe_step import ProbeStep, initial_state
 from jigclu.training.step import TrainingStep
-from tests.samples import JIGSAW, SIMCLR, TinyEncoder, method_inputs, noise
+from tests.samples import ADAMW, JIGSAW, SIMCLR, TinyEncoder, method_inputs, noise
 
 # Methods of tensors that read values on the host.
 _READS = {
@@ -64,10 +64,12 @@ def no_host_reads() -> Iterator[None]:
         yield
 
 
-def build_step(forward: Forward) -> TrainingStep:
+LARS = optim.LARS(momentum=0.9, weight_decay=1e-4, trust_coefficient=0.001)
+
+
+def build_step(forward: Forward, optimizer: optim.Optimizer = LARS) -> TrainingStep:
     scaling = optim.LossScaling(initial=8.0, growth=2.0, backoff=0.5, interval=2)
-    lars = optim.LARS(momentum=0.9, weight_decay=1e-4, trust_coefficient=0.001)
-    return TrainingStep(forward, lars, scaling, False, torch.device("cpu"))
+    return TrainingStep(forward, optimizer, scaling, False, torch.device("cpu"))
 
 
 class GuardTest(parameterized.TestCase):
@@ -117,10 +119,13 @@ class HostSyncTest(parameterized.TestCase):
                 state, _ = step(state, inputs, 0.1)
         self.assertEqual(state.step, 2)
 
-    def test_steps_of_classification_never_read_tensors(self) -> None:
+    @parameterized.parameters(
+        LARS, ADAMW, optim.PerParameterRates(optimizer=ADAMW, factors=(1.0, 1.0, 1.0, 10.0))
+    )
+    def test_steps_of_classification_never_read_tensors(self, optimizer: optim.Optimizer) -> None:
         classifier = Classifier(TinyEncoder(), 3)
         mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
-        step = build_step(ClassifierForward(classifier, mean, std, "float32", True))
+        step = build_step(ClassifierForward(classifier, mean, std, "float32", True), optimizer)
         inputs = ClassificationInputs(noise(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))
         with no_host_reads():
             state, _ = step(step.initial_state(), inputs, 0.1)

@@ -68,7 +68,8 @@ class CountingRun:
             step=0,
             parameters={"w": torch.zeros(1)},
             buffers={},
-            momentum={"w": torch.zeros(1)},
+            moments={"momentum": {"w": torch.zeros(1)}},
+            updates=torch.tensor(0),
             loss_scale=torch.ones(()),
             good_steps=torch.zeros((), dtype=torch.int64),
         )

@@ -42,7 +42,11 @@ def state_of(value: float) -> TrainState:
         step=int(value),
         parameters={"w": torch.full((2, 3), value)},
         buffers={"running_mean": torch.full((3,), value + 1)},
-        momentum={"w": torch.full((2, 3), value + 2)},
+        moments={
+            "first_moment": {"w": torch.full((2, 3), value + 2)},
+            "second_moment": {"w": torch.full((2, 3), value + 6)},
+        },
+        updates=torch.tensor(int(value) + 5),
         loss_scale=torch.tensor(value + 3),
         good_steps=torch.tensor(int(value) + 4),
     )
@@ -119,6 +123,25 @@ class ResumeTest(TaskTestCase):
         self.assertEqual(loaded, ["weights.pth"])
         _, _, message = resume.start(None, None, process(), state_of(0.0), self.fail)
         self.assertEqual(message, "")
+
+    def test_state_of_version_0_3_0_is_restored(self) -> None:
+        contents = contents_of(5.0)
+        contents["optimizer"] = {
+            "momentum": {"w": torch.full((2, 3), 9.0)},
+            "loss_scale": torch.tensor(8.0),
+            "good_steps": torch.tensor(2),
+        }
+        before = state_of(0.0)._replace(moments={"momentum": {"w": torch.zeros(2, 3)}})
+        state = resume.restore(before, contents, PATH, "bfloat16")
+        self.assertEqual(state.moments["momentum"]["w"].tolist(), [[9.0] * 3] * 2)
+        self.assertEqual((state.step, state.loss_scale, state.good_steps), (5, 8.0, 2))
+
+    def test_runs_of_version_0_3_0_resume_with_the_settings_that_it_had(self) -> None:
+        had = {"optimizer.nesterov": "False", "optimizer.decay_norms_and_biases": "True"}
+        resume.check_same_run(contents_of(5.0), Recipe(RECIPE.settings | had, "ab12"), PATH)
+        changed = Recipe(RECIPE.settings | had | {"optimizer.nesterov": "True"}, "ab12")
+        with self.assertRaisesRegex(UserError, "^optimizer.nesterov was False and is True"):
+            resume.check_same_run(contents_of(5.0), changed, PATH)
 
     @parameterized.parameters("parameters", "buffers")
     def test_rejects_another_network(self, part: str) -> None:

@@ -34,7 +34,9 @@ FINETUNING = FinetuneTask(
     **LABELED,
     source=TRAIN,
     val=VAL,
-    optimizer=optim.SGD(momentum=0.9, weight_decay=0.0),
+    optimizer=optim.SGD(
+        momentum=0.9, nesterov=False, weight_decay=0.0, decay_norms_and_biases=True
+    ),
     learning_rate=0.01,
     head_learning_rate=None,
 )
@@ -133,6 +135,10 @@ class WithSettingsTest(absltest.TestCase):
             with_settings(PRETRAINING, epoch=3, seed=1, neighbors=3)
 
 
+OPTIMIZER_FIELDS = [
+    *("optimizer.momentum", "optimizer.nesterov", "optimizer.weight_decay"),
+    "optimizer.decay_norms_and_biases",
+]
 AUGMENTATION_FIELDS = [
     *("brightness", "contrast", "saturation", "hue", "jitter_probability"),
     *("grayscale_probability", "blur_probability", "blur_sigma_min", "blur_sigma_max"),
@@ -162,7 +168,7 @@ class LearningSettingsTest(parameterized.TestCase):
             *(f"method.augmentation.{name}" for name in AUGMENTATION_FIELDS),
             *("method.pooling_map", "method.embedding_channels", "method.temperature"),
             *("method.base_temperature", "method.clustering_weight", "method.location_weight"),
-            *("micro_batch_size", "optimizer", "optimizer.momentum", "optimizer.weight_decay"),
+            *("micro_batch_size", "optimizer", *OPTIMIZER_FIELDS),
             "learning_rate",
         ]
         self.assertCountEqual(learning_settings(PRETRAINING), expected)
@@ -173,7 +179,7 @@ class LearningSettingsTest(parameterized.TestCase):
         self.assertCountEqual(learning_settings(LINEAR), [*SUPERVISED_FIELDS, *expected])
 
     def test_fields_that_fine_tuning_compares_on_resume(self) -> None:
-        expected = ["optimizer", "optimizer.momentum", "optimizer.weight_decay"]
+        expected = ["optimizer", *OPTIMIZER_FIELDS]
         expected += ["learning_rate", "head_learning_rate"]
         self.assertCountEqual(learning_settings(FINETUNING), [*SUPERVISED_FIELDS, *expected])
 

@@ -1,6 +1,7 @@
 """The training step equals a plain one; two ranks equal one, and compiled equals eager."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from jigclu.training.state import TrainState
 from jigclu.training.step import TrainingStep
 from tests.ranks import run_on_ranks
 from tests.samples import (
+    ADAMW,
     AUGMENTATION,
     BATCH,
     JIGSAW,
@@ -28,7 +30,7 @@ from tests.samples import (
 from tests.small_tasks import TaskTestCase
 
 SCALING = optim.LossScaling(initial=1024.0, growth=2.0, backoff=0.5, interval=2)
-SGD = optim.SGD(momentum=0.9, weight_decay=1e-4)
+SGD = optim.SGD(momentum=0.9, nesterov=False, weight_decay=1e-4, decay_norms_and_biases=True)
 
 
 def pretrain_step(
@@ -39,10 +41,11 @@ def pretrain_step(
     build: Callable[[type[nn.Module]], nn.Module] = small_model,
     *,
     method: Method = JIGSAW,
+    optimizer: optim.Optimizer = SGD,
     device: str = "cpu",
 ) -> TrainingStep:
     forward = MethodForward(method, build(norm_layer), precision, True, micro_batch_size)
-    return TrainingStep(forward, SGD, SCALING, use_compile, torch.device(device))
+    return TrainingStep(forward, optimizer, SCALING, use_compile, torch.device(device))
 
 
 def double_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
@@ -63,10 +66,10 @@ def train(
     device: str = "cpu",
     **named: Any,
 ) -> dict[str, Any]:
-    """Returns metrics of every step, momentum after the first, parameters and buffers at the end.
+    """Returns metrics of every step, a moment after the first, parameters and buffers at the end.
 
-    After one step from zero momentum is the averaged gradient (and decay). Settings are
-    those of `pretrain_step` after use_compile.
+    After one step from zero the first moment is the averaged gradient (with SGD and decay), times
+    a constant. Settings are those of `pretrain_step` after use_compile.
     """
     # Compilations of other tests would count here.
     torch._dynamo.reset()
@@ -80,7 +83,7 @@ def train(
             state, values = step(state, inputs, 0.03 / (index + 1))
             metrics.append({name: value.item() for name, value in values.items()})
             if index == 0:
-                gradients = _on_cpu(state.momentum)
+                gradients = _on_cpu(next(iter(state.moments.values())))
     breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
     return {
         "metrics": metrics,
@@ -170,6 +173,30 @@ class StepsTest(TaskTestCase):
         self.assert_tensors_close(compiled["gradients"], eager["gradients"], 1e-4)
         self.assert_tensors_close(compiled["parameters"], eager["parameters"], 1e-4)
         self.assert_tensors_close(compiled["buffers"], eager["buffers"], 1e-4)
+
+    def test_compiled_adamw_equals_eager_without_recompilation(self) -> None:
+        settings: dict[str, Any] = {"optimizer": ADAMW, "build": tiny_model}
+        eager, compiled = train(4, **settings), train(4, use_compile=True, **settings)
+        self.assertEqual(compiled["graph_breaks"], 0)
+        self.assert_tensors_close(compiled["gradients"], eager["gradients"], 1e-4)
+        self.assert_tensors_close(compiled["parameters"], eager["parameters"], 1e-3)
+
+    def test_adamw_on_two_ranks_equals_one(self) -> None:
+        alone = train(3, optimizer=ADAMW)
+        for rank in run_on_ranks(partial(train, optimizer=ADAMW), 2, 3):
+            self.assert_tensors_close(rank["gradients"], alone["gradients"], 1e-5)
+
+    def test_overflow_does_not_count_as_an_update(self) -> None:
+        step = pretrain_step(precision="float16", build=tiny_model, optimizer=ADAMW)
+        state = step.initial_state()._replace(loss_scale=torch.tensor(1e38))
+        state, _ = step(state, jigsaw_inputs(0), 1e-3)
+        self.assertEqual((state.step, state.updates.item()), (1, 0))
+        self.assert_tensors_equal(
+            state.moments["second_moment"],
+            {name: torch.zeros_like(value) for name, value in state.parameters.items()},
+        )
+        state, _ = step(state._replace(loss_scale=torch.tensor(8.0)), jigsaw_inputs(1), 1e-3)
+        self.assertEqual((state.step, state.updates.item()), (2, 1))
 
     def test_compiled_on_two_ranks_equals_eager_on_one(self) -> None:
         alone = train(3, build=tiny_model)

@@ -81,7 +81,9 @@ def step_pieces(
         dim=2,
     ).requires_grad_()
     parameters = [value.detach() for value in task.network().to(device).parameters()]
-    momenta = [torch.zeros_like(parameter) for parameter in parameters]
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
+    moments = {name: list(gradients) for name in task.optimizer.moment_names}
+    updates = torch.tensor(0, device=device)
     rate, finite = torch.zeros((), device=device), torch.tensor(True, device=device)
 
     montages = stitch_montages(inputs.crops.float() / 255, method.grid)
@@ -104,7 +106,9 @@ def step_pieces(
             True,
         ),
         "update": Piece(
-            update_where, (finite, parameters, momenta, momenta, rate, task.optimizer), False
+            update_where,
+            (finite, parameters, gradients, moments, updates, rate, task.optimizer),
+            False,
         ),
     }
 

@@ -68,7 +68,9 @@ def published_recipe(source: Source, batch_size: int = 256) -> PretrainTask:
         method=_METHOD,
         encoder="resnet50",
         small_stem=False,
-        optimizer=optim.SGD(momentum=0.9, weight_decay=1e-4),
+        optimizer=optim.SGD(
+            momentum=0.9, nesterov=False, weight_decay=1e-4, decay_norms_and_biases=True
+        ),
         learning_rate=0.03,
         schedule=Schedule(
             epochs=200,

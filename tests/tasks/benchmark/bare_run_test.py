@@ -52,7 +52,8 @@ class BareRunTest(TaskTestCase):
         self.assertEqual(scores, whole["scores"])
         self.assert_tensors_close(bare._state.parameters, whole["parameters"], 0.0)
         self.assert_tensors_close(bare._state.buffers, whole["buffers"], 0.0)
-        self.assert_tensors_close(bare._state.momentum, whole["optimizer"]["momentum"], 0.0)
+        momentum = bare._state.moments["momentum"]
+        self.assert_tensors_close(momentum, whole["optimizer"]["momentum"], 0.0)
 
     def test_has_the_settings_of_its_machine(self) -> None:
         with mock.patch.object(Machine, "apply", autospec=True) as applied:

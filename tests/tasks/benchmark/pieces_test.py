@@ -103,8 +103,8 @@ class PiecesTest(absltest.TestCase):
         torch.testing.assert_close(results["clustering loss"], expected)
         _, parameters, *_ = found["update"].arguments
         # Of a gradient of 0, the momentum is the weight decay.
-        _, momenta = results["update"]
-        for momentum, parameter in zip(momenta, parameters, strict=True):
+        _, moments, _ = results["update"]
+        for momentum, parameter in zip(moments["momentum"], parameters, strict=True):
             torch.testing.assert_close(momentum, 1e-4 * parameter)
         self.assertEqual(
             [name for name, piece in found.items() if piece.with_gradient],
