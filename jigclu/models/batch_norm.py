@@ -78,6 +78,16 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
+    @classmethod
+    def adopt(cls, norm: nn.BatchNorm2d) -> "BatchNorm":
+        """Returns a module with the settings and tensors of torch's."""
+        assert norm.momentum is not None
+        assert norm.running_mean is not None and norm.running_var is not None
+        own = cls(norm.num_features, norm.momentum, norm.eps)
+        own.weight, own.bias = norm.weight, norm.bias
+        own.running_mean, own.running_var = norm.running_mean, norm.running_var
+        return own
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalizes [batch, channels, height, width]; updates running statistics in training."""
         statistics = (self.running_mean, self.running_var)
@@ -91,3 +101,13 @@ class BatchNorm(nn.Module):
         self.running_mean.copy_(mean)
         self.running_var.copy_(var)
         return images
+
+
+class BatchNormAct(BatchNorm):
+    """Batch normalization followed by an activation, with the names of timm's BatchNormAct2d."""
+
+    act: nn.Module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalizes and activates [batch, channels, height, width]; see `BatchNorm`."""
+        return self.act(super().forward(images))

@@ -1,24 +1,36 @@
-"""Encoders: torchvision's ResNet family, up to the last feature map."""
+"""Encoders, up to the last feature map: torchvision's ResNets and timm's convolutional networks."""
 
 import difflib
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
 
+from jigclu.models import timm_networks
 from jigclu.models.batch_norm import BatchNorm
 from jigclu.system.errors import UserError, check
 
 _FAMILY = torchvision.models.resnet
+# Families of transformers, which people look for among the encoders.
+_TRANSFORMER = re.compile("vit|deit|beit|dino|swin|mixer|former", re.IGNORECASE)
 
 
 def encoder_names() -> list[str]:
-    """Returns the names that `create_encoder` accepts."""
+    """Returns the names of torchvision that `create_encoder` accepts."""
     names = torchvision.models.list_models(module=torchvision.models)
     return [
         name
         for name in names
         if torchvision.models.get_model_builder(name).__module__ == _FAMILY.__name__
     ]
+
+
+def is_of_timm(name: str) -> bool:
+    """Returns whether an encoder is a network of timm."""
+    return name.startswith(timm_networks.PREFIX)
 
 
 def has_basic_blocks(name: str) -> bool:
@@ -46,6 +58,33 @@ class Encoder(nn.Module):
         return images
 
 
+class TimmEncoder(Encoder):
+    """A network of timm without its head, with timm's parameter names.
+
+    Its class also derives from the network's class, whose methods compute the feature map.
+    """
+
+    forward_features: Callable[[Tensor], Tensor]
+
+    @staticmethod
+    def adopt(network: Any, channels: int) -> "TimmEncoder":
+        """Turns a network of `timm_networks.create_network` into an encoder, in place."""
+        network.__class__ = _derive(type(network))
+        assert isinstance(network, TimmEncoder)
+        network.channels = channels
+        return network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps [batch, 3, height, width] to [batch, channels, rows, columns]."""
+        return self.forward_features(images)
+
+
+@functools.cache
+def _derive(network_class: Any) -> type:
+    """Returns one class per class of networks, so that compiled code is found again."""
+    return type("TimmEncoder", (TimmEncoder, network_class), {})
+
+
 def encoder_tensors(encoder: nn.Module) -> dict[str, Tensor]:
     """Returns parameters and buffers of an encoder under the names of `weights.read_weights`."""
     return {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
@@ -55,21 +94,21 @@ def create_encoder(name: str, small_stem: bool, dilated_stages: int = 0) -> Enco
     """Builds an encoder with random weights and batch normalization over all ranks.
 
     Args:
-      name: one of torchvision's ResNet family: resnet18 to resnet152, resnext, wide_resnet.
+      name: one of torchvision's ResNet family: resnet18 to resnet152, resnext, wide_resnet. Or a
+        convolutional network of timm: 'timm/convnext_tiny'; see `timm_networks.create_network`.
       small_stem: use a 3x3 first convolution of stride 1 and no max-pooling, for images of
-        CIFAR's size (SimCLR, Chen et al., ICML 2020, appendix B.9).
+        CIFAR's size (SimCLR, Chen et al., ICML 2020, appendix B.9); only ResNets of torchvision.
       dilated_stages: number of last stages, 0 to 2, that dilate their convolutions instead of
-        halving the map. Shapes and names of the weights are the same.
+        halving the map; only ResNets of torchvision. Shapes and names of the weights are the same.
 
     Raises:
-      UserError: an unknown name, or dilated_stages out of range.
+      UserError: the name is unknown, dilated_stages is out of range, or the network cannot be
+        built as an encoder.
     """
+    if is_of_timm(name):
+        return _create_timm_encoder(name, small_stem, dilated_stages)
     if name not in encoder_names():
-        near = difflib.get_close_matches(name, encoder_names(), 1, 0.0)[0]
-        raise UserError(
-            f"encoder {name!r} is unknown; did you mean {near!r}? "
-            f"Known: {', '.join(encoder_names())}"
-        )
+        raise _unknown(name)
     basic = has_basic_blocks(name)
     expected = f"0 for {name}, whose blocks torchvision cannot dilate" if basic else "0, 1 or 2"
     valid = (0,) if basic else (0, 1, 2)
@@ -83,3 +122,29 @@ def create_encoder(name: str, small_stem: bool, dilated_stages: int = 0) -> Enco
         nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
         resnet.maxpool = nn.Identity()
     return Encoder(resnet)
+
+
+def _create_timm_encoder(name: str, small_stem: bool, dilated_stages: int) -> TimmEncoder:
+    if small_stem:
+        raise UserError(
+            f"small_stem is True, which only ResNets of torchvision can have; encoder is {name!r}: "
+            "bind small_stem = False"
+        )
+    expected = f"0 for {name}: only ResNets of torchvision dilate their stages"
+    check(dilated_stages == 0, "dilated_stages", dilated_stages, expected)
+    network, channels = timm_networks.create_network(name.removeprefix(timm_networks.PREFIX))
+    return TimmEncoder.adopt(network, channels)
+
+
+def _unknown(name: str) -> UserError:
+    kinds = (
+        "encoders are convolutional networks: any of timm, such as 'timm/convnext_tiny', and of "
+        f"torchvision {', '.join(encoder_names())}"
+    )
+    if _TRANSFORMER.search(name):
+        return UserError(f"encoder {name!r} is a transformer, which cannot be an encoder; {kinds}")
+    if timm_networks.exists(name):
+        near = timm_networks.PREFIX + name
+    else:
+        near = difflib.get_close_matches(name, encoder_names(), 1, 0.0)[0]
+    return UserError(f"encoder {name!r} is unknown; did you mean {near!r}? E{kinds[1:]}")
