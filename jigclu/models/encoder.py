@@ -69,7 +69,7 @@ class TimmEncoder(Encoder):
     @staticmethod
     def adopt(network: Any, channels: int) -> "TimmEncoder":
         """Turns a network of `timm_networks.create_network` into an encoder, in place."""
-        network.__class__ = _derive(type(network))
+        network.__class__ = _derive(network.__class__)
         assert isinstance(network, TimmEncoder)
         network.channels = channels
         return network
