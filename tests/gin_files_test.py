@@ -14,6 +14,7 @@ from jigclu import config
 from jigclu.methods.jigsaw import Jigsaw
 from jigclu.methods.simclr import SimClr
 from jigclu.ops import optim, schedules
+from jigclu.ops.augment import ColorAugmentation
 from jigclu.tasks.benchmark.task import BenchmarkTask
 from jigclu.tasks.export import ExportTask
 from jigclu.tasks.finetune import FinetuneTask
@@ -213,6 +214,7 @@ class GinFilesTest(parameterized.TestCase):
         for name, value in published.items():
             self.assertEqual(getattr(task.method, name), value, name)
         self.assertSequenceAlmostEqual(task.method.crop_ratio, (3 / 4, 4 / 3))
+        assert isinstance(task.method.augmentation, ColorAugmentation)
         self.assertEqual(
             dataclasses.astuple(task.method.augmentation),
             (0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5, 0.1, 2.0, 0.5, IMAGENET_MEAN, IMAGENET_STD),
@@ -321,6 +323,7 @@ class GinFilesTest(parameterized.TestCase):
         self.assertEqual((method.embedding_channels, method.temperature), (128, 0.1))
         self.assertSequenceAlmostEqual(method.crop_ratio, (3 / 4, 4 / 3))
         # Color jitter of strength 1.
+        assert isinstance(method.augmentation, ColorAugmentation)
         self.assertEqual(
             dataclasses.astuple(method.augmentation),
             (0.8, 0.8, 0.8, 0.2, 0.8, 0.2, 0.5, 0.1, 2.0, 0.5, IMAGENET_MEAN, IMAGENET_STD),

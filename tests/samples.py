@@ -27,7 +27,7 @@ BATCH, GRID, SIZE = 4, 2, 32
 ADAMW = optim.AdamW(
     beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.05, decay_norms_and_biases=False
 )
-AUGMENTATION = augment.AugmentationSettings(
+AUGMENTATION = augment.ColorAugmentation(
     brightness=0.4,
     contrast=0.4,
     saturation=0.4,

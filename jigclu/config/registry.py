@@ -19,7 +19,7 @@ from jigclu.data.webdataset import WebDatasetImages
 from jigclu.methods.jigsaw import Jigsaw
 from jigclu.methods.simclr import SimClr
 from jigclu.ops import optim, schedules
-from jigclu.ops.augment import AugmentationSettings
+from jigclu.ops.augment import ColorAugmentation
 from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark.task import BenchmarkTask
 from jigclu.tasks.export import ExportTask
@@ -74,7 +74,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     # Methods and evaluators.
     "jigsaw": Jigsaw,
     "simclr": SimClr,
-    "augmentation": AugmentationSettings,
+    "augmentation": ColorAugmentation,
     "knn_evaluator": KnnEvaluator,
     "probe_evaluator": ProbeEvaluator,
     "feature_cache": FeatureCache,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jigclu.methods.method import Method
-from jigclu.ops.augment import AugmentationParameters, augment
+from jigclu.ops.augment import Draws
 from jigclu.ops.recompute import recompute
 from jigclu.system.machine import PRECISIONS
 
@@ -82,15 +82,13 @@ class MethodForward(Forward):
         self._encode = torch.compile(self._apply_to_crops, fullgraph=True, dynamic=False)
         self._compare = torch.compile(self.method.losses, fullgraph=True, dynamic=False)
 
-    def forward(
-        self, crops: Tensor, augmentation: AugmentationParameters, targets: tuple[Tensor, ...]
-    ) -> Any:
+    def forward(self, crops: Tensor, augmentation: Draws, targets: tuple[Tensor, ...]) -> Any:
         """Returns the losses of this rank; for the arguments see `StepInputs`."""
         if self._micro_batch_size is None:
             return self._compare(self._encode(crops, augmentation), targets)
         rows = self._micro_batch_size * self.method.crops_per_image
         outputs = [
-            recompute(self._encode, self.network, piece, AugmentationParameters(*drawn))
+            recompute(self._encode, self.network, piece, tuple(drawn))
             for piece, *drawn in zip(
                 crops.split(rows), *(values.split(rows) for values in augmentation), strict=True
             )
@@ -101,9 +99,7 @@ class MethodForward(Forward):
         """Updates the method's state, such as a momentum teacher, after the optimizer step."""
         self.method.update_state(self.network)
 
-    def _apply_to_crops(
-        self, crops: Tensor, augmentation: AugmentationParameters
-    ) -> tuple[Tensor, ...]:
-        augmented = augment(crops, augmentation, self.method.augmentation)
+    def _apply_to_crops(self, crops: Tensor, augmentation: Draws) -> tuple[Tensor, ...]:
+        augmented = self.method.augmentation(crops, augmentation)
         outputs: tuple[Tensor, ...] = self.apply_network(self.method.network_inputs(augmented))
         return outputs

@@ -27,7 +27,7 @@ from jigclu.methods.method import StepInputs
 from jigclu.models.encoder import Encoder
 from jigclu.models.jigclu import JigClu
 from jigclu.ops import jigsaw, losses, schedules
-from jigclu.ops.augment import AugmentationSettings, augment, draw_augmentation, select_rows
+from jigclu.ops.augment import Augmentation, draw_augmentation, select_rows
 from jigclu.ops.crops import check_crop, jigsaw_crops
 from jigclu.ops.pictures import SHOWN, image_grid
 from jigclu.system import collectives
@@ -72,7 +72,7 @@ class Jigsaw:
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     scaled_decoding: bool
-    augmentation: AugmentationSettings
+    augmentation: Augmentation
     pooling_map: int | None
     embedding_channels: int
     temperature: float
@@ -211,6 +211,6 @@ class Jigsaw:
     def draw(self, inputs: StepInputs) -> Tensor:
         """Draws the first montages as the network sees them: uint8 [3, height, width]."""
         rows = slice(SHOWN * self.grid**2)
-        drawn = type(inputs.augmentation)._make(values[rows] for values in inputs.augmentation)
-        montages = self.network_inputs(augment(inputs.crops[rows], drawn, self.augmentation))
+        drawn = tuple(values[rows] for values in inputs.augmentation)
+        montages = self.network_inputs(self.augmentation(inputs.crops[rows], drawn))
         return image_grid(montages, self.augmentation.mean, self.augmentation.std)

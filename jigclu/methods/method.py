@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from jigclu.data.crops import CropDataset
 from jigclu.data.sources import Source
 from jigclu.models.encoder import Encoder
-from jigclu.ops.augment import AugmentationParameters, AugmentationSettings
+from jigclu.ops.augment import Augmentation, Draws
 
 
 class StepInputs(NamedTuple):
     """Inputs of one training step on one rank, on its device.
 
     crops: uint8 [local_batch * crops_per_image, 3, size, size], not yet augmented.
-    augmentation: one row per crop.
+    augmentation: draws of the augmentation, one row per crop.
     targets: tensors that the losses need beside the network's outputs, such as a permutation.
     """
 
     crops: Tensor
-    augmentation: AugmentationParameters
+    augmentation: Draws
     targets: tuple[Tensor, ...]
 
 
@@ -37,7 +37,7 @@ class Method(Protocol):
     """
 
     @property
-    def augmentation(self) -> AugmentationSettings:
+    def augmentation(self) -> Augmentation:
         """Augmentation of every crop."""
 
     @property

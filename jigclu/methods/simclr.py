@@ -19,7 +19,7 @@ from jigclu.methods.method import StepInputs
 from jigclu.models.encoder import Encoder
 from jigclu.models.projector import Projector
 from jigclu.ops import losses
-from jigclu.ops.augment import AugmentationSettings, augment, draw_augmentation, select_rows
+from jigclu.ops.augment import Augmentation, draw_augmentation, select_rows
 from jigclu.ops.crops import check_crop, two_views
 from jigclu.ops.pictures import SHOWN, image_grid
 from jigclu.system import collectives
@@ -52,7 +52,7 @@ class SimClr:
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     scaled_decoding: bool
-    augmentation: AugmentationSettings
+    augmentation: Augmentation
     embedding_channels: int
     temperature: float
 
@@ -134,6 +134,6 @@ class SimClr:
 
     def draw(self, inputs: StepInputs) -> Tensor:
         """Draws the first views as the network sees them: uint8 [3, height, width]."""
-        drawn = type(inputs.augmentation)._make(values[:SHOWN] for values in inputs.augmentation)
-        views = augment(inputs.crops[:SHOWN], drawn, self.augmentation)
+        drawn = tuple(values[:SHOWN] for values in inputs.augmentation)
+        views = self.augmentation(inputs.crops[:SHOWN], drawn)
         return image_grid(views, self.augmentation.mean, self.augmentation.std)

@@ -1,8 +1,8 @@
 """Color jitter, grayscale, blur and flip of a batch of patches on its device.
 
 Drawing and applying are separate: `draw_augmentation` turns (seed, step) into a few tensors
-with one row per patch of the global batch, and `augment` applies them without branching on
-data, so it compiles once. The published recipe (Chen et al., CVPR 2021, section 4) is jitter
+with one row per patch of the global batch, and the augmentation applies them without branching
+on data, so it compiles once. The published recipe (Chen et al., CVPR 2021, section 4) is jitter
 (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale 0.2, blur 0.5 and flip 0.5. Each
 operation equals torchvision's on float images.
 """
@@ -10,7 +10,7 @@ operation equals torchvision's on float images.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,9 +30,70 @@ _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as in torchvision.
 _SHARP_SIGMA = 1e-3
 
 
+Draws = tuple[Tensor, ...]
+
+
+class Augmentation(Protocol):
+    """A random augmentation: numbers are drawn first, and a pure function of crops uses them.
+
+    A new one is a frozen dataclass of its settings, which a gin file imports and binds;
+    docs/augmentation.md has an example.
+    """
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Subtracted from RGB in [0, 1]; pictures undo it."""
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Divides RGB in [0, 1] after that; pictures undo it."""
+
+    def draw(self, generator: torch.Generator, count: int) -> Draws:
+        """Draws random numbers, the same on every rank.
+
+        Args:
+          generator: of the step, on the CPU; all random numbers must come from it.
+          count: crops of the global batch.
+
+        Returns:
+          Tensors on the CPU, each with one row per crop.
+        """
+
+    def __call__(self, crops: Tensor, draws: Draws) -> Tensor:
+        """Augments and normalizes crops, as a function of its arguments only.
+
+        It is compiled with the forward pass: no branches on data, nothing that waits for the
+        device.
+
+        Args:
+          crops: uint8 [rows, 3, height, width], on the device.
+          draws: rows of `draw` for these crops, on the device.
+
+        Returns:
+          float32 [rows, 3, height, width], normalized.
+        """
+
+
+class AugmentationParameters(NamedTuple):
+    """Draws of the augmentation, one row per patch.
+
+    factors: float32 [count, 4]: brightness, contrast, saturation, hue; 1, 1, 1, 0 for no jitter.
+    order: int64 [count, 4]: the four operations in the order in which they are applied.
+    grayscale: bool [count].
+    sigma: float32 [count], pixels; 0 for no blur.
+    flip: bool [count].
+    """
+
+    factors: Tensor
+    order: Tensor
+    grayscale: Tensor
+    sigma: Tensor
+    flip: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
-class AugmentationSettings:
-    """The distributions of the random augmentation, and the normalization after it.
+class ColorAugmentation:
+    """Flip, color jitter, grayscale, blur, and the normalization after them.
 
     Brightness, contrast and saturation factors are drawn from U(max(0, 1 - value), 1 + value),
     the hue shift from U(-hue, hue) in turns of the color circle, and the sigma of the blur from
@@ -65,90 +126,59 @@ class AugmentationSettings:
         check(low <= high < math.inf, "blur_sigma_max", high, f"at least blur_sigma_min = {low}")
         check_normalization(self.mean, self.std)
 
+    def draw(self, generator: torch.Generator, count: int) -> AugmentationParameters:
+        """Draws the augmentation of every crop; each has its own order of operations."""
 
-class AugmentationParameters(NamedTuple):
-    """Draws of the augmentation, one row per patch.
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator)
 
-    factors: float32 [count, 4]: brightness, contrast, saturation, hue; 1, 1, 1, 0 for no jitter.
-    order: int64 [count, 4]: the four operations in the order in which they are applied.
-    grayscale: bool [count].
-    sigma: float32 [count], pixels; 0 for no blur.
-    flip: bool [count].
-    """
+        spread = torch.tensor([self.brightness, self.contrast, self.saturation])
+        low, high = (1 - spread).clamp_min(0), 1 + spread
+        scales = low + (high - low) * uniform(count, 3)
+        shifts = self.hue * (2 * uniform(count, 1) - 1)
+        jittered = uniform(count, 1) < self.jitter_probability
+        widths = self.blur_sigma_max - self.blur_sigma_min
+        sigma = self.blur_sigma_min + widths * uniform(count)
+        return AugmentationParameters(
+            factors=torch.where(jittered, torch.cat([scales, shifts], 1), torch.tensor(_IDENTITY)),
+            order=uniform(count, 4).argsort(1),
+            grayscale=uniform(count) < self.grayscale_probability,
+            sigma=torch.where(uniform(count) < self.blur_probability, sigma, 0.0),
+            flip=uniform(count) < self.flip_probability,
+        )
 
-    factors: Tensor
-    order: Tensor
-    grayscale: Tensor
-    sigma: Tensor
-    flip: Tensor
+    def __call__(self, crops: Tensor, draws: Draws) -> Tensor:
+        """Augments and normalizes crops; see `Augmentation`.
+
+        The flip commutes with the rest and comes first, while a pixel is one byte.
+        """
+        parameters = AugmentationParameters(*draws)
+        flipped = torch.where(_per_patch(parameters.flip), crops.flip(-1), crops)
+        images = _jitter(flipped.float() / 255, parameters.factors, parameters.order)
+        images = torch.where(_per_patch(parameters.grayscale), _gray(images), images)
+        images = _blur(images, parameters.sigma, self.blur_sigma_max)
+        mean, std = (per_channel(values, images.device) for values in (self.mean, self.std))
+        return (images - mean) / std
 
 
-def draw_augmentation(
-    settings: AugmentationSettings, seed: int, step: int, count: int
-) -> AugmentationParameters:
-    """Draws the augmentation of every patch of the global batch.
+def draw_augmentation(augmentation: Augmentation, seed: int, step: int, count: int) -> Draws:
+    """Draws the augmentation of every crop of the global batch.
 
     The draws depend only on (seed, step), so they are the same on every rank; `select_rows`
     picks the rows of one rank.
 
     Args:
-      settings: distributions to draw from.
+      augmentation: that draws.
       seed: of the run.
       step: the step, from 0.
-      count: patches in the global batch.
-
-    Returns:
-      `count` rows on the CPU. Every patch has its own order of operations.
+      count: crops in the global batch.
     """
-    generator = seeds.augmentation(seed, step)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
-
-    spread = torch.tensor([settings.brightness, settings.contrast, settings.saturation])
-    low, high = (1 - spread).clamp_min(0), 1 + spread
-    scales = low + (high - low) * uniform(count, 3)
-    shifts = settings.hue * (2 * uniform(count, 1) - 1)
-    jittered = uniform(count, 1) < settings.jitter_probability
-    widths = settings.blur_sigma_max - settings.blur_sigma_min
-    sigma = settings.blur_sigma_min + widths * uniform(count)
-    return AugmentationParameters(
-        factors=torch.where(jittered, torch.cat([scales, shifts], 1), torch.tensor(_IDENTITY)),
-        order=uniform(count, 4).argsort(1),
-        grayscale=uniform(count) < settings.grayscale_probability,
-        sigma=torch.where(uniform(count) < settings.blur_probability, sigma, 0.0),
-        flip=uniform(count) < settings.flip_probability,
-    )
+    return augmentation.draw(seeds.augmentation(seed, step), count)
 
 
-def select_rows(
-    parameters: AugmentationParameters, rows: Tensor, device: torch.device | str
-) -> AugmentationParameters:
+def select_rows(draws: Draws, rows: Tensor, device: torch.device | str) -> Draws:
     """Copies the given rows, int64 [selected] on the CPU, to a device."""
-    return AugmentationParameters._make(to_device(values[rows], device) for values in parameters)
-
-
-def augment(
-    patches: Tensor, parameters: AugmentationParameters, settings: AugmentationSettings
-) -> Tensor:
-    """Augments and normalizes patches: flip, color jitter, grayscale, blur, mean and std.
-
-    The flip commutes with the rest and comes first, while a pixel is one byte.
-
-    Args:
-      patches: uint8 [count, 3, height, width].
-      parameters: `count` rows on the device of the patches.
-      settings: only blur_sigma_max (which sets the kernel size), mean and std are used.
-
-    Returns:
-      float32 [count, 3, height, width], normalized.
-    """
-    flipped = torch.where(_per_patch(parameters.flip), patches.flip(-1), patches)
-    images = _jitter(flipped.float() / 255, parameters.factors, parameters.order)
-    images = torch.where(_per_patch(parameters.grayscale), _gray(images), images)
-    images = _blur(images, parameters.sigma, settings.blur_sigma_max)
-    mean, std = (per_channel(values, images.device) for values in (settings.mean, settings.std))
-    return (images - mean) / std
+    return tuple(to_device(values[rows], device) for values in draws)
 
 
 def _per_patch(values: Tensor) -> Tensor:

@@ -17,8 +17,10 @@ from jigclu.training.state import TrainState
 
 History = list[tuple[int, dict[str, float]]]
 
-# Settings that checkpoints of version 0.3.0 lack, with the values that its runs had.
+# Settings that checkpoints of version 0.3.0 lack, with the values that its runs had, and values
+# that it spelled otherwise.
 _SINCE_0_3_0 = {"optimizer.nesterov": "False", "optimizer.decay_norms_and_biases": "True"}
+_RENAMED = {"'AugmentationSettings'": "'ColorAugmentation'"}
 
 
 class Recipe(NamedTuple):
@@ -66,7 +68,7 @@ def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path) -> N
     """
     now = recipe.settings
     before = {name: value for name, value in _SINCE_0_3_0.items() if name in now}
-    before |= contents["settings"]
+    before |= {name: _RENAMED.get(value, value) for name, value in contents["settings"].items()}
     changed = [
         f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
         for name in [*now, *(name for name in before if name not in now)]

@@ -242,7 +242,7 @@ class ResumeTest(ConfigTestCase):
 
     def test_rejects_another_optimizer(self) -> None:
         message = self.rejected_on_resume(*LARS, "lars.trust_coefficient=0.001")
-        self.assertStartsWith(message, "pretrain.optimizer was 'SGD' and is 'LARS' (2 more ")
+        self.assertStartsWith(message, "pretrain.optimizer was 'SGD' and is 'LARS' (4 more ")
 
     def test_rejects_other_images(self) -> None:
         message = self.rejected_on_resume("train_split/ProceduralImages.images=1999")

@@ -57,7 +57,7 @@ class TypesTest(ConfigTestCase):
         (
             "pretrain.optimizer=@cosine_decay()",
             "a reference to cosine_decay",
-            "one of @sgd(), @lars()",
+            "one of @sgd(), @lars(), @adamw()",
         ),
         ("schedule.decay=@sgd()", "a reference to sgd", "one of @cosine_decay(), @step_decay()"),
         ("pretrain.source=@sgd()", "a reference to sgd", f"one of {SOURCES}"),

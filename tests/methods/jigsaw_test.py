@@ -7,11 +7,26 @@ import torch
 from absl.testing import absltest, parameterized
 from torch.nn import functional
 
+from jigclu.methods.method import StepInputs
 from jigclu.models.encoder import create_encoder
 from jigclu.models.jigclu import Outputs
+from jigclu.ops.augment import AugmentationParameters
 from jigclu.ops.jigsaw import global_permutation
 from jigclu.system.errors import UserError
-from tests.samples import BATCH, GRID, JIGSAW, SIZE, jigsaw_inputs, method_inputs, noise
+from tests.samples import (
+    AUGMENTATION,
+    BATCH,
+    GRID,
+    JIGSAW,
+    SIZE,
+    jigsaw_inputs,
+    method_inputs,
+    noise,
+)
+
+
+def parameters(inputs: StepInputs) -> AugmentationParameters:
+    return AugmentationParameters(*inputs.augmentation)
 
 
 class JigsawTest(parameterized.TestCase):
@@ -40,14 +55,14 @@ class JigsawTest(parameterized.TestCase):
         for slot, patch in enumerate(permutation.tolist()):
             expected = crops[patch % BATCH, patch // BATCH]
             self.assertTrue(torch.equal(inputs.crops[slot], expected))
-        self.assertLen(inputs.augmentation.flip, BATCH * GRID**2)
+        self.assertLen(parameters(inputs).flip, BATCH * GRID**2)
 
     def test_augmentation_belongs_to_the_patch_rather_than_its_slot(self) -> None:
         crops = noise(BATCH, GRID**2, 3, SIZE, SIZE)
         first, second = (JIGSAW.step_inputs(crops, 7, step) for step in (3, 4))
-        self.assertFalse(torch.equal(first.augmentation.sigma, second.augmentation.sigma))
+        self.assertFalse(torch.equal(parameters(first).sigma, parameters(second).sigma))
         again = JIGSAW.step_inputs(crops, 7, 3)
-        self.assertTrue(torch.equal(first.augmentation.sigma, again.augmentation.sigma))
+        self.assertTrue(torch.equal(parameters(first).sigma, parameters(again).sigma))
 
     def test_chance_is_the_loss_of_equal_outputs(self) -> None:
         (permutation,) = jigsaw_inputs(0).targets
@@ -97,7 +112,7 @@ class JigsawTest(parameterized.TestCase):
 
     def test_picture_shows_the_patches_of_a_montage(self) -> None:
         plain = dataclasses.replace(
-            JIGSAW.augmentation,
+            AUGMENTATION,
             jitter_probability=0.0,
             grayscale_probability=0.0,
             blur_probability=0.0,
@@ -111,8 +126,9 @@ class JigsawTest(parameterized.TestCase):
 
     def test_picture_shows_the_augmentation(self) -> None:
         inputs = jigsaw_inputs(0)
-        ones = torch.ones_like(inputs.augmentation.grayscale)
-        gray = inputs._replace(augmentation=inputs.augmentation._replace(grayscale=ones))
+        drawn = parameters(inputs)
+        ones = torch.ones_like(drawn.grayscale)
+        gray = inputs._replace(augmentation=drawn._replace(grayscale=ones))
         picture = JIGSAW.draw(gray).int()
         self.assertLessEqual((picture[0] - picture[2]).abs().max(), 1)
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from jigclu.methods.simclr import SimClr
 from jigclu.models.batch_norm import BatchNorm
 from jigclu.models.projector import Projector
-from jigclu.ops.augment import augment
+from jigclu.ops.augment import AugmentationParameters
 from jigclu.ops.crops import two_views
 from jigclu.system import collectives
 from jigclu.system.errors import UserError
@@ -97,7 +97,7 @@ class SimClrTest(TaskTestCase):
         for row in range(2 * BATCH):
             self.assertTrue(torch.equal(inputs.crops[row], crops[row // 2, row % 2]))
         self.assertEmpty(inputs.targets)
-        sigma = inputs.augmentation.sigma.unflatten(0, (BATCH, 2))
+        sigma = AugmentationParameters(*inputs.augmentation).sigma.unflatten(0, (BATCH, 2))
         self.assertFalse(torch.equal(sigma[:, 0], sigma[:, 1]))
 
     def test_views_are_random_crops_of_the_whole_image(self) -> None:
@@ -118,7 +118,7 @@ class SimClrTest(TaskTestCase):
         model = tiny_projector(nn.BatchNorm2d)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
         inputs = method_inputs(SIMCLR, 0)
-        views = augment(inputs.crops, inputs.augmentation, SIMCLR.augmentation)
+        views = SIMCLR.augmentation(inputs.crops, inputs.augmentation)
         embeddings = model.projection(model.encoder(views).mean((2, 3)))
         unit = functional.normalize(embeddings, dim=1)
         logits = unit @ unit.T / SIMCLR.temperature

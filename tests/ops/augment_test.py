@@ -10,10 +10,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from jigclu.ops import augment
-from jigclu.ops.augment import AugmentationParameters, AugmentationSettings
+from jigclu.ops.augment import AugmentationParameters, ColorAugmentation
 from jigclu.system.errors import UserError
 
-PUBLISHED = AugmentationSettings(
+PUBLISHED = ColorAugmentation(
     brightness=0.4,
     contrast=0.4,
     saturation=0.4,
@@ -45,6 +45,12 @@ def random_patches(count: int, size: int = 24) -> Tensor:
     return patches
 
 
+def draw(
+    augmentation: ColorAugmentation, seed: int, step: int, count: int
+) -> AugmentationParameters:
+    return AugmentationParameters(*augment.draw_augmentation(augmentation, seed, step, count))
+
+
 def identity(count: int) -> AugmentationParameters:
     return AugmentationParameters(
         factors=torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(count, 1),
@@ -73,7 +79,7 @@ class AugmentTest(parameterized.TestCase):
         expected = functional.normalize(
             patches.float() / 255, list(PUBLISHED.mean), list(PUBLISHED.std)
         )
-        torch.testing.assert_close(augment.augment(patches, identity(2), PUBLISHED), expected)
+        torch.testing.assert_close(PUBLISHED(patches, identity(2)), expected)
 
     @parameterized.parameters(
         (augment.BRIGHTNESS, [0.0, 0.6, 1.4]),
@@ -87,16 +93,16 @@ class AugmentTest(parameterized.TestCase):
         patches = random_patches(len(values))
         parameters = identity(len(values))
         parameters.factors[:, operation] = torch.tensor(values)
-        actual = augment.augment(patches, parameters, PLAIN)
+        actual = PLAIN(patches, parameters)
         for patch, value, image in zip(patches, values, actual, strict=True):
             expected = ADJUST[operation](patch.float() / 255, value)
             torch.testing.assert_close(image, expected, atol=2e-6, rtol=0)
 
     def test_composition_equals_torchvisions_in_the_order_of_each_patch(self) -> None:
         patches = random_patches(48)
-        parameters = augment.draw_augmentation(PLAIN, seed=1, step=2, count=48)
+        parameters = draw(PLAIN, seed=1, step=2, count=48)
         self.assertGreater(len(parameters.order.unique(dim=0)), 12)
-        actual = augment.augment(patches, parameters, PLAIN)
+        actual = PLAIN(patches, parameters)
         for index, patch in enumerate(patches):
             row = AugmentationParameters._make(values[index] for values in parameters)
             expected = augment_with_torchvision(patch, row, radius=6)
@@ -106,15 +112,15 @@ class AugmentTest(parameterized.TestCase):
     def test_flip_only_mirrors_chosen_patches(self) -> None:
         patches = random_patches(2)
         flip = torch.tensor([True, False])
-        actual = augment.augment(patches, identity(2)._replace(flip=flip), PLAIN)
-        plain = augment.augment(patches, identity(2), PLAIN)
+        actual = PLAIN(patches, identity(2)._replace(flip=flip))
+        plain = PLAIN(patches, identity(2))
         self.assertTrue(torch.equal(actual[0], plain[0].flip(-1)))
         self.assertTrue(torch.equal(actual[1], plain[1]))
 
     def test_grayscale_sets_all_channels_to_the_luma(self) -> None:
         red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).repeat(2, 1, 2, 2)
         grayscale = torch.tensor([True, False])
-        actual = augment.augment(red, identity(2)._replace(grayscale=grayscale), PLAIN)
+        actual = PLAIN(red, identity(2)._replace(grayscale=grayscale))
         np.testing.assert_allclose(actual[0], 0.2989, atol=1e-6)
         np.testing.assert_array_equal(actual[1, :, 0, 0], [1, 0, 0])
 
@@ -123,7 +129,7 @@ class AugmentTest(parameterized.TestCase):
         patches[:, :, 15, 15] = 255
         sigmas = [0.0, 0.5, 2.0]
         parameters = identity(3)._replace(sigma=torch.tensor(sigmas))
-        actual = augment.augment(patches, parameters, PLAIN).numpy()
+        actual = PLAIN(patches, parameters).numpy()
         self.assertEqual(actual[0, 0, 15, 15], 1.0)
         self.assertEqual(np.count_nonzero(actual[0]), 3)
         offsets = np.arange(31) - 15.0
@@ -136,34 +142,34 @@ class AugmentTest(parameterized.TestCase):
     def test_blur_keeps_constant_patches_of_any_size(self, size: int) -> None:
         patches = torch.full((1, 3, size, size), 100, dtype=torch.uint8)
         parameters = identity(1)._replace(sigma=torch.tensor([2.0]))
-        actual = augment.augment(patches, parameters, PLAIN)
+        actual = PLAIN(patches, parameters)
         np.testing.assert_allclose(actual, np.full((1, 3, size, size), 100 / 255), atol=1e-6)
 
     def test_compiles_once_without_graph_breaks(self) -> None:
         patches = random_patches(8)
-        compiled = torch.compile(augment.augment, fullgraph=True)
+        compiled = torch.compile(PUBLISHED.__call__, fullgraph=True)
         for step in range(3):
-            parameters = augment.draw_augmentation(PUBLISHED, seed=0, step=step, count=8)
+            parameters = draw(PUBLISHED, seed=0, step=step, count=8)
             with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
-                actual = compiled(patches, parameters, PUBLISHED)
-            expected = augment.augment(patches, parameters, PUBLISHED)
+                actual = compiled(patches, parameters)
+            expected = PUBLISHED(patches, parameters)
             torch.testing.assert_close(actual, expected, atol=1e-3, rtol=0)
 
 
 class DrawTest(parameterized.TestCase):
     def test_draws_depend_only_on_seed_and_step(self) -> None:
-        first = augment.draw_augmentation(PUBLISHED, seed=3, step=7, count=64)
-        again = augment.draw_augmentation(PUBLISHED, seed=3, step=7, count=64)
+        first = draw(PUBLISHED, seed=3, step=7, count=64)
+        again = draw(PUBLISHED, seed=3, step=7, count=64)
         for name, one, same in zip(first._fields, first, again, strict=True):
             self.assertTrue(torch.equal(one, same), name)
         for seed, step in ((3, 8), (4, 7)):
-            other = augment.draw_augmentation(PUBLISHED, seed, step, count=64)
+            other = draw(PUBLISHED, seed, step, count=64)
             for name, one, different in zip(first._fields, first, other, strict=True):
                 self.assertFalse(torch.equal(one, different), name)
 
     def test_draws_have_the_published_distribution(self) -> None:
         count = 20_000
-        drawn = augment.draw_augmentation(PUBLISHED, seed=0, step=0, count=count)
+        drawn = draw(PUBLISHED, seed=0, step=0, count=count)
         jittered = (drawn.factors != torch.tensor([1.0, 1.0, 1.0, 0.0])).any(1)
         self.assertAlmostEqual(jittered.float().mean().item(), 0.8, delta=0.02)
         self.assertAlmostEqual(drawn.grayscale.float().mean().item(), 0.2, delta=0.02)
@@ -185,10 +191,10 @@ class DrawTest(parameterized.TestCase):
 
     def test_selected_rows_augment_the_selected_patches(self) -> None:
         patches = random_patches(6)
-        drawn = augment.draw_augmentation(PUBLISHED, seed=0, step=0, count=6)
+        drawn = draw(PUBLISHED, seed=0, step=0, count=6)
         rows = torch.tensor([4, 1])
-        part = augment.augment(patches[rows], augment.select_rows(drawn, rows, "cpu"), PUBLISHED)
-        torch.testing.assert_close(part, augment.augment(patches, drawn, PUBLISHED)[rows])
+        part = PUBLISHED(patches[rows], augment.select_rows(drawn, rows, "cpu"))
+        torch.testing.assert_close(part, PUBLISHED(patches, drawn)[rows])
 
 
 class SettingsTest(parameterized.TestCase):

@@ -138,7 +138,10 @@ class ResumeTest(TaskTestCase):
 
     def test_runs_of_version_0_3_0_resume_with_the_settings_that_it_had(self) -> None:
         had = {"optimizer.nesterov": "False", "optimizer.decay_norms_and_biases": "True"}
-        resume.check_same_run(contents_of(5.0), Recipe(RECIPE.settings | had, "ab12"), PATH)
+        now = RECIPE.settings | had | {"method.augmentation": "'ColorAugmentation'"}
+        contents = contents_of(5.0)
+        contents["settings"] = RECIPE.settings | {"method.augmentation": "'AugmentationSettings'"}
+        resume.check_same_run(contents, Recipe(now, "ab12"), PATH)
         changed = Recipe(RECIPE.settings | had | {"optimizer.nesterov": "True"}, "ab12")
         with self.assertRaisesRegex(UserError, "^optimizer.nesterov was False and is True"):
             resume.check_same_run(contents_of(5.0), changed, PATH)

@@ -13,7 +13,7 @@ from jigclu.methods.forward import MethodForward
 from jigclu.methods.method import Method, StepInputs
 from jigclu.models.batch_norm import BatchNorm
 from jigclu.models.jigclu import JigClu, Outputs
-from jigclu.ops import augment, optim
+from jigclu.ops import optim
 from jigclu.training.state import TrainState
 from jigclu.training.step import TrainingStep
 from tests.ranks import run_on_ranks
@@ -102,7 +102,7 @@ def explicit_losses(
     model: Callable[[Tensor], Any], inputs: StepInputs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The losses with the explicit mask of all pairs, as the method is published."""
-    patches = augment.augment(inputs.crops, inputs.augmentation, AUGMENTATION)
+    patches = AUGMENTATION(inputs.crops, inputs.augmentation)
     montages = [
         torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)
         for a, b, c, d in patches.unflatten(0, (-1, 4))

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from jigclu.methods.forward import MethodForward
 from jigclu.ops import losses
-from jigclu.ops.augment import augment
 from jigclu.ops.jigsaw import global_permutation, stitch_montages
 from jigclu.ops.optim import update_where
 from jigclu.system import collectives
@@ -97,7 +96,7 @@ def step_pieces(
             (inputs.crops.unflatten(0, (-1, method.grid**2)), permutation),
             False,
         ),
-        "augment": Piece(augment, (inputs.crops, inputs.augmentation, method.augmentation), False),
+        "augment": Piece(method.augmentation, (inputs.crops, inputs.augmentation), False),
         "stitch montages": Piece(stitch_montages, (inputs.crops.float(), method.grid), False),
         **networks,
         "clustering loss": Piece(

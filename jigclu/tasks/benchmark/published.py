@@ -17,7 +17,7 @@ from torchvision import transforms
 from jigclu.models.encoder import Encoder
 from jigclu.models.jigclu import JigClu
 from jigclu.ops import jigsaw
-from jigclu.ops.augment import AugmentationSettings
+from jigclu.ops.augment import ColorAugmentation
 
 # Fixed in the published code, for feature maps of any size.
 _POOLING_MAP = 8
@@ -33,7 +33,7 @@ class PublishedPatches:
         patch_size: int,
         scale: tuple[float, float],
         ratio: tuple[float, float],
-        settings: AugmentationSettings,
+        settings: ColorAugmentation,
     ) -> None:
         """The arguments are those of `crops.jigsaw_crops`, and of `augment`."""
         self._grid = grid

@@ -13,12 +13,12 @@ from jigclu.data.crops import CropSample
 from jigclu.data.decode import UnreadableImageError
 from jigclu.data.packed import FORMATS, PackedImages
 from jigclu.data.sources import ImageFiles, Source
-from jigclu.ops.augment import AugmentationSettings, augment, draw_augmentation
+from jigclu.ops.augment import ColorAugmentation, draw_augmentation
 from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark.instruments import Instruments
 from jigclu.tasks.benchmark.published import PublishedPatches
 from jigclu.tasks.benchmark.timing import Seconds, time_actions
-from jigclu.tasks.benchmark.workload import jigsaw
+from jigclu.tasks.benchmark.workload import color_augmentation, jigsaw
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
 
@@ -89,7 +89,7 @@ def readers(
       files: images to read.
       packs: the same images, by pack format.
     """
-    yield "published, PIL", _published_reader(task, files, task.method.augmentation)
+    yield "published, PIL", _published_reader(task, files, color_augmentation(task))
     yield "published, PIL, no color changes", _published_reader(task, files, _colorless(task))
     yield "files, decoding only, full size", files.read
     yield "files", _patch_reader(task, files)
@@ -98,7 +98,7 @@ def readers(
         yield f"packed, {name}", _patch_reader(task, pack)
 
 
-def _published_reader(task: PretrainTask, files: Source, settings: AugmentationSettings) -> Reader:
+def _published_reader(task: PretrainTask, files: Source, settings: ColorAugmentation) -> Reader:
     method = jigsaw(task)
     patches = PublishedPatches(
         method.grid,
@@ -111,9 +111,9 @@ def _published_reader(task: PretrainTask, files: Source, settings: AugmentationS
     return lambda index: patches.read(files.name(index))
 
 
-def _colorless(task: PretrainTask) -> AugmentationSettings:
+def _colorless(task: PretrainTask) -> ColorAugmentation:
     return dataclasses.replace(
-        task.method.augmentation,
+        color_augmentation(task),
         jitter_probability=0.0,
         grayscale_probability=0.0,
         blur_probability=0.0,
@@ -125,7 +125,7 @@ def _augmenting_reader(task: PretrainTask, source: Source) -> Reader:
 
     def read_and_augment(index: int) -> object:
         drawn = draw_augmentation(settings, task.seed, index, task.method.crops_per_image)
-        return augment(read(index).crops, drawn, settings)
+        return settings(read(index).crops, drawn)
 
     return read_and_augment
 

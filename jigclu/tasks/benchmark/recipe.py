@@ -10,7 +10,7 @@ from typing import Any
 from jigclu.data.sources import Source
 from jigclu.methods.jigsaw import Jigsaw
 from jigclu.ops import optim, schedules
-from jigclu.ops.augment import AugmentationSettings
+from jigclu.ops.augment import ColorAugmentation
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training.settings import (
     Compute,
@@ -21,7 +21,7 @@ from jigclu.training.settings import (
     with_settings,
 )
 
-_AUGMENTATION = AugmentationSettings(
+_AUGMENTATION = ColorAugmentation(
     brightness=0.4,
     contrast=0.4,
     saturation=0.4,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jigclu.methods.jigsaw import Jigsaw
+from jigclu.ops.augment import ColorAugmentation
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training.settings import with_settings
 
@@ -54,6 +55,12 @@ def jigsaw(task: PretrainTask) -> Jigsaw:
     """Returns the method of a task that pre-trains by jigsaw clustering."""
     assert isinstance(task.method, Jigsaw)
     return task.method
+
+
+def color_augmentation(task: PretrainTask) -> ColorAugmentation:
+    """Returns the augmentation of such a task."""
+    assert isinstance(task.method.augmentation, ColorAugmentation)
+    return task.method.augmentation
 
 
 def describe(task: PretrainTask) -> Workload:

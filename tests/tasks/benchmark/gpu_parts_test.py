@@ -21,7 +21,7 @@ from jigclu.tasks.benchmark.report import Table
 from jigclu.tasks.benchmark.short_training import ShortTraining
 from jigclu.tasks.benchmark.steps import PUBLISHED, StepCost, StepCosts
 from jigclu.tasks.benchmark.timing import Cost, Seconds
-from jigclu.tasks.benchmark.workload import Arithmetic, Variant, jigsaw
+from jigclu.tasks.benchmark.workload import Arithmetic, Variant, color_augmentation, jigsaw
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.settings import with_settings
@@ -214,7 +214,7 @@ class GpuPartsTest(absltest.TestCase):
         self.assertIsInstance(evaluator, KnnEvaluator)
         self.assertEqual(evaluator.every, 0)
         # In proportion to the patch, as in the small recipes.
-        self.assertAlmostEqual(task.method.augmentation.blur_sigma_max, 2 * 64 / 112)
+        self.assertAlmostEqual(color_augmentation(task).blur_sigma_max, 2 * 64 / 112)
 
     def test_batches_suit_the_memory_of_the_device(self) -> None:
         found = []

@@ -13,7 +13,7 @@ from jigclu.data.decode import crop_resize
 from jigclu.methods.forward import MethodForward
 from jigclu.models.encoder import create_encoder
 from jigclu.ops import jigsaw, losses
-from jigclu.ops.augment import augment, draw_augmentation
+from jigclu.ops.augment import draw_augmentation
 from jigclu.tasks.benchmark import published
 from tests.samples import AUGMENTATION, JIGSAW
 
@@ -81,7 +81,7 @@ class PublishedTest(absltest.TestCase):
         permutation = jigsaw.global_permutation(0, 0, count)
         drawn = draw_augmentation(STILL, 0, 0, count)
         expected = forward(patches[permutation], drawn, (permutation,)).loss
-        actual = step(augment(patches, drawn, STILL), permutation)
+        actual = step(STILL(patches, drawn), permutation)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
         buffer = step._optimizer.state[step._model.fc_loc.weight]["momentum_buffer"]
         self.assertGreater(buffer.abs().sum(), 0)

@@ -11,7 +11,7 @@ from absl.testing import absltest
 from torch import Tensor
 
 from jigclu.data.sources import ImageFiles, Source, UnlabeledImages
-from jigclu.ops.augment import augment, draw_augmentation
+from jigclu.ops.augment import draw_augmentation
 from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark import reading
 from jigclu.tasks.benchmark.instruments import processor_instruments
@@ -107,7 +107,7 @@ class ReadingTest(absltest.TestCase):
         self.assertFalse(is_gray(patches / 255))
         augmented = read["files, augmented on the same core"]
         drawn = draw_augmentation(GRAY, self.task.seed, 2, 4)
-        torch.testing.assert_close(augmented, augment(patches, drawn, GRAY))
+        torch.testing.assert_close(augmented, GRAY(patches, drawn))
         self.assertTrue(is_gray(augmented))
 
     def test_packs_are_read_by_their_own_readers(self) -> None:

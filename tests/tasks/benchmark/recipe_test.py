@@ -7,7 +7,7 @@ from absl.testing import absltest
 from jigclu import config
 from jigclu.data.procedural import ProceduralImages
 from jigclu.tasks.benchmark import recipe
-from jigclu.tasks.benchmark.workload import jigsaw
+from jigclu.tasks.benchmark.workload import color_augmentation, jigsaw
 from jigclu.tasks.pretrain import PretrainTask
 
 SOURCE = ProceduralImages(images=256, size=16, seed=0, split="train")
@@ -36,7 +36,7 @@ class RecipeTest(absltest.TestCase):
         task = recipe.published_recipe(SOURCE)
         task = recipe.with_patch_size(task, 56, encoder="resnet18")
         self.assertEqual((jigsaw(task).patch_size, task.encoder), (56, "resnet18"))
-        self.assertEqual(task.method.augmentation.blur_sigma_max, 1.0)
+        self.assertEqual(color_augmentation(task).blur_sigma_max, 1.0)
 
 
 if __name__ == "__main__":
