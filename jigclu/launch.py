@@ -1,6 +1,7 @@
 """The command-line program: python -m jigclu.launch --gin_file=gin/pretrain_r50.gin."""
 
 import jigclu.system.compile_cache  # noqa: F401  # isort: skip  # Before torch is imported.
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -93,6 +94,9 @@ def _parse(arguments: list[str]) -> list[str]:
 
 def console() -> None:
     """Runs the command `jigclu`, which is the same as `python -m jigclu.launch`."""
+    # Gin files may import modules in the working directory, as under `python -m`.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     # absl's --help lists the flags of the script that was started, and pip's script has none.
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

@@ -269,7 +269,10 @@ class GinFilesTest(parameterized.TestCase):
         assert isinstance(task, SegmentTask)
         self.assertEqual((task.head, task.dilated_stages, task.eval_resize), ("fcn", 1, None))
         self.assertEqual((task.batch_size, task.train_size, task.scale), (16, 513, (0.5, 2.0)))
-        self.assertEqual(task.optimizer, optim.SGD(momentum=0.9, weight_decay=1e-4))
+        self.assertEqual(
+            task.optimizer,
+            optim.SGD(momentum=0.9, nesterov=False, weight_decay=1e-4, decay_norms_and_biases=True),
+        )
         self.assertEqual(task.learning_rate, 0.003)
         steps = 1464 // 16
         self.assertEqual(round(task.schedule.total_steps(steps), -3), 30_000)

@@ -59,7 +59,9 @@ def small_task(root: str, **changes: Any) -> SegmentTask:
         std=(0.25, 0.2, 0.3),
         eval_resize=None,
         evaluate_every=0,
-        optimizer=optim.SGD(momentum=0.9, weight_decay=1e-4),
+        optimizer=optim.SGD(
+            momentum=0.9, nesterov=False, weight_decay=1e-4, decay_norms_and_biases=True
+        ),
         learning_rate=0.05,
         schedule=SCHEDULE,
         saving=Saving(every=2, keep_last=1, keep_every=0),
