@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from torch import nn
 
 from jigclu.detection import (
     coco_layout,
@@ -69,6 +70,17 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
     _check_folder(Path(cfg.OUTPUT_DIR))
 
 
+def starting_weights(cfg: CfgNode, args: argparse.Namespace) -> str | None:
+    """Returns the file that a run starts from: MODEL.WEIGHTS, or with --resume its last checkpoint.
+
+    Returns None if the folder of a resumed run holds no checkpoint.
+    """
+    if not args.resume:
+        return str(cfg.MODEL.WEIGHTS)
+    with errors.naming("--resume"):
+        return record.last_checkpoint(Path(cfg.OUTPUT_DIR))
+
+
 def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
     available = torch.cuda.device_count()
     # Without a GPU, this is a number of processes; 0 means one, as 1, the default, does.
@@ -109,16 +121,13 @@ def _check_start(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str])
     layout = initial_weights.find_layout(cfg.MODEL.BACKBONE.NAME)
     initial_weights.check_layout(cfg.MODEL.RESNETS.DEPTH, layout)
     folder = Path(cfg.OUTPUT_DIR)
-    weights = cfg.MODEL.WEIGHTS
-    if args.resume:
-        with errors.naming("--resume"):
-            weights = record.last_checkpoint(folder)
-        if weights is None:
-            raise UserError(
-                f"--resume: OUTPUT_DIR {folder} holds no checkpoint: give the OUTPUT_DIR "
-                "of the run, or omit --resume to start a new one"
-            )
-    elif (folder / record.LAST_CHECKPOINT).exists() and not args.eval_only:
+    weights = starting_weights(cfg, args)
+    if weights is None:
+        raise UserError(
+            f"--resume: OUTPUT_DIR {folder} holds no checkpoint: give the OUTPUT_DIR "
+            "of the run, or omit --resume to start a new one"
+        )
+    if not args.resume and (folder / record.LAST_CHECKPOINT).exists() and not args.eval_only:
         raise UserError(
             f"OUTPUT_DIR {folder} already holds a run: give --resume to continue it, "
             "or another OUTPUT_DIR"
@@ -126,7 +135,7 @@ def _check_start(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str])
     if not weights:
         if args.eval_only:
             raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint")
-        loading.build(cfg)
+        _build(cfg, args)
         print("MODEL.WEIGHTS is empty: training starts from random weights")
         return
     is_whole = args.eval_only or args.resume
@@ -143,7 +152,15 @@ def _check_start(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str])
             print(message)
     if args.resume and not args.eval_only:
         record.check_resumed(weights, fixed_settings(cfg), cfg.SOLVER.MAX_ITER)
-    loading.check(cfg, weights, layout, is_whole=is_whole)
+    loading.check(_build(cfg, args), weights, layout, is_whole=is_whole)
+
+
+def _build(cfg: CfgNode, args: argparse.Namespace) -> nn.Module:
+    """Builds the detector, and for training what changes it, to find invalid settings."""
+    detector = loading.build(cfg)
+    if not args.eval_only:
+        loading.check_training(cfg, detector)
+    return detector
 
 
 def _check_folder(folder: Path) -> None:

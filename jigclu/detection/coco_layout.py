@@ -1,12 +1,11 @@
 """Checks of data sets in COCO's layout."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jigclu.detection import datasets
+from jigclu.detection import datasets, masks
 from jigclu.detection.datasets import AnnotatedBox, Box, Summary, Use
 from jigclu.system.errors import UserError
 
@@ -17,6 +16,8 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "categories": {"id": int, "name": str},
     "annotations": {"id": int, "image_id": (int, str), "category_id": int, "bbox": list},
 }
+# Square pixels; pycocotools ignores larger objects.
+_MAX_AREA = 1e10
 _EVALUATED_FIELDS: dict[str, type | tuple[type, ...]] = {"area": _NUMBER, "iscrowd": _NUMBER}
 
 
@@ -105,6 +106,8 @@ def _read_coco(name: str, path: Path, is_evaluated: bool) -> dict[str, list[dict
         ]
         datasets.reject(name, wrong, f"is missing in {path}, or does not have COCO's type")
     _reject_annotations(name, path, lists["annotations"])
+    if is_evaluated:
+        _reject_areas(name, path, lists["annotations"])
     return lists
 
 
@@ -161,6 +164,16 @@ def _reject_annotations(name: str, path: Path, annotations: list[dict[str, Any]]
     datasets.reject(name, ignored, f"in {path} is marked ignore, which detectron2 does not support")
 
 
+def _reject_areas(name: str, path: Path, annotations: list[dict[str, Any]]) -> None:
+    """Rejects areas with which pycocotools would ignore an object."""
+    wrong = [
+        f"area {annotation['area']:g} of annotation {annotation['id']}"
+        for annotation in annotations
+        if not 0 <= annotation["area"] <= _MAX_AREA
+    ]
+    datasets.reject(name, wrong, f"in {path} is not in [0, {_MAX_AREA:g}]")
+
+
 def _reject_masks(
     name: str, path: Path, contents: dict[str, list[dict[str, Any]]], use: Use, *, is_known: bool
 ) -> None:
@@ -174,14 +187,15 @@ def _reject_masks(
     for record in contents["annotations"]:
         mask = record.get("segmentation")
         label = f"annotation {record['id']}"
-        problem = _mask_problem(mask, sizes[record["image_id"]], is_known) if mask else None
+        size = sizes[record["image_id"]]
+        problem = masks.describe_problem(mask, size, is_known=is_known) if mask else None
         if problem:
             datasets.reject(name, [f"segmentation of {label}"], f"in {path} {problem}")
         if not mask and (use.is_evaluated or not _is_crowd(record)):
             absent.append(label)
         if isinstance(mask, dict) and not _is_crowd(record):
             encoded.append(label)
-        if isinstance(mask, list) and mask and not any(map(_area, mask)):
+        if isinstance(mask, list) and mask and not any(map(masks.area, mask)):
             flat.append(f"segmentation of {label} in {path}")
     if use.mask_format:
         datasets.reject(name, absent, f"in {path} has no segmentation, but MODEL.MASK_ON is True")
@@ -192,32 +206,6 @@ def _reject_masks(
             f"data set {name}: {encoded[0]} in {path} is a run-length encoding, but "
             "INPUT.MASK_FORMAT is polygon: set it to bitmask"
         )
-
-
-def _mask_problem(mask: object, size: list[float], is_known: bool) -> str | None:
-    """Says what is wrong with polygons or a run-length encoding; size is [height, width]."""
-    if isinstance(mask, dict):
-        if not isinstance(mask.get("counts"), (str, list)):
-            return "is a run-length encoding without counts"
-        if mask.get("size") != size:
-            return f"is a run-length encoding without the size {size} of its image"
-        if isinstance(mask["counts"], list) and sum(mask["counts"]) != math.prod(size):
-            return f"is a run-length encoding whose counts do not add up to the size {size}"
-        return None
-    if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
-        return "is not a list of polygons [[x, y, x, y, ...], ...]"
-    if not all(isinstance(value, _NUMBER) for polygon in mask for value in polygon):
-        return "has a coordinate that is not a number"
-    short = [len(polygon) < 6 or len(polygon) % 2 == 1 for polygon in mask]
-    if all(short) if is_known else any(short):
-        return "has a polygon without three points [x, y, x, y, x, y]"
-    return None
-
-
-def _area(polygon: list[float]) -> float:
-    """Returns the signed area of a polygon [x, y, x, y, ...] in square pixels."""
-    xs, ys = polygon[::2], polygon[1::2]
-    return sum(xs[place - 1] * y - xs[place] * ys[place - 1] for place, y in enumerate(ys)) / 2
 
 
 def _is_crowd(annotation: dict[str, Any]) -> bool:

@@ -14,11 +14,21 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from jigclu.detection import checks, coco_layout, config_file, flags, schedule, trial_runs
+from jigclu.detection import (
+    checks,
+    coco_layout,
+    config_file,
+    flags,
+    initial_weights,
+    schedule,
+    trial_runs,
+)
 from jigclu.detection.own_data import OwnData
 from jigclu.detection.schedule import Schedule
 from jigclu.detection.trainer import Trainer, draw_predictions, write_metrics
 from jigclu.system.errors import UserError
+
+_DEPTH = "MODEL.RESNETS.DEPTH"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +105,20 @@ def _merge(args: argparse.Namespace) -> CfgNode:
         classes = len(_classes(own[0]))
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = classes
     config_file.override(cfg, args.opts)
+    if _DEPTH not in args.opts:
+        _set_depth(cfg, args)
     return cfg
+
+
+def _set_depth(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Builds the ResNet that the weights hold, and prints it if the configuration differs."""
+    weights = checks.starting_weights(cfg, args) or cfg.MODEL.WEIGHTS
+    layout = initial_weights.find_layout(cfg.MODEL.BACKBONE.NAME)
+    depth = initial_weights.find_depth(weights, layout)
+    if depth is not None and depth != cfg.MODEL.RESNETS.DEPTH:
+        # The width of bottleneck blocks; basic blocks have only one.
+        config_file.override(cfg, [_DEPTH, depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256])
+        print(f"{_DEPTH} is {depth}, as in {weights}")
 
 
 def _schedule(cfg: CfgNode) -> Schedule:

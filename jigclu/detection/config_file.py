@@ -26,7 +26,7 @@ def read(file: str) -> CfgNode:
     return cfg
 
 
-def override(cfg: CfgNode, pairs: Sequence[str]) -> None:
+def override(cfg: CfgNode, pairs: Sequence[str | int]) -> None:
     """Changes the configuration by alternating keys and values, and checks it.
 
     Raises:

@@ -53,7 +53,7 @@ class Summary(NamedTuple):
         """Returns the size in words, with all that detectron2 leaves out of training."""
         text = f"{self.images:,} images, {self.boxes:,} boxes"
         dropped = [
-            f"{count:,} {title}"
+            f"{title} ({count:,})"
             for count, title in (
                 (0 if keeps_empty_images else self.empty_images, "images without boxes"),
                 (self.crowds, "crowds"),
@@ -134,7 +134,7 @@ def read_text(name: str, path: Path) -> str:
 
 
 def reject_boxes(name: str, boxes: Sequence[AnnotatedBox], inverted: str) -> None:
-    """Raises UserError for a box that is not finite, is inverted or exceeds its image.
+    """Rejects boxes that are not finite, are inverted or exceed their images; also only flat ones.
 
     Args:
       name: name of the data set.
@@ -147,6 +147,8 @@ def reject_boxes(name: str, boxes: Sequence[AnnotatedBox], inverted: str) -> Non
         ("exceeds its image", lambda found: found.box.exceeds(found.width, found.height)),
     ):
         reject(name, [found.description for found in boxes if is_wrong(found)], reason)
+    if all(found.box.is_flat() for found in boxes):
+        reject(name, [found.description for found in boxes], "has no area")
 
 
 def reject_flat(name: str, boxes: Sequence[AnnotatedBox]) -> None:

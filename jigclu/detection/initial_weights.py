@@ -17,6 +17,8 @@ from jigclu.system.errors import UserError
 _RCNN = "roi_heads.box_predictor.cls_score.bias"
 _RETINANET, _RETINANET_BOXES = "head.cls_score.bias", "head.bbox_pred.bias"
 _FORMATS = {"fpn": "detectron2", "c4": "detectron2_c4"}
+_PICKLES = (".pkl", ".pickle")
+_DEPTHS = (18, 34, 50, 101, 152)
 
 
 def find_layout(backbone: str) -> str:
@@ -39,6 +41,25 @@ def check_layout(depth: int, layout: str) -> None:
         )
 
 
+def find_depth(path: str, layout: str) -> int | None:
+    """Returns the number of layers of the ResNet in a file of weights.
+
+    Args:
+      path: file or URL.
+      layout: "fpn" or "c4".
+
+    Returns:
+      None if the file is a pickle, is not on this machine, or holds another network or layout.
+
+    Raises:
+      UserError: the file is corrupt, or not in detectron2's format.
+    """
+    if "://" in path or path.endswith(_PICKLES) or not Path(path).is_file():
+        return None
+    found = _find_network(_tensors(Path(path), layout))
+    return found[0] if found and found[1] == layout else None
+
+
 def check(path: str, depth: int, layout: str, *, classes: int | None, unpickle: bool) -> None:
     """Rejects weights that do not fit the detector completely, or that are unsafe to read.
 
@@ -55,7 +76,7 @@ def check(path: str, depth: int, layout: str, *, classes: int | None, unpickle: 
     """
     # A URL with any other suffix, or none, may lead to a pickle.
     is_url = "://" in path
-    if path.endswith((".pkl", ".pickle")) or (is_url and not path.endswith(".pth")):
+    if path.endswith(_PICKLES) or (is_url and not path.endswith(".pth")):
         if not unpickle:
             raise UserError(
                 f"weights {path} are or may be a pickle, which can run any code when it is read: "
@@ -71,8 +92,10 @@ def check(path: str, depth: int, layout: str, *, classes: int | None, unpickle: 
     expected = _expected(depth, layout)
     difference = state_dicts.describe_mismatch(expected, _resnet(found, layout))
     if difference:
+        network = _find_network(found)
+        held = "a ResNet-{} in layout {}".format(*network) if network else "another network"
         raise UserError(
-            f"weights {path} hold {_network(found)}; expected a ResNet-{depth} in layout "
+            f"weights {path} hold {held}; expected a ResNet-{depth} in layout "
             f"{layout} ({difference}): use weights with that depth and layout (format "
             f"{_FORMATS[layout]!r} of gin/detection_export.gin), or set MODEL.RESNETS.DEPTH"
         )
@@ -108,7 +131,7 @@ def _tensors(path: Path, layout: str) -> dict[str, Tensor]:
     # The published convert.py writes the tensors without nesting them, as detectron2 accepts.
     model = contents.get("model", contents)
     named = isinstance(model, Mapping) and any(
-        is_name(str(name), layout) for name in model for layout in PREFIXES
+        is_name(str(name), each) for name in model for each in PREFIXES
     )
     if not named:
         raise UserError(
@@ -135,11 +158,11 @@ def _resnet(found: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     }
 
 
-def _network(found: Mapping[str, Tensor]) -> str:
-    """Names the ResNet and the layout that a file holds, if they are among ours."""
+def _find_network(found: Mapping[str, Tensor]) -> tuple[int, str] | None:
+    """Returns depth and layout of the ResNet among tensors; None if it is not one of ours."""
     for layout in PREFIXES:
-        for depth in (18, 34, 50, 101, 152):
+        for depth in _DEPTHS:
             expected = _expected(depth, layout)
             if not state_dicts.describe_mismatch(expected, _resnet(found, layout)):
-                return f"a ResNet-{depth} in layout {layout}"
-    return "another network"
+                return depth, layout
+    return None

@@ -1,10 +1,15 @@
 """Check that detectron2 loads weights completely into the detector that it builds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from torch import nn
 
 from jigclu.models.detectron2_names import is_name
 from jigclu.system.errors import UserError
@@ -19,21 +24,21 @@ class _Probe(DetectionCheckpointer):
         self.incompatible = incompatible
 
 
-def check(cfg: CfgNode, weights: str, layout: str, *, is_whole: bool) -> None:
-    """Loads weights into a detector on the CPU and rejects those that detectron2 skips.
+def check(detector: nn.Module, weights: str, layout: str, *, is_whole: bool) -> None:
+    """Loads weights into a detector and rejects those that detectron2 skips.
 
     detectron2 itself only logs a warning and leaves the tensors random.
 
     Args:
-      cfg: configuration of the detector.
+      detector: the detector, on the CPU.
       weights: file or URL.
       layout: "fpn" or "c4".
       is_whole: whether the weights must fill the whole detector instead of its ResNet.
 
     Raises:
-      UserError: detectron2 cannot build the detector, or names the tensors that do not fit.
+      UserError: names the tensors that do not fit.
     """
-    probe = _Probe(build(cfg))
+    probe = _Probe(detector)
     probe.load(weights, checkpointables=[])
     missing, unexpected, reshaped = probe.incompatible
     lost = [name for name, *_ in reshaped] + missing
@@ -54,15 +59,31 @@ def check(cfg: CfgNode, weights: str, layout: str, *, is_whole: bool) -> None:
         )
 
 
-def build(cfg: CfgNode) -> Any:
-    """Builds a detector on the CPU; raises UserError for names that detectron2 does not know."""
+def build(cfg: CfgNode) -> nn.Module:
+    """Builds a detector on the CPU; raises UserError for settings that detectron2 rejects."""
     on_cpu = cfg.clone()
     on_cpu.defrost()
     on_cpu.MODEL.DEVICE = "cpu"
+    with _reporting("build this detector", "MODEL"):
+        model: nn.Module = build_model(on_cpu)
+    return model
+
+
+def check_training(cfg: CfgNode, detector: nn.Module) -> None:
+    """Raises UserError for settings of optimizer or augmentation that detectron2 rejects."""
+    with _reporting("train with this schedule or optimizer", "SOLVER"):
+        build_lr_scheduler(cfg, build_optimizer(cfg, detector))
+    with _reporting("read images in this way", "INPUT"):
+        DatasetMapper(cfg, is_train=True)
+
+
+@contextmanager
+def _reporting(purpose: str, group: str) -> Iterator[None]:
+    """Turns detectron2's errors into a UserError that names a group of settings."""
     try:
-        return build_model(on_cpu)
+        yield
     except (AssertionError, AttributeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"detectron2 cannot build this detector ({reason}): fix the MODEL settings"
+            f"detectron2 cannot {purpose} ({reason}): fix the {group} settings"
         ) from error

@@ -43,6 +43,11 @@ class OwnData(NamedTuple):
         """
         if self.voc and not self.classes:
             raise UserError("--voc needs class names: give --class-names")
+        if self.classes and not self.voc:
+            raise UserError(
+                f"--class-names is {','.join(self.classes)}, but is only for data sets of --voc: "
+                "omit it, because COCO's layout holds the names"
+            )
         known = set(DatasetCatalog.list())
         for name in self.names():
             if name in known:
@@ -96,6 +101,7 @@ def _records(name: str) -> list[dict[str, Any]]:
                     "category_id": metadata.thing_classes.index(found.class_name),
                     "bbox": list(found.box),
                     "bbox_mode": BoxMode.XYXY_ABS,
+                    "is_difficult": found.is_difficult,
                 }
                 for found in image.objects
             ],

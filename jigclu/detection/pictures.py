@@ -16,7 +16,7 @@ _MASK_OPACITY = 0.3
 # Nearby multiples of it are far apart on the color circle.
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 _MARGIN = 3
-
+# Width of the dark outline of labels.
 _STROKE = 1
 
 Edges = tuple[float, float, float, float]
@@ -31,14 +31,14 @@ class Shape(NamedTuple):
     class_number: index of its class.
     score: in [0, 1]; None for annotations.
     mask: bool [height, width] of the image, or None.
-    is_crowd: whether it stands for several objects, which evaluation ignores.
+    is_ignored: whether evaluation ignores it, because it is a crowd or difficult.
     """
 
     box: Edges
     class_number: int
     score: float | None = None
     mask: NDArray[np.bool_] | None = None
-    is_crowd: bool = False
+    is_ignored: bool = False
 
 
 def compare(
@@ -78,8 +78,8 @@ def compare(
 def draw(image: Tensor, shapes: Sequence[Shape], classes: Sequence[str]) -> Tensor:
     """Returns the image with boxes, masks and labels in the colors of their classes.
 
-    Crowds are dashed. Labels are outside their boxes if there is room. The longer side is
-    scaled to 480 pixels if it is shorter, and to 1280 if it is longer.
+    Objects that evaluation ignores are dashed. Labels are outside their boxes if there is room.
+    The longer side is scaled to 480 pixels if it is shorter, and to 1280 if it is longer.
 
     Args:
       image: RGB, uint8 [3, height, width].
@@ -104,15 +104,16 @@ def draw(image: Tensor, shapes: Sequence[Shape], classes: Sequence[str]) -> Tens
     boxes = [_scale(shape.box, (width, height), size) for shape in ordered]
     pen = ImageDraw.Draw(picture)
     for shape, box in zip(ordered, boxes, strict=True):
-        _draw_box(pen, box, _color(shape.class_number), size, is_dashed=shape.is_crowd)
+        _draw_box(pen, box, _color(shape.class_number), size, is_dashed=shape.is_ignored)
     _draw_labels(pen, ordered, boxes, size, classes)
     return pil_to_tensor(picture)
 
 
 def _label(shape: Shape, classes: Sequence[str]) -> str:
-    name = classes[shape.class_number]
-    if shape.is_crowd:
-        return f"{name} (crowd)"
+    # Line breaks cannot be drawn.
+    name = " ".join(classes[shape.class_number].split())
+    if shape.is_ignored:
+        return f"{name} (ignored)"
     return name if shape.score is None else f"{name} {shape.score:.0%}"
 
 

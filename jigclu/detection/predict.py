@@ -166,7 +166,7 @@ def _configuration(args: argparse.Namespace, classes: int) -> CfgNode:
 def _check_weights(cfg: CfgNode, weights: str, classes: int) -> None:
     depth, layout = cfg.MODEL.RESNETS.DEPTH, initial_weights.find_layout(cfg.MODEL.BACKBONE.NAME)
     initial_weights.check(weights, depth, layout, classes=classes, unpickle=False)
-    loading.check(cfg, weights, layout, is_whole=True)
+    loading.check(loading.build(cfg), weights, layout, is_whole=True)
 
 
 def _predict(

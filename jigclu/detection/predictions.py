@@ -28,7 +28,7 @@ def draw(
     Args:
       cfg: configuration of the detector.
       model: the detector, in eval mode.
-      folder: destination of <image>.png; TensorBoard's events go to OUTPUT_DIR.
+      folder: destination of <number>_<image>.png; TensorBoard's events go to OUTPUT_DIR.
       images: number of images.
       step: training iterations so far, for TensorBoard.
       score: predictions with a lower score are left out.
@@ -42,14 +42,15 @@ def draw(
     to_inputs = DatasetMapper(cfg, is_train=False)
     paths: list[Path] = []
     with SummaryWriter(cfg.OUTPUT_DIR) as writer, torch.no_grad():
-        for record in DatasetCatalog.get(name)[:images]:
+        for number, record in enumerate(DatasetCatalog.get(name)[:images], start=1):
             (output,) = model([to_inputs(record)])
             # Copied, because the image may be in read-only memory.
             image = torch.tensor(read_image(record["file_name"], "RGB")).permute(2, 0, 1)
             annotated = annotated_shapes(record, with_masks=cfg.MODEL.MASK_ON)
             predicted = predicted_shapes(output["instances"])
             picture = pictures.compare(image, annotated, predicted, classes, score)
-            paths.append(folder / f"{Path(record['file_name']).stem}.png")
+            # Images of several folders may share a name.
+            paths.append(folder / f"{number}_{Path(record['file_name']).stem}.png")
             to_pil_image(picture).save(paths[-1])
             writer.add_image(f"predictions/{paths[-1].stem}", picture, step)
     return paths
@@ -81,7 +82,7 @@ def annotated_shapes(record: Mapping[str, Any], *, with_masks: bool) -> list[Sha
             mask=_decode(found["segmentation"], *size)
             if with_masks and "segmentation" in found
             else None,
-            is_crowd=bool(found.get("iscrowd")),
+            is_ignored=bool(found.get("iscrowd") or found.get("is_difficult")),
         )
         for found in record["annotations"]
     ]

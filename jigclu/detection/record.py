@@ -31,11 +31,14 @@ def last_checkpoint(folder: Path) -> str | None:
     last = folder / LAST_CHECKPOINT
     if not last.exists():
         return None
-    checkpoint = last.read_text(encoding="utf-8").strip()
+    try:
+        checkpoint = last.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        checkpoint = ""
     if not checkpoint:
         raise UserError(
-            f"{last} is empty: write the name of a checkpoint in this folder into it, such as "
-            "model_0004999.pth"
+            f"{last} is empty or unreadable: write the name of a checkpoint in this folder into "
+            "it, such as model_0004999.pth"
         )
     return str(folder / checkpoint)
 

@@ -7,6 +7,7 @@ A k times larger batch needs a k times larger learning rate and k times fewer it
 import math
 from typing import NamedTuple
 
+from jigclu.system import errors
 from jigclu.system.errors import UserError
 
 
@@ -61,8 +62,11 @@ def rescale(schedule: Schedule, images_per_batch: int) -> Schedule:
 
 
 def check_range(schedule: Schedule) -> None:
-    """Raises UserError for a schedule without images, or with too few iterations."""
-    for field in ("images_per_batch", "iterations"):
+    """Raises UserError for values out of range, or fewer iterations than detectron2 needs."""
+    rate = schedule.learning_rate
+    in_range = 0 < rate < math.inf
+    errors.check(in_range, KEYS["learning_rate"], rate, "above 0, and finite")
+    for field in ("images_per_batch", "iterations", "checkpoint_period"):
         if getattr(schedule, field) < 1:
             raise UserError(f"{KEYS[field]} is {getattr(schedule, field)}; it must be 1 or more")
     if schedule.iterations <= len(schedule.steps):

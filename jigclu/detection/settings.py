@@ -11,12 +11,16 @@ from detectron2.modeling import (
     PROPOSAL_GENERATOR_REGISTRY,
     ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
 )
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 
+from jigclu.system import errors
 from jigclu.system.errors import UserError
 
+_BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _CHOICES = {
     "MODEL.DEVICE": ("cuda", "cpu"),
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "RetinaNet"),
@@ -24,12 +28,18 @@ _CHOICES = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
     "SOLVER.LR_SCHEDULER_NAME": (
         "WarmupMultiStepLR",
         "WarmupCosineLR",
         "WarmupStepWithFixedGammaLR",
     ),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
 }
 # Parts that detectron2 finds by name; those that a detector does not have are never looked up.
 _REGISTRIES = {
@@ -40,6 +50,8 @@ _REGISTRIES = {
     "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
     "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
 # Those of detectron2.layers.get_norm; "" means none.
 _NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "")
@@ -64,6 +76,9 @@ def check(cfg: CfgNode) -> None:
             raise UserError(f"{key} is True, but this command {reason}: set it to False")
     if cfg.MODEL.MASK_ON and _is_retinanet(cfg):
         raise UserError("MODEL.MASK_ON is True, but RetinaNet predicts no masks: set it to False")
+    # numpy accepts no seeds of more than 32 bits; trials and processes count up from it.
+    errors.check(cfg.SEED < 2**31, "SEED", cfg.SEED, f"below {2**31}")
+    _check_expected_results(cfg)
 
 
 def value(cfg: CfgNode, key: str) -> Any:
@@ -74,6 +89,21 @@ def value(cfg: CfgNode, key: str) -> Any:
 def classes_key(cfg: CfgNode) -> str:
     """Returns the key of the number of classes, which depends on the architecture."""
     return "MODEL.RETINANET.NUM_CLASSES" if _is_retinanet(cfg) else "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
+def _check_expected_results(cfg: CfgNode) -> None:
+    """Rejects expectations with which detectron2 fails after training."""
+    tasks = ["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"]
+    for expected in cfg.TEST.EXPECTED_RESULTS:
+        match expected:
+            case [task, str(), int() | float(), int() | float()] if task in tasks:
+                continue
+        raise UserError(
+            f"TEST.EXPECTED_RESULTS holds {expected}; expected [task, metric, value, tolerance], "
+            f"where task is {' or '.join(tasks)}"
+        )
+    if cfg.TEST.EXPECTED_RESULTS and len(cfg.DATASETS.TEST) > 1:
+        raise UserError("TEST.EXPECTED_RESULTS needs one data set: name only one in DATASETS.TEST")
 
 
 def _is_retinanet(cfg: CfgNode) -> bool:

@@ -99,9 +99,10 @@ def _plan(cfg: CfgNode, count: int, *, is_random: bool = False) -> list[_Run]:
     shared = []
     if is_random:
         parent /= _RANDOM.replace(" ", "_")
-        # The width may come from the weights.
-        width = str(cfg.MODEL.RESNETS.RES2_OUT_CHANNELS)
-        shared = ["MODEL.WEIGHTS", "", "MODEL.RESNETS.RES2_OUT_CHANNELS", width]
+        # The depth may come from the weights.
+        depth, width = str(cfg.MODEL.RESNETS.DEPTH), str(cfg.MODEL.RESNETS.RES2_OUT_CHANNELS)
+        shared = ["MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", depth]
+        shared += ["MODEL.RESNETS.RES2_OUT_CHANNELS", width]
     # detectron2 draws a seed itself if it is negative, which could not be repeated.
     first_seed = max(0, cfg.SEED)
     planned = []

@@ -45,7 +45,7 @@ def read(name: str, folder: Path, split: str) -> list[VocImage]:
     names = _read_list(name, folder / "ImageSets" / "Main" / f"{split}.txt")
     annotations = folder / "Annotations"
     datasets.reject_missing(name, annotations, [f"{image}.xml" for image in names])
-    return [_read_image(name, annotations / f"{image}.xml") for image in names]
+    return [_read_image(name, annotations, image) for image in names]
 
 
 def check(name: str, folder: Path, split: str, classes: Sequence[str], use: Use) -> Summary:
@@ -134,15 +134,16 @@ def _read_list(name: str, path: Path) -> list[str]:
     lines = [line.split() for line in datasets.read_text(name, path).splitlines() if line.strip()]
     if not lines or any(len(words) > 1 for words in lines):
         raise UserError(
-            f"data set {name}: {path} must name at least one image, one per line and nothing "
-            "else: choose another split, or fix the list"
+            f"data set {name}: {path} must name at least one image, one per line, without spaces: "
+            "choose another split, or fix the list"
         )
     images = [image for (image,) in lines]
     datasets.reject_repeated(name, images, f"is listed twice in {path}")
     return images
 
 
-def _read_image(name: str, path: Path) -> VocImage:
+def _read_image(name: str, folder: Path, image: str) -> VocImage:
+    path = folder / f"{image}.xml"
     try:
         tree = ElementTree.parse(path).getroot()
         width, height = (int(_text(tree, f"size/{side}")) for side in ("width", "height"))
@@ -151,7 +152,7 @@ def _read_image(name: str, path: Path) -> VocImage:
         raise UserError(
             f"data set {name}: {path} is not an annotation of VOC ({error}): fix or replace it"
         ) from error
-    return VocImage(path.stem, width, height, objects)
+    return VocImage(image, width, height, objects)
 
 
 def _read_object(found: ElementTree.Element) -> VocObject:

@@ -37,6 +37,21 @@ class ChecksTest(CommandTestCase):
         ("MODEL.ROI_BOX_HEAD.NAME Head", "MODEL.ROI_BOX_HEAD.NAME is 'Head'; expected one of Fas"),
         ("MODEL.ROI_MASK_HEAD.NAME Head", "MODEL.ROI_MASK_HEAD.NAME is 'Head'; expected one of M"),
         ("MODEL.ROI_BOX_HEAD.POOLER_TYPE a", "detectron2 cannot build this detector .*pooler"),
+        ("MODEL.ROI_KEYPOINT_HEAD.NAME Head", "MODEL.ROI_KEYPOINT_HEAD.NAME is 'Head'; expected"),
+        ("MODEL.SEM_SEG_HEAD.NAME Head", "MODEL.SEM_SEG_HEAD.NAME is 'Head'; expected one of Sem"),
+        ("MODEL.RPN.BBOX_REG_LOSS_TYPE l1", "BBOX_REG_LOSS_TYPE is 'l1'; expected one of smooth"),
+        ("SOLVER.WARMUP_METHOD cosine", "SOLVER.WARMUP_METHOD is 'cosine'; expected one of lin"),
+        ("SOLVER.MOMENTUM -0.5", "cannot train with .* .Invalid momentum value: -0.5.: fix the S"),
+        ("SOLVER.LR_SCHEDULER_NAME WarmupCosineLR SOLVER.BASE_LR_END 1.0", "fix the SOLVER sett"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING range", "cannot read images .*fix the INPUT settings"),
+        ("SEED 4294967296", "SEED is 4294967296; it must be below 2147483648"),
+        ("TEST.EXPECTED_RESULTS [['segm','AP',1,1]]", "holds .*'segm'.*; expected .task, metric, "),
+        ("TEST.EXPECTED_RESULTS [['bbox','AP',1]]", "holds .*, 1.; expected .task, metric, value"),
+        ("TEST.EXPECTED_RESULTS [5]", "TEST.EXPECTED_RESULTS holds 5; expected .task, metric, v"),
+        (
+            "TEST.EXPECTED_RESULTS [['bbox','AP',1,1]] DATASETS.TEST ('a','b')",
+            "TEST.EXPECTED_RESULTS needs one data set",
+        ),
         ("INPUT.FORMAT rgb", "INPUT.FORMAT is 'rgb'; expected one of RGB, BGR"),
         ("INPUT.MASK_FORMAT rle", "INPUT.MASK_FORMAT is 'rle'; expected one of polygon, bitmask"),
         ("SOLVER.LR_SCHEDULER_NAME cosine", "'cosine'; expected one of WarmupMultiStepLR, "),
@@ -78,6 +93,7 @@ class ChecksTest(CommandTestCase):
         (("--coco", "coco_2017_val", "a", "b"), "coco_2017_val is registered already"),
         (("--coco", "mine", "a", "b"), "data set mine is registered already"),
         (("--voc", "v", "a", "b"), "give --class-names"),
+        (("--class-names", "a,b"), "--class-names is a,b, but is only for data sets of --voc"),
     )
     def test_rejects_invalid_flags(self, flags: tuple[str, ...], message: str) -> None:
         self.assert_rejected(message, *flags)
@@ -90,6 +106,25 @@ class ChecksTest(CommandTestCase):
         self.assert_rejected(
             "hold a ResNet-34 .*; expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
         )
+
+    @parameterized.parameters((18, 64), (34, 64), (50, 256))
+    def test_depth_and_width_are_those_of_the_weights(self, depth: int, width: int) -> None:
+        weights = self.folder / "weights.pth"
+        encoder = create_encoder(f"resnet{depth}", False)
+        weights.write_bytes(FORMATS["detectron2"].serialize(encoder, 64))
+        data = ("--coco", "mine", str(self.folder), str(self.folder / "boxes.json"))
+        with mock.patch.object(command, "launch") as launch:
+            status, out, errors = self.run_command(
+                *(*data, "--train-data", "mine", "--test-data", "mine"),
+                *("OUTPUT_DIR", str(self.output), "MODEL.WEIGHTS", str(weights)),
+                config="coco-RetinaNet-R50-FPN-1x",
+            )
+        self.assertEqual(status, 0, errors)
+        cfg, *_ = launch.call_args.kwargs["args"]
+        self.assertEqual(
+            (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS), (depth, width)
+        )
+        self.assertEqual(f"MODEL.RESNETS.DEPTH is {depth}, as in {weights}" in out, depth != 50)
 
     @parameterized.parameters(
         ("MODEL.RESNETS.STEM_OUT_CHANNELS 32", "res2.0.conv1.weight, "),
@@ -153,7 +188,9 @@ class ChecksTest(CommandTestCase):
         (self.output / "last_checkpoint").touch()
         status, _, errors = self.on_coco("--resume")
         self.assertEqual(status, 2)
-        self.assertRegex(errors, "^error: --resume: .*last_checkpoint is empty: write the name")
+        self.assertRegex(
+            errors, "^error: --resume: .*last_checkpoint is empty or unreadable: write the name"
+        )
         self.assertLen(errors.splitlines(), 1)
 
     def test_finds_truncated_images_unless_only_headers_are_read(self) -> None:

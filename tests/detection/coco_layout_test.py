@@ -69,7 +69,7 @@ class CocoTest(FolderTestCase):
         summary = self.check()
         self.assertEqual(summary.flat_boxes, 1)
         self.assertIn(
-            "1 images, 2 boxes; training leaves out 1 boxes without area",
+            "1 images, 2 boxes; training leaves out boxes without area (1)",
             summary.describe(is_trained=True, keeps_empty_images=False),
         )
         with self.assertRaisesRegex(UserError, r"mine: box \[5, 5, 4, 0\] .* has no area"):
@@ -88,13 +88,29 @@ class CocoTest(FolderTestCase):
         summary = self.check()
         self.assertEqual((summary.empty_images, summary.crowds, summary.flat_boxes), (4, 1, 0))
         for keeps, text in (
-            (False, "5 images, 3 boxes; training leaves out 4 images without boxes, 1 crowds"),
-            (True, "5 images, 3 boxes; training leaves out 1 crowds"),
+            (False, "5 images, 3 boxes; training leaves out images without boxes (4), crowds (1)"),
+            (True, "5 images, 3 boxes; training leaves out crowds (1)"),
         ):
             self.assertEqual(summary.describe(is_trained=True, keeps_empty_images=keeps), text)
         self.assertEqual(
             summary.describe(is_trained=False, keeps_empty_images=False), "5 images, 3 boxes"
         )
+
+    def test_rejects_boxes_that_are_all_flat(self) -> None:
+        for annotation in self.contents["annotations"]:
+            annotation["bbox"] = [5, 5, 0, 4]
+        with self.assertRaisesRegex(UserError, r"mine: box \[5, 5, 0, 4\] .* has no area .and 1 m"):
+            self.check()
+
+    @parameterized.parameters(-1, float("nan"), 1e11)
+    def test_evaluation_rejects_areas_that_pycocotools_ignores(self, area: float) -> None:
+        for annotation in self.contents["annotations"]:
+            annotation |= {"area": 0, "iscrowd": 0}
+        self.check(is_evaluated=True)
+        self.contents["annotations"][1]["area"] = area
+        self.check()
+        with self.assertRaisesRegex(UserError, r"area .* of annotation 2 in .* not in \[0, 1e\+10"):
+            self.check(is_evaluated=True)
 
     def test_rejects_image_ids_of_mixed_types(self) -> None:
         self.contents["images"].append({"id": "8", "file_name": "b.jpg", "width": 4, "height": 3})
@@ -113,7 +129,7 @@ class CocoTest(FolderTestCase):
         ([1, 2, 3, 4, 5, 6], "is not a list of polygons"),
         ([[1, 2, 3, 4]], "has a polygon without three points"),
         ([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]], "has a polygon without three points"),
-        ([[1, 2, 3, 4, 5, "6"]], "has a coordinate that is not a number"),
+        ([[1, 2, 3, 4, 5, "6"]], "has a coordinate that is not a finite number"),
         ({"counts": [1200]}, r"is a run-length encoding without the size \[30, 40\]"),
         ({"counts": [1200], "size": [40, 30]}, "is a run-length encoding without the size"),
         ({"size": [30, 40]}, "is a run-length encoding without counts"),

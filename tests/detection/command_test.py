@@ -113,10 +113,10 @@ class CommandTest(CommandTestCase):
         status, _, errors = self.on_coco(*short, pairs=tuple(SHORT.split()))
         self.assertEqual(status, 0, errors)
         events = EventAccumulator(str(self.output), size_guidance={"images": 0}).Reload()
-        (picture,) = events.Images("predictions/0")
+        (picture,) = events.Images("predictions/1_0")
         # Images of 64x48 pixels are enlarged; annotations and predictions are side by side.
         self.assertEqual((picture.step, picture.width), (2, 480 + 3 + 480))
-        likely = _panels(self.output / "predictions/0.png")
+        likely = _panels(self.output / "predictions/1_0.png")
         log = (self.output / "log.txt").read_text(encoding="utf-8")
         self.assertIn(f"Predictions on 4 images: {self.output / 'predictions'}", log)
 
@@ -125,7 +125,7 @@ class CommandTest(CommandTestCase):
         again = (*short, "--resume", "--picture-score", "0")
         status, _, errors = self.on_coco(*again, pairs=tuple(SHORT.split()))
         self.assertEqual(status, 0, errors)
-        everything = _panels(self.output / "predictions/0.png")
+        everything = _panels(self.output / "predictions/1_0.png")
         np.testing.assert_array_equal(everything[0], likely[0])
         self.assertFalse(np.array_equal(everything[1], likely[1]))
         self.assertLen(list((self.output / "predictions").glob("*.png")), 4)
@@ -177,7 +177,7 @@ class CommandTest(CommandTestCase):
             *short, pairs=tuple(SHORT.split()), config="coco-mask-R50-FPN-1x-MoCo"
         )
         self.assertEqual(status, 0, errors)
-        self.assertIn("mine: 4 images, 4 boxes; training leaves out 1 crowds", out)
+        self.assertIn("mine: 4 images, 4 boxes; training leaves out crowds (1)", out)
         log = (self.output / "log.txt").read_text(encoding="utf-8")
         events = EventAccumulator(str(self.output)).Reload()
         for task in ("bbox", "segm"):
@@ -245,7 +245,7 @@ class CommandTest(CommandTestCase):
         (self.folder / "boxes.json").write_text(json.dumps(contents), encoding="utf-8")
         short = ("--images-per-batch", "2", "--schedule-as-given")
         for more, message, trained in (
-            ((), "; training leaves out 2 images without boxes", 2),
+            ((), "; training leaves out images without boxes (2)", 2),
             (("--keep-empty-images",), "\n", 4),
         ):
             with mock.patch.object(command, "launch") as launch:

@@ -53,6 +53,17 @@ class WeightsTest(parameterized.TestCase):
         ):
             self.check(depth=50)
 
+    @parameterized.parameters((18, "fpn"), (34, "fpn"), (50, "c4"))
+    def test_finds_the_depth_of_a_file(self, depth: int, layout: str) -> None:
+        self.write(layout, ("roi_heads.box_predictor.cls_score.bias",), depth)
+        self.assertEqual(initial_weights.find_depth(str(self.path), layout), depth)
+        other = {"fpn": "c4", "c4": "fpn"}[layout]
+        self.assertIsNone(initial_weights.find_depth(str(self.path), other))
+
+    @parameterized.parameters("", "absent.pth", "https://example.org/x.pth", "zoo.pkl")
+    def test_depth_of_files_that_are_not_read_is_unknown(self, path: str) -> None:
+        self.assertIsNone(initial_weights.find_depth(path, "fpn"))
+
     def test_rejects_a_deeper_network_that_contains_the_expected_one(self) -> None:
         self.write("fpn", ("backbone.bottom_up.res2.2.conv1.weight",))
         with self.assertRaisesRegex(UserError, "1 unexpected: backbone.bottom_up.res2.2.conv1"):

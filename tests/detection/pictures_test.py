@@ -104,9 +104,14 @@ class DrawTest(parameterized.TestCase):
         self.assertLen(colors, 2)
         self.assertLen({pictures._color(number) for number in range(80)}, 80)
 
-    def test_crowds_are_dashed(self) -> None:
+    def test_line_breaks_in_class_names_are_drawn_as_spaces(self) -> None:
+        shape = Shape((100, 100, 300, 300), 0, 0.5)
+        broken, whole = (pictures.draw(_noise(480, 640), [shape], [n]) for n in ("a\nb", "a b"))
+        self.assertTrue(torch.equal(broken, whole))
+
+    def test_objects_that_evaluation_ignores_are_dashed(self) -> None:
         image = torch.zeros(3, 480, 640, dtype=torch.uint8)
-        shapes = [Shape((100, 100, 300, 300), 0, is_crowd=True)]
+        shapes = [Shape((100, 100, 300, 300), 0, is_ignored=True)]
         bottom = pictures.draw(image, shapes, CLASSES)[:, 300, 100:300].any(dim=0)
         self.assertBetween(int(bottom.sum()), 90, 130)
         self.assertGreater(int((bottom[1:] != bottom[:-1]).sum()), 10)

@@ -184,7 +184,9 @@ class PredictTest(FolderTestCase):
         (self.folder / "run/last_checkpoint").unlink()
         self.assert_rejected("holds no checkpoint: give the detector with --weights")
         (self.folder / "run/last_checkpoint").touch()
-        self.assert_rejected("last_checkpoint is empty: write the name of a checkpoint")
+        self.assert_rejected(
+            "last_checkpoint is empty or unreadable: write the name of a checkpoint"
+        )
 
 
 if __name__ == "__main__":

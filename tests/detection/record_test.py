@@ -21,6 +21,17 @@ class RecordTest(parameterized.TestCase):
     def write(self, **trainer: Any) -> None:
         torch.save({"model": {}, "trainer": trainer}, self.path)
 
+    @parameterized.parameters(b"", b" \n", b"\xff\xfe", None)
+    def test_last_checkpoint_needs_a_name(self, contents: bytes | None) -> None:
+        path = self.path.parent / "last_checkpoint"
+        self.assertIsNone(record.last_checkpoint(path.parent))
+        if contents is None:
+            path.mkdir()
+        else:
+            path.write_bytes(contents)
+        with self.assertRaisesRegex(UserError, "last_checkpoint is empty or unreadable: write"):
+            record.last_checkpoint(path.parent)
+
     def test_accepts_the_same_classes(self) -> None:
         self.assertIsNone(record.check_classes(str(self.path), ("cat", "dog")))
 

@@ -49,6 +49,15 @@ class ScheduleTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "SOLVER.MAX_ITER is 0; it must be 1 or more"):
             schedule.check_range(COCO._replace(iterations=0))
 
+    @parameterized.parameters(0.0, -1.0, float("inf"), float("nan"))
+    def test_rejects_a_learning_rate_that_cannot_train(self, rate: float) -> None:
+        with self.assertRaisesRegex(UserError, f"SOLVER.BASE_LR is {rate}; it must be above 0"):
+            schedule.check_range(COCO._replace(learning_rate=rate))
+
+    def test_rejects_a_checkpoint_period_of_0(self) -> None:
+        with self.assertRaisesRegex(UserError, "SOLVER.CHECKPOINT_PERIOD is 0; it must be 1"):
+            schedule.check_range(COCO._replace(checkpoint_period=0))
+
     @parameterized.parameters(
         (
             {"images_per_batch": 4},

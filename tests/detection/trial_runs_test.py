@@ -9,8 +9,10 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 
-from jigclu.detection import command, trial_runs
-from tests.detection.command_case import SHORT, CommandTestCase
+from jigclu.detection import command, flags, trial_runs
+from jigclu.models.encoder import create_encoder
+from jigclu.tasks.export_formats import FORMATS
+from tests.detection.command_case import CONFIGS, SHORT, CommandTestCase
 
 WEIGHTS = ("MODEL.WEIGHTS", "encoder.pth")
 
@@ -99,6 +101,18 @@ class TrialRunsTest(CommandTestCase):
         status, _, errors = self.on_trials("--trials", "2", pairs=("SEED", "7"))
         self.assertEqual(status, 0, errors)
         self.assertEqual([change["seed"] for change in self._changes()], ["7", "8"])
+
+    def test_a_random_backbone_is_as_deep_as_the_weights(self) -> None:
+        weights = self.folder / "encoder.pth"
+        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        arguments = ["--config-file", str(CONFIGS / "R50-JigClu.yaml"), "--trials", "2"]
+        args = flags.argument_parser().parse_args([*arguments, "MODEL.WEIGHTS", str(weights)])
+        cfg = command.configuration(args)
+        for trial in trial_runs._plan(cfg, 2, is_random=True):
+            args.opts = trial.changes
+            found = command.configuration(args).MODEL
+            self.assertEqual(found.WEIGHTS, "")
+            self.assertEqual((found.RESNETS.DEPTH, found.RESNETS.RES2_OUT_CHANNELS), (18, 64))
 
     def test_finished_trials_are_skipped_and_the_interrupted_one_is_resumed(self) -> None:
         self.fails_at = "trial_1"

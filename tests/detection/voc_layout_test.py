@@ -90,6 +90,23 @@ class VocTest(FolderTestCase):
         (self.folder / "ImageSets/Main/train.txt").write_text("a", encoding="utf-8")
         self.assertEqual(self.check().images, 1)
 
+    def test_images_may_be_in_subfolders(self) -> None:
+        for name in ("Annotations/a.xml", "JPEGImages/b.jpg", "Annotations/b.xml"):
+            path = self.folder / name
+            path.parent.joinpath("sub").mkdir(exist_ok=True)
+            path.rename(path.parent / "sub" / path.name)
+        (self.folder / "ImageSets/Main/train.txt").write_text("sub/b", encoding="utf-8")
+        self.assertEqual(self.check().images, 1)
+        (image,) = voc_layout.read("mine", self.folder, "train")
+        self.assertEqual(image.name, "sub/b")
+
+    def test_rejects_boxes_that_are_all_flat(self) -> None:
+        self.annotate("a", 5, 5, 4, 9)
+        self.assertEqual(self.check().flat_boxes, 1)
+        self.annotate("b", 5, 5, 4, 9)
+        with self.assertRaisesRegex(UserError, "has no area .and 1 more"):
+            self.check()
+
     def test_rejects_an_image_that_is_listed_twice(self) -> None:
         (self.folder / "ImageSets/Main/train.txt").write_text("a\nb\na\n", encoding="utf-8")
         with self.assertRaisesRegex(UserError, "mine: a is listed twice in .*train.txt"):
