@@ -1,7 +1,6 @@
 """Tests of jigclu.detection.checks through the command: invalid settings, data and weights."""
 
 from tests import detectron2_needed  # noqa: F401  # isort: skip
-import io
 from unittest import mock
 
 import torch
@@ -9,9 +8,6 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu.detection import checks, command
-from jigclu.models.encoder import create_encoder
-from jigclu.tasks.export_formats import FORMATS
-from tests import samples
 from tests.detection.command_case import CommandTestCase
 
 
@@ -99,24 +95,19 @@ class ChecksTest(CommandTestCase):
         self.assert_rejected(message, *flags)
 
     def test_rejects_weights_of_another_depth(self) -> None:
-        weights = self.folder / "weights.pth"
-        weights.write_bytes(
-            FORMATS["detectron2"].serialize(create_encoder("resnet34", False), samples.DESCRIPTION)
-        )
+        weights = self.write_weights(34)
         self.assert_rejected(
-            "hold a ResNet-34 .*; expected a ResNet-18", pairs=("MODEL.WEIGHTS", str(weights))
+            "hold a ResNet-34 .*; expected a ResNet-18", pairs=("MODEL.WEIGHTS", weights)
         )
 
     @parameterized.parameters((18, 64), (34, 64), (50, 256))
     def test_depth_and_width_are_those_of_the_weights(self, depth: int, width: int) -> None:
-        weights = self.folder / "weights.pth"
-        encoder = create_encoder(f"resnet{depth}", False)
-        weights.write_bytes(FORMATS["detectron2"].serialize(encoder, 64))
+        weights = self.write_weights(depth)
         data = ("--coco", "mine", str(self.folder), str(self.folder / "boxes.json"))
         with mock.patch.object(command, "launch") as launch:
             status, out, errors = self.run_command(
                 *(*data, "--train-data", "mine", "--test-data", "mine"),
-                *("OUTPUT_DIR", str(self.output), "MODEL.WEIGHTS", str(weights)),
+                *("OUTPUT_DIR", str(self.output), "MODEL.WEIGHTS", weights),
                 config="coco-RetinaNet-R50-FPN-1x",
             )
         self.assertEqual(status, 0, errors)
@@ -133,24 +124,18 @@ class ChecksTest(CommandTestCase):
     def test_rejects_weights_that_detectron2_would_load_only_in_part(
         self, pairs: str, message: str
     ) -> None:
-        weights = self.folder / "weights.pth"
-        weights.write_bytes(
-            FORMATS["detectron2"].serialize(create_encoder("resnet18", False), samples.DESCRIPTION)
-        )
+        weights = self.write_weights()
         self.assert_rejected(
             f"weights.pth would be loaded only in part, because .*{message}",
-            pairs=("MODEL.WEIGHTS", str(weights), *pairs.split()),
+            pairs=("MODEL.WEIGHTS", weights, *pairs.split()),
         )
 
     def test_reads_the_file_of_the_published_conversion(self) -> None:
-        data = io.BytesIO(
-            FORMATS["detectron2"].serialize(create_encoder("resnet18", False), samples.DESCRIPTION)
-        )
-        weights = self.folder / "jigclu_det.pth"
-        tensors = torch.load(data, weights_only=True)["model"]
+        tensors = torch.load(self.write_weights(), weights_only=True)["model"]
+        weights = str(self.folder / "jigclu_det.pth")
         torch.save(tensors, weights, _use_new_zipfile_serialization=False)
         with mock.patch.object(command, "launch") as launch:
-            status, _, errors = self.on_coco(pairs=("MODEL.WEIGHTS", str(weights)))
+            status, _, errors = self.on_coco(pairs=("MODEL.WEIGHTS", weights))
         self.assertEqual(status, 0, errors)
         launch.assert_called_once()
 

@@ -14,6 +14,9 @@ from detectron2.data import (
 from PIL import Image
 
 from jigclu.detection import command
+from jigclu.models.encoder import create_encoder
+from jigclu.tasks.export_formats import FORMATS
+from tests import samples
 from tests.folder_case import FolderTestCase
 
 CONFIGS = Path(__file__).parents[2] / "detection" / "configs"
@@ -99,6 +102,13 @@ class CommandTestCase(FolderTestCase):
         self.assertRegex(errors, f"^error: .*{message}")
         self.assertLen(errors.splitlines(), 1)
         self.assertFalse((self.output / "last_checkpoint").exists())
+
+    def write_weights(self, depth: int = 18) -> str:
+        """Writes a random encoder as initial weights of detectors with FPN; returns the path."""
+        path = self.folder / "weights.pth"
+        encoder = create_encoder(f"resnet{depth}", False)
+        path.write_bytes(FORMATS["detectron2"].serialize(encoder, samples.DESCRIPTION))
+        return str(path)
 
     def add_masks(self, *masks: object) -> None:
         """Adds masks to the first annotations and removes the others; a triangle by default."""

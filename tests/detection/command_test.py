@@ -18,9 +18,6 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jigclu.detection import command, flags
-from jigclu.models.encoder import create_encoder
-from jigclu.tasks.export_formats import FORMATS
-from tests import samples
 from tests.detection.command_case import CONFIGS, SHORT, SMALL, CommandTestCase, write_voc
 
 
@@ -138,15 +135,12 @@ class CommandTest(CommandTestCase):
 
     def test_trains_on_voc_from_exported_weights(self) -> None:
         write_voc(self.folder / "voc")
-        weights = self.folder / "weights.pth"
-        weights.write_bytes(
-            FORMATS["detectron2"].serialize(create_encoder("resnet18", False), samples.DESCRIPTION)
-        )
+        weights = self.write_weights()
         status, out, errors = self.run_command(
             *("--voc", "mine", str(self.folder / "voc"), "train", "--class-names", "cat, dog"),
             *("--train-data", "mine", "--test-data", "mine"),
             *("--images-per-batch", "1", "--schedule-as-given", "OUTPUT_DIR", str(self.output)),
-            *(*SMALL.split(), *SHORT.split(), "MODEL.WEIGHTS", str(weights)),
+            *(*SMALL.split(), *SHORT.split(), "MODEL.WEIGHTS", weights),
             config="voc-R50-JigClu",
         )
         self.assertEqual(status, 0, errors)
@@ -204,14 +198,11 @@ class CommandTest(CommandTestCase):
         self.assertBetween(self.metrics()[-1]["segm/AP50"], 0, 100)
 
     def test_retinanet_trains_and_evaluates(self) -> None:
-        weights = self.folder / "weights.pth"
-        weights.write_bytes(
-            FORMATS["detectron2"].serialize(create_encoder("resnet18", False), samples.DESCRIPTION)
-        )
+        weights = self.write_weights()
         short = ("--images-per-batch", "2", "--schedule-as-given")
         status, out, errors = self.on_coco(
             *short,
-            pairs=(*SHORT.split(), "MODEL.WEIGHTS", str(weights)),
+            pairs=(*SHORT.split(), "MODEL.WEIGHTS", weights),
             config="coco-RetinaNet-R50-FPN-1x",
         )
         self.assertEqual(status, 0, errors)

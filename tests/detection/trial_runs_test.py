@@ -10,8 +10,6 @@ import torch
 from absl.testing import absltest, parameterized
 
 from jigclu.detection import command, flags, trial_runs
-from jigclu.models.encoder import create_encoder
-from jigclu.tasks.export_formats import FORMATS
 from tests.detection.command_case import CONFIGS, SHORT, CommandTestCase
 
 WEIGHTS = ("MODEL.WEIGHTS", "encoder.pth")
@@ -103,10 +101,9 @@ class TrialRunsTest(CommandTestCase):
         self.assertEqual([change["seed"] for change in self._changes()], ["7", "8"])
 
     def test_a_random_backbone_is_as_deep_as_the_weights(self) -> None:
-        weights = self.folder / "encoder.pth"
-        weights.write_bytes(FORMATS["detectron2"].serialize(create_encoder("resnet18", False), 64))
+        weights = self.write_weights()
         arguments = ["--config-file", str(CONFIGS / "R50-JigClu.yaml"), "--trials", "2"]
-        args = flags.argument_parser().parse_args([*arguments, "MODEL.WEIGHTS", str(weights)])
+        args = flags.argument_parser().parse_args([*arguments, "MODEL.WEIGHTS", weights])
         cfg = command.configuration(args)
         for trial in trial_runs._plan(cfg, 2, is_random=True):
             args.opts = trial.changes
