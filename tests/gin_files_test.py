@@ -11,6 +11,7 @@ import torchvision
 from absl.testing import absltest, parameterized
 
 from jigclu import config
+from jigclu.config.sizes import DERIVED
 from jigclu.methods.jigsaw import Jigsaw
 from jigclu.methods.simclr import SimClr
 from jigclu.ops import optim, schedules
@@ -123,15 +124,17 @@ class GinFilesTest(parameterized.TestCase):
         """Loads a file with the tree of images in place of its data."""
         root = self.root
         places = {
-            "ImageFolder.root": root,
-            "UnlabeledImages.root": root,
-            "ImageList.root": root / "train",
             "ImageList.path": root / "list.txt",
             "ListedSubset.path": root / "list.txt",
+        }
+        folders = {
+            "ImageList.root": root / "train",
             "VocSegmentation.root": root / "VOC2012",
             "SegmentationFolders.root": root / "masked",
         }
         bound = {name for part in (*includes_of(file), file) for name in bindings_of(part)}
+        data = next((path for name, path in folders.items() if name in bound), root)
+        places |= {"DATA": data}
         replaced = [f"{name}={str(path)!r}" for name, path in places.items() if name in bound]
         if not bindings:
             replaced += [f"{name}=None" for name in task_of(file)[1]]
@@ -153,6 +156,8 @@ class GinFilesTest(parameterized.TestCase):
         lines = map(BINDING.match, configuration.operative.splitlines())
         operative = {match[1] for match in lines if match}
         operative |= {name.split("/")[-1] for name in operative}
+        if not operative.isdisjoint(DERIVED):
+            operative.add("SIZE")
         for part in (*includes_of(file), file):
             own = bindings_of(part)
             self.assertNotEmpty(own)
@@ -168,7 +173,8 @@ class GinFilesTest(parameterized.TestCase):
         scored = [name for name in names if not name.endswith("_untrained")]
         self.assertEqual(scored, ["pretrain", "knn", "linear", "semi_1pct", "semi_10pct", "export"])
         for name, stage_file, bindings in task.stages:
-            stage = self.load(stage_file, *bindings)
+            own = [text for text in bindings if not text.startswith("DATA=")]
+            stage = self.load(stage_file, f"SIZE={task.size}", *own)
             if name.endswith("_untrained"):
                 self.assertIn("init_from = None", stage.resolved)
             else:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import gin
 from absl import logging
 
-from jigclu.config import gin_files, messages
+from jigclu.config import gin_files, messages, sizes
 from jigclu.config.gin_files import Layer
 from jigclu.config.registry import CONFIGURABLES, binding_names, name_setting, register
 from jigclu.system import progress
@@ -105,15 +105,20 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
     for binding in bindings:
         flags |= gin_files.parse_binding(binding, valid)
     layers.append(Layer("--gin_bindings", flags))
+    config = gin.config_str()
+    given = _bindings(gin.config_str(max_line_length=_LONG))
+    derived = sizes.derive(given, set(_MACRO.findall(" ".join(given.values()))))
+    gin.parse_config([f"{name} = {value}" for name, value in derived.items()])
     with messages.one_line_errors("configuration", valid), progress.status("opening the data"):
         task = gin.get_configurable("launch")()
-    given = _bindings(gin.config_str(max_line_length=_LONG))
     operative = _bindings(gin.operative_config_str(max_line_length=_LONG))
+    if not derived.keys().isdisjoint(operative):
+        operative["SIZE"] = given["SIZE"]
     unused = [name for name in given if not _took_effect(name, given, operative)]
     _reject_unused(unused, layers, given)
     return Configuration(
         task=task,
-        given=gin.config_str(),
+        given=config,
         operative=gin.operative_config_str(),
         resolved=_resolve(operative),
         unused=unused,

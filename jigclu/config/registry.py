@@ -43,10 +43,12 @@ def launch(task: Task) -> Task:
 
 def reproduce(
     stages: Sequence[tuple[str, str, tuple[str, ...]]],
+    data: str | None,
+    size: int | None,
     published: Sequence[tuple[str, str, float]],
 ) -> ReproduceTask:
     """Returns a task of several stages, each with its own gin file; see `ReproduceTask`."""
-    return ReproduceTask(stages=stages, published=published, load=_loader[0])
+    return ReproduceTask(stages=stages, data=data, size=size, published=published, load=_loader[0])
 
 
 # Loads the gin file of a stage. `register` sets it, because `load` imports this module.

@@ -14,8 +14,9 @@ from jigclu.training.encoder_task import EncoderTask, without_weights
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
 
-# In a binding: the path of the last checkpoint of the first stage.
+# In a binding: the path of the last checkpoint of the first stage, and the folder of the data.
 PRETRAINED = "{pretrained}"
+_DATA = "{data}"
 
 
 class Task(Protocol):
@@ -73,12 +74,17 @@ class ReproduceTask:
 
     Attributes:
       stages: name (and folder in the workdir), gin file, and bindings that override it. In the
-        bindings of later stages, {pretrained} stands for the last checkpoint of the first one.
+        bindings of later stages, {pretrained} stands for the last checkpoint of the first one, and
+        in those of every stage {data} for the folder of the data.
+      data: folder of the data, DATA in every stage; None: as the stage's file binds it.
+      size: side of an image in pixels, SIZE in every stage; None: likewise.
       published: stage, score and published value.
       load: reads gin files.
     """
 
     stages: Sequence[tuple[str, str, tuple[str, ...]]]
+    data: str | None
+    size: int | None
     published: Sequence[tuple[str, str, float]]
     load: Load
 
@@ -164,13 +170,23 @@ class ReproduceTask:
         name, file, bindings = self.stages[index]
         first = workdir / self.stages[0][0]
         found = checkpoint.latest(first) or first / "checkpoints"
+        values = {PRETRAINED: str(found), _DATA: self.data or _DATA}
+        macros = {"DATA": self.data, "SIZE": self.size}
+        shared = [f"{name}={value!r}" for name, value in macros.items() if value is not None]
+        own = [_fill(text, values) for text in bindings]
         try:
-            return self.load([file], [text.replace(PRETRAINED, str(found)) for text in bindings])
+            return self.load([file], [*shared, *own])
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from error
 
     def _figure(self, stage: str, score: str) -> float | None:
         return next((v for name, key, v in self.published if (name, key) == (stage, score)), None)
+
+
+def _fill(binding: str, values: Mapping[str, str]) -> str:
+    for placeholder, value in values.items():
+        binding = binding.replace(placeholder, value)
+    return binding
 
 
 def _note(path: Path, contents: Mapping[str, Any]) -> None:

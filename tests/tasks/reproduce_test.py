@@ -26,20 +26,18 @@ reproduce.stages = (
     ('knn', '{folder}/knn.gin', ("knn.init_from='{{pretrained}}'",)),
     ('untrained', '{folder}/knn.gin', ("knn.init_from=None",)),
 )
+reproduce.data = None
+reproduce.size = 32
 reproduce.published = (('knn', 'knn_accuracy', 0.5),)
 """
 TRAIN = """
 include 'gin/demo.gin'
-ProceduralImages.size = 32
 train_split/ProceduralImages.images = 20
 val_split/ProceduralImages.images = 10
-eval_transform.resize = 32
-eval_transform.crop = 32
 knn_evaluator.neighbors = 3
 pretrain.batch_size = 10
 schedule.epochs = 1
 schedule.warmup_epochs = 0
-jigsaw.patch_size = 16
 pretrain.small_stem = True
 compute.compile = False
 """
@@ -56,14 +54,14 @@ knn.encoder = 'resnet18'
 knn.small_stem = True
 knn_evaluator.bank = @train_split/ProceduralImages()
 knn_evaluator.queries = @val_split/ProceduralImages()
-ProceduralImages.size = 32
+ProceduralImages.size = %SIZE
 ProceduralImages.seed = 0
 train_split/ProceduralImages.images = 20
 train_split/ProceduralImages.split = 'train'
 val_split/ProceduralImages.images = 10
 val_split/ProceduralImages.split = 'val'
-eval_transform.resize = 32
-eval_transform.crop = 32
+eval_transform.resize = %SIZE
+eval_transform.crop = %SIZE
 knn_evaluator.neighbors = 3
 loading.workers = 0
 """
@@ -110,13 +108,21 @@ class ReproduceTest(FolderTestCase):
         self.calls: list[str] = []
         self.given: list[Sequence[str]] = []
 
-    def task(self, *bindings: str) -> ReproduceTask:
+    def task(
+        self, *bindings: str, data: str | None = None, size: int | None = None
+    ) -> ReproduceTask:
         def load(files: Sequence[str], bindings: Sequence[str]) -> StubStage:
             self.given.append(bindings)
             return StubStage(Stub(self.calls, files[0]), f"{files} {bindings}")
 
         stages = (("one", "a.gin", ()), ("two", "b.gin", ("x='{pretrained}'", *bindings)))
-        return ReproduceTask(stages=stages, published=(("two", "score", 0.75),), load=load)
+        return ReproduceTask(
+            stages=stages,
+            data=data,
+            size=size,
+            published=(("two", "score", 0.75),),
+            load=load,
+        )
 
     def run_task(self, task: ReproduceTask) -> str:
         task.check(self.folder)
@@ -133,6 +139,13 @@ class ReproduceTest(FolderTestCase):
         self.assertEqual(
             self.calls, ["check a.gin", "check a.gin", "run a.gin", "check b.gin", "run b.gin"]
         )
+
+    def test_stages_get_the_folder_and_size_of_the_images(self) -> None:
+        self.run_task(self.task("y='{data}/val'", data="/images", size=32))
+        first, *_, last = self.given
+        self.assertEqual(first, ["DATA='/images'", "SIZE=32"])
+        self.assertEqual(last[:2], first)
+        self.assertEqual(last[-1], "y='/images/val'")
 
     def test_finished_stages_are_skipped_and_changed_ones_rerun(self) -> None:
         first = self.run_task(self.task())
@@ -188,12 +201,16 @@ class ReproduceTest(FolderTestCase):
             with self.assertRaisesRegex(
                 UserError, "^stages is .*one or more, with different names"
             ):
-                ReproduceTask(stages=stages, published=(), load=self.task().load)
+                ReproduceTask(
+                    stages=stages, data=None, size=None, published=(), load=self.task().load
+                )
 
         def broken(files: Sequence[str], bindings: Sequence[str]) -> StubStage:
             raise UserError("no such name")
 
-        task = ReproduceTask(stages=(("a", "x", ()),), published=(), load=broken)
+        task = ReproduceTask(
+            stages=(("a", "x", ()),), data=None, size=None, published=(), load=broken
+        )
         with self.assertRaisesRegex(UserError, "stage a: no such name"):
             task.check(self.folder)
 
@@ -223,7 +240,8 @@ class ReproduceTest(FolderTestCase):
             ("first", f"{self.folder}/train.gin", ()),
             ("export", "gin/export.gin", bindings),
         )
-        task = config.load(["gin/reproduce_tiny.gin"], [f"reproduce.stages={stages}"]).task
+        own = [f"reproduce.stages={stages}", "reproduce.data=None"]
+        task = config.load(["gin/reproduce_tiny.gin"], own).task
         with self.assertRaisesRegex(
             UserError, "stage export: export.formats contains 'onxx', which is unknown"
         ):
