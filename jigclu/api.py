@@ -142,7 +142,7 @@ def extract_features(
       encoder: from `load_encoder`.
       images: folder, whose images are read recursively in the order of their paths; if all of
         them are in subfolders, the subfolders are the classes. Or a source, such as
-        `jigclu.data.sources.ImageFolder`.
+        `jigclu.data.folders.ImageFolder`.
       batch_size: images encoded at a time, per process.
       workers: processes that read images; 0 reads in this process, "auto" chooses by the number
         of cores. They import the main script, which then needs `if __name__ == "__main__":`.
@@ -245,7 +245,7 @@ def _recorded_transform(contents: Mapping[Any, Any]) -> "EvalTransform":
 
 
 def _open_source(images: "_Path | Source") -> "Source":
-    from jigclu.data.sources import open_folder
+    from jigclu.data.folders import open_folder
 
     if isinstance(images, (str, os.PathLike)):
         return open_folder(os.fspath(images))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import jigclu
 from jigclu import config
-from jigclu.data.sources import UnlabeledImages
+from jigclu.data.folders import UnlabeledImages
 from jigclu.models.encoder import create_encoder
 from jigclu.training import checkpoint, initial_weights
 from tests import samples

@@ -9,11 +9,13 @@ from typing import Any
 import gin
 
 from jigclu.config import gin_files, messages, syntax, types
+from jigclu.data.folders import ImageFolder, UnlabeledImages
+from jigclu.data.lists import ImageList
 from jigclu.data.packed import PackedImages
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.segmentation import SegmentationFolders, VocSegmentation
-from jigclu.data.sources import ImageFolder, ImageList, TorchvisionImages, UnlabeledImages
 from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
+from jigclu.data.torchvision_images import TorchvisionImages
 from jigclu.data.transform import EvalTransform
 from jigclu.data.webdataset import WebDatasetImages
 from jigclu.methods.jigsaw import Jigsaw

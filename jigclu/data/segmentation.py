@@ -21,7 +21,9 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 from torchvision.transforms.v2 import functional as transforms
 
 from jigclu.data.decode import UnreadableImageError
-from jigclu.data.sources import ImageFiles, Source, digest, list_images, read_list, require_folder
+from jigclu.data.image_files import ImageFiles, list_images, require_folder
+from jigclu.data.lists import read_list
+from jigclu.data.sources import Source, digest
 from jigclu.ops.crops import ScaledCrop, scaled_crop
 from jigclu.ops.segmentation import IGNORED
 from jigclu.system import progress, seeds

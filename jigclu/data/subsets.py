@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jigclu.data.decode import Reduction, at_full_size
-from jigclu.data.sources import Source, digest, read_list
+from jigclu.data.lists import read_list
+from jigclu.data.sources import Source, digest
 from jigclu.system import files, progress, seeds
 from jigclu.system.errors import UserError, check, naming
 

@@ -15,7 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
-from jigclu.data.sources import EXTENSIONS, digest
+from jigclu.data.image_files import EXTENSIONS
+from jigclu.data.sources import digest
 from jigclu.system import files, progress
 from jigclu.system.errors import UserError
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from jigclu.data.decode import UnreadableImageError
-from jigclu.data.sources import ImageFiles, open_folder
+from jigclu.data.folders import open_folder
+from jigclu.data.image_files import ImageFiles
 from jigclu.detection import config_file, initial_weights, loading, pictures, record
 from jigclu.detection.pictures import Shape
 from jigclu.detection.predictions import predicted_shapes

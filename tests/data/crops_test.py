@@ -11,7 +11,7 @@ import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from jigclu.data import crops, sources
+from jigclu.data import crops, folders, sources
 from jigclu.ops.crops import jigsaw_crops, two_views
 from jigclu.ops.jigsaw import Box
 from jigclu.system.errors import UserError
@@ -98,7 +98,7 @@ class CropDatasetTest(parameterized.TestCase):
         Image.fromarray(np.stack(waves, 2).astype(np.uint8)).save(
             os.path.join(root, "a.jpg"), quality=95, subsampling=0
         )
-        source = sources.UnlabeledImages(root)
+        source = folders.UnlabeledImages(root)
         with mock.patch.object(source, "read", wraps=source.read) as read:
             for epoch in range(10):
                 scaled = dataset(source)[epoch, 0].crops
@@ -153,7 +153,7 @@ class CropDatasetTest(parameterized.TestCase):
         root = self.create_tempdir().full_path
         Image.new("RGB", (30, 20), "red").save(os.path.join(root, "b.jpg"))
         self.create_tempfile(os.path.join(root, "a.jpg"), content="not an image")
-        sample = dataset(sources.UnlabeledImages(root))[0, 0]
+        sample = dataset(folders.UnlabeledImages(root))[0, 0]
         self.assertEqual(sample.unreadable, 1)
         self.assertGreater(sample.crops[:, 0].min(), 240)
 

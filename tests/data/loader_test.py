@@ -11,7 +11,7 @@ import torch
 from absl.testing import absltest
 from PIL import Image
 
-from jigclu.data import crops, images, loader, sampler, sources
+from jigclu.data import crops, folders, images, loader, sampler
 from jigclu.ops.crops import jigsaw_crops
 from jigclu.system.errors import UserError
 from tests.samples import eval_transform
@@ -29,7 +29,7 @@ class LoaderTest(absltest.TestCase):
                 Image.fromarray(pixels).save(f"{self.root}/{label}/{number}.png")
         with open(f"{self.root}/1/corrupt.png", "wb") as file:
             file.write(b"not an image")
-        self.source = sources.ImageFolder(self.root, "train")
+        self.source = folders.ImageFolder(self.root, "train")
 
     def steps(self, rank: int = 0, world_size: int = 1) -> sampler.GlobalBatchSampler:
         """Returns four steps of 10 of the 11 images, one step per epoch."""
@@ -81,7 +81,7 @@ class LoaderTest(absltest.TestCase):
 
     def test_image_loader_reads_every_image_once_and_in_order(self) -> None:
         os.remove(f"{self.root}/1/corrupt.png")
-        source = sources.ImageFolder(self.root, "train")
+        source = folders.ImageFolder(self.root, "train")
         dataset = images.ImageDataset(source=source, transform=eval_transform(24, 16))
         batches = list(loader.image_loader(dataset, batch_size=4, workers=1, prefetch=2))
         self.assertEqual([len(batch.image) for batch in batches], [4, 4, 2])
@@ -91,7 +91,7 @@ class LoaderTest(absltest.TestCase):
 
     def test_labeled_batches_follow_the_sampler_with_and_without_workers(self) -> None:
         os.remove(f"{self.root}/1/corrupt.png")
-        self.source = sources.ImageFolder(self.root, "train")
+        self.source = folders.ImageFolder(self.root, "train")
         dataset = images.RandomCropDataset(
             source=self.source,
             seed=0,
@@ -116,9 +116,9 @@ class LoaderTest(absltest.TestCase):
     def test_workers_exit_when_the_training_process_is_killed(self) -> None:
         program = (
             "import sys, time\n"
-            "from jigclu.data import images, loader, sources, transform\n"
+            "from jigclu.data import folders, images, loader, transform\n"
             "dataset = images.ImageDataset(\n"
-            "    source=sources.ImageFolder(sys.argv[1], 'train'),\n"
+            "    source=folders.ImageFolder(sys.argv[1], 'train'),\n"
             "    transform=transform.EvalTransform(\n"
             "        resize=8, crop=8, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)))\n"
             "batches = iter(loader.image_loader(dataset, 1, 1, prefetch=2))\n"

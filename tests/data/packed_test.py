@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from jigclu.data import packed
 from jigclu.data.decode import UnreadableImageError
+from jigclu.data.folders import ImageFolder
 from jigclu.data.packed import PackedImages
-from jigclu.data.sources import ImageFolder
 from jigclu.system.errors import UserError
 from jigclu.tasks.pack import PackTask
 from tests.folder_case import FolderTestCase

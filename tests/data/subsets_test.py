@@ -11,7 +11,7 @@ import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from jigclu.data import sources, subsets
+from jigclu.data import folders, sources, subsets
 from jigclu.system.errors import UserError
 
 
@@ -57,7 +57,7 @@ class ListedSubsetTest(parameterized.TestCase):
         ):
             os.makedirs(os.path.dirname(f"{self.root}/train/{file}"), exist_ok=True)
             Image.new("RGB", (6, 4)).save(f"{self.root}/train/{file}")
-        self.whole = sources.ImageFolder(self.root, "train")
+        self.whole = folders.ImageFolder(self.root, "train")
 
     def read_list(self, text: str) -> subsets.ListedSubset:
         path = self.create_tempfile(content=text).full_path

@@ -10,7 +10,7 @@ import torch
 from absl.testing import absltest
 
 from jigclu.data import webdataset
-from jigclu.data.sources import ImageFolder
+from jigclu.data.folders import ImageFolder
 from jigclu.data.webdataset import WebDatasetImages
 from jigclu.system.errors import UserError
 from tests.folder_case import FolderTestCase

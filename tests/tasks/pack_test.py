@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from jigclu.data.crops import CropDataset
+from jigclu.data.folders import ImageFolder
 from jigclu.data.packed import PackedImages
-from jigclu.data.sources import ImageFolder, Source
+from jigclu.data.sources import Source
 from jigclu.ops.crops import jigsaw_crops
 from jigclu.system.errors import UserError
 from jigclu.tasks import pack

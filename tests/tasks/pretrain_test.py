@@ -12,8 +12,8 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from torch import Tensor
 
+from jigclu.data.folders import UnlabeledImages
 from jigclu.data.procedural import ProceduralImages
-from jigclu.data.sources import UnlabeledImages
 from jigclu.system import machine
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask

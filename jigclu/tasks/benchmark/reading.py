@@ -11,8 +11,9 @@ import torch
 
 from jigclu.data.crops import CropSample
 from jigclu.data.decode import UnreadableImageError
+from jigclu.data.image_files import ImageFiles
 from jigclu.data.packed import FORMATS, PackedImages
-from jigclu.data.sources import ImageFiles, Source
+from jigclu.data.sources import Source
 from jigclu.ops.augment import ColorAugmentation, draw_augmentation
 from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark.instruments import Instruments

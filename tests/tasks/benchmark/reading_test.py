@@ -10,7 +10,9 @@ import torch
 from absl.testing import absltest
 from torch import Tensor
 
-from jigclu.data.sources import ImageFiles, Source, UnlabeledImages
+from jigclu.data.folders import UnlabeledImages
+from jigclu.data.image_files import ImageFiles
+from jigclu.data.sources import Source
 from jigclu.ops.augment import draw_augmentation
 from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark import reading

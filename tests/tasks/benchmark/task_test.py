@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 
-from jigclu.data.sources import UnlabeledImages
+from jigclu.data.folders import UnlabeledImages
 from jigclu.system.errors import UserError
 from jigclu.system.machine import Choice, Machine
 from jigclu.tasks.benchmark import task

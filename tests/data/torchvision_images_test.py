@@ -1,0 +1,55 @@
+"""Tests of jigclu.data.torchvision_images."""
+
+import pickle
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from torchvision import datasets
+
+from jigclu.data.torchvision_images import TorchvisionImages
+from jigclu.system.errors import UserError
+from tests.data.files_case import FilesTestCase
+
+
+class TorchvisionImagesTest(FilesTestCase):
+    def test_rejects_unknown_names_and_splits(self) -> None:
+        with self.assertRaisesRegex(UserError, "'cifar-10'.*did you mean CIFAR10"):
+            TorchvisionImages("cifar-10", self.root, "train", download=False)
+        with self.assertRaisesRegex(UserError, "^split: 'unlabeled' is not a split of CIFAR10"):
+            TorchvisionImages("CIFAR10", self.root, "unlabeled", download=False)
+
+    @parameterized.parameters("CIFAR10", "CIFAR100", "STL10", "Imagenette")
+    def test_rejects_missing_data(self, name: str) -> None:
+        with self.assertRaisesRegex(UserError, f"{name} is not in .* set download to True"):
+            TorchvisionImages(name, self.root, "train", download=False)
+
+    def test_reads_cifar_as_channels_first(self) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+        dataset = mock.Mock(data=pixels, classes=["cat", "dog"], targets=[0, 1, 1, 0, 1])
+        with mock.patch.object(datasets, "CIFAR10", return_value=dataset) as opened:
+            source = TorchvisionImages("CIFAR10", self.root, "val", download=True)
+        opened.assert_called_once_with(self.root, train=False, download=True)
+        source = pickle.loads(pickle.dumps(source))
+        self.assertLen(source, 5)
+        self.assertEqual((source.classes, source.labels), (["cat", "dog"], [0, 1, 1, 0, 1]))
+        np.testing.assert_array_equal(source.read(3).numpy(), pixels[3].transpose(2, 0, 1))
+        self.assertEqual(source.name(3), "CIFAR10 val image 3")
+
+    def test_unlabeled_stl10_has_no_labels(self) -> None:
+        pixels = np.zeros((2, 3, 96, 96), dtype=np.uint8)
+        dataset = mock.Mock(data=pixels, labels=np.array([-1, -1]))
+        with mock.patch.object(datasets, "STL10", return_value=dataset):
+            source = TorchvisionImages("STL10", self.root, "unlabeled", download=False)
+        self.assertIsNone(source.labels)
+        self.assertEqual(source.read(1).shape, (3, 96, 96))
+
+    def test_reads_imagenette_from_its_files(self) -> None:
+        self.add("imagenette2/train/n01440764/a.JPEG", "imagenette2/train/n02102040/b.JPEG")
+        source = TorchvisionImages("Imagenette", self.root, "train", download=False)
+        self.assertEqual(source.classes, ["tench", "English springer"])
+        self.assertEqual(source.labels, [0, 1])
+
+
+if __name__ == "__main__":
+    absltest.main()
