@@ -228,7 +228,7 @@ def _recorded_transform(contents: Mapping[Any, Any]) -> "EvalTransform":
       contents: of the file of the encoder.
     """
     from jigclu.data.transform import EvalTransform
-    from jigclu.tasks.export_formats import METADATA_KEY
+    from jigclu.models.weights import METADATA_KEY
 
     config = contents.get("config")
     found = dict(_RECORDED.findall(config)) if isinstance(config, str) else {}

@@ -2,11 +2,13 @@
 
 Files differ in the dicts around the tensors and in the prefix of their names: "module." of
 DistributedDataParallel, "_orig_mod." of torch.compile, "backbone." of a larger model. The encoder
-is the one dict and prefix below which all layers of a ResNet are found.
+is the one dict and prefix below which all layers of a ResNet are found, or those of the network of
+timm that the task or the file names.
 """
 
 import functools
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,12 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jigclu.models import state_dicts
-from jigclu.models.encoder import create_encoder, encoder_names
+from jigclu.models import state_dicts, timm_networks
+from jigclu.models.encoder import create_encoder, encoder_names, is_of_timm
 from jigclu.system import tensor_files
 from jigclu.system.errors import UserError
 
 HEADS = ("fc_clu.", "fc_loc.")
+# Key of our entry in the metadata of a .safetensors file: a JSON object that describes an export.
+METADATA_KEY = "jigclu"
 # All layers of a ResNet with parameters; other trainers keep their heads beside them.
 _LAYERS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 # A name that every ResNet has, after any prefix.
@@ -44,8 +48,8 @@ class Architecture(NamedTuple):
 class Weights(NamedTuple):
     """Weights of a file under our names.
 
-    architecture: of the encoder, recognized from names and shapes.
-    tensors: the encoder's as `encoder.<torchvision's name>`, our heads as `fc_clu.…` and
+    architecture: of the encoder; a ResNet is recognized from names and shapes.
+    tensors: the encoder's as `encoder.<torchvision's or timm's name>`, our heads as `fc_clu.…` and
       `fc_loc.…`, and all others of the same dict as in the file. Batch counters
       (`num_batches_tracked`), which our `BatchNorm` does not have, are left out.
     """
@@ -55,24 +59,26 @@ class Weights(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """A place in a file that may hold the layers of a ResNet.
+    """A place in a file that may hold the layers of an encoder.
 
     address: keys of the dicts and prefix, joined by dots: "model_ema.module".
     prefix: of the names of the encoder in its dict; empty, or ends with a dot.
     tensors: all tensors of the dict.
+    named: network of timm that the layers should be; None for any ResNet.
     """
 
     address: str
     prefix: str
     tensors: dict[str, Tensor]
+    named: Architecture | None
 
     @property
     def layers(self) -> dict[str, Tensor]:
-        """The tensors of the encoder under torchvision's names."""
+        """The tensors of the encoder under torchvision's or timm's names."""
         return {
             key.removeprefix(self.prefix): value
             for key, value in self.tensors.items()
-            if key.startswith(self.prefix) and key.removeprefix(self.prefix).startswith(_LAYERS)
+            if key.startswith(self.prefix) and _is_layer(key.removeprefix(self.prefix), self.named)
         }
 
     def equals(self, other: "_Candidate") -> bool:
@@ -84,7 +90,7 @@ class _Candidate(NamedTuple):
 
     def to_weights(self) -> Weights:
         """Returns the weights under our names; the encoder must be complete."""
-        architecture = recognize(self.layers)
+        architecture = recognize(self.layers, self.named)
         assert architecture is not None
         return Weights(
             architecture, {self._our_name(key): value for key, value in self.tensors.items()}
@@ -92,7 +98,7 @@ class _Candidate(NamedTuple):
 
     def _our_name(self, key: str) -> str:
         name = key.removeprefix(self.prefix) if key.startswith(self.prefix) else ""
-        if name.startswith(_LAYERS):
+        if _is_layer(name, self.named):
             return f"encoder.{name}"
         return name if name.startswith(HEADS) else key
 
@@ -120,7 +126,12 @@ class LoadReport(NamedTuple):
         return "\n".join(lines)
 
 
-def select_weights(contents: Mapping[Any, Any], path: Path, address: str | None = None) -> Weights:
+def select_weights(
+    contents: Mapping[Any, Any],
+    path: Path,
+    address: str | None = None,
+    encoder: str | None = None,
+) -> Weights:
     """Selects the weights of the encoder from the contents of a file.
 
     Args:
@@ -128,28 +139,52 @@ def select_weights(contents: Mapping[Any, Any], path: Path, address: str | None 
       path: path of the file, for messages.
       address: of the encoder in a file of several: keys of dicts and prefix, joined by dots. None
         selects the only one.
+      encoder: that is expected. Only a network of timm matters, because it is not recognized from
+        its weights; None or another name selects the one that the file names, else a ResNet.
 
     Raises:
       UserError: the file has no complete encoder, several, or none at the address.
     """
-    candidates = list(_candidates(contents))
-    complete = [item for item in candidates if recognize(item.layers)]
+    name = encoder if encoder is not None and is_of_timm(encoder) else _recorded_network(contents)
+    named = None if name is None else Architecture(name, small_stem=False)
+    candidates = list(_candidates(contents, named))
+    complete = [item for item in candidates if recognize(item.layers, named)]
     if not complete:
-        raise UserError(f"{path} holds no complete encoder: {_lack(contents, candidates)}")
+        raise UserError(f"{path} holds no complete encoder: {_lack(contents, candidates, named)}")
     if address is None:
         return _only(complete, path).to_weights()
-    named = [item for item in complete if item.address == address]
-    if not named:
+    addressed = [item for item in complete if item.address == address]
+    if not addressed:
         raise UserError(
             f"{path} has no encoder named {address!r}; choose from {_spell(complete, path)}"
         )
-    return named[0].to_weights()
+    return addressed[0].to_weights()
 
 
-def _candidates(contents: Mapping[Any, Any]) -> Iterator[_Candidate]:
+def _recorded_network(contents: Mapping[Any, Any]) -> str | None:
+    """Returns the network of timm that a file names, or None.
+
+    Our checkpoints name it in their settings, our exports in their metadata, and files of timm's
+    training script by `arch`.
+    """
+    exported = _mapping(contents.get(tensor_files.METADATA)).get(METADATA_KEY, "{}")
+    names = [
+        str(_mapping(contents.get("settings")).get("encoder")).strip("'"),
+        str(_mapping(json.loads(exported)).get("encoder")),
+    ]
+    arch = contents.get("arch")
+    if isinstance(arch, str) and arch not in encoder_names() and timm_networks.exists(arch):
+        names.append(timm_networks.PREFIX + arch)
+    return next(filter(is_of_timm, names), None)
+
+
+def _candidates(contents: Mapping[Any, Any], named: Architecture | None) -> Iterator[_Candidate]:
+    anchor = _ANCHOR
+    if named is not None:
+        anchor = re.compile(rf"((?:.+\.)?){re.escape(next(iter(_layers(named))))}")
     for keys, tensors in _dicts_of_tensors(contents, ()):
-        for prefix in dict.fromkeys(match[1] for match in map(_ANCHOR.fullmatch, tensors) if match):
-            yield _Candidate(".".join([*keys, prefix]).strip("."), prefix, tensors)
+        for prefix in dict.fromkeys(match[1] for match in map(anchor.fullmatch, tensors) if match):
+            yield _Candidate(".".join([*keys, prefix]).strip("."), prefix, tensors, named)
 
 
 def _dicts_of_tensors(
@@ -193,41 +228,49 @@ def _spell(candidates: list[_Candidate], path: Path) -> str:
     return ", ".join(repr(f"{path}:{item.address}") for item in candidates)
 
 
-def _lack(contents: Mapping[Any, Any], candidates: list[_Candidate]) -> str:
+def _lack(
+    contents: Mapping[Any, Any], candidates: list[_Candidate], named: Architecture | None
+) -> str:
     """Returns what a file without a complete encoder holds instead."""
     if candidates:
         most = max(candidates, key=lambda item: len(item.layers))
-        nearest = min(_architectures(), key=lambda item: _distance(most.layers, _layers(item)))
+        nearest = min(_architectures(named), key=lambda item: _distance(most.layers, _layers(item)))
         lack = state_dicts.describe_mismatch(_layers(nearest), most.layers)
         return (
             f"compared with {nearest.encoder}, {lack}; found {state_dicts.first([*most.tensors])}"
         )
     names = [key for _, tensors in _dicts_of_tensors(contents, ()) for key in tensors]
     names = names or [str(key) for key in contents if key != tensor_files.METADATA]
-    return (
-        "expected torchvision's names of a ResNet, such as conv1.weight, after any prefix; found "
-        f"{state_dicts.first(names) or 'none'}"
-    )
+    expected = "torchvision's names of a ResNet, such as conv1.weight"
+    if named is not None:
+        expected = f"timm's names of {named.encoder}, such as {next(iter(_layers(named)))}"
+    return f"expected {expected}, after any prefix; found {state_dicts.first(names) or 'none'}"
 
 
 def _distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> int:
     return sum(map(len, state_dicts.differences(expected, found)))
 
 
-def recognize(layers: Mapping[str, Tensor]) -> Architecture | None:
+def recognize(
+    layers: Mapping[str, Tensor], named: Architecture | None = None
+) -> Architecture | None:
     """Returns the architecture that has exactly these names and shapes.
 
     Args:
-      layers: of an encoder, under torchvision's names, without batch counters.
+      layers: of an encoder, under torchvision's or timm's names, without batch counters.
+      named: the only architecture to consider; None for all ResNets.
     """
     shapes = {key: value.shape for key, value in layers.items()}
-    for architecture in _architectures():
+    for architecture in _architectures(named):
         if shapes == {key: value.shape for key, value in _layers(architecture).items()}:
             return architecture
     return None
 
 
-def _architectures() -> Iterator[Architecture]:
+def _architectures(named: Architecture | None) -> Iterator[Architecture]:
+    if named is not None:
+        yield named
+        return
     for small_stem, name in itertools.product((False, True), encoder_names()):
         yield Architecture(name, small_stem)
 
@@ -237,6 +280,11 @@ def _layers(architecture: Architecture) -> dict[str, Tensor]:
     """Returns the parameters and buffers of an encoder, without memory for their values."""
     with torch.device("meta"):
         return create_encoder(*architecture).state_dict()
+
+
+def _is_layer(name: str, named: Architecture | None) -> bool:
+    """Returns whether a tensor belongs to the named network of timm; None: to a ResNet."""
+    return name.startswith(_LAYERS) if named is None else name in _layers(named)
 
 
 def match_weights(
@@ -256,7 +304,13 @@ def match_weights(
       UserError: the file holds another encoder.
     """
     tensors = found.tensors
-    encoder, own = _encoder_part(expected), _encoder_part(tensors)
+    encoder = {key: value for key, value in expected.items() if key.startswith("encoder.")}
+    named = found.architecture if is_of_timm(found.architecture.encoder) else None
+    own = {
+        key: value
+        for key, value in tensors.items()
+        if key.startswith("encoder.") and _is_layer(key.removeprefix("encoder."), named)
+    }
     wrong = state_dicts.describe_mismatch(encoder, own)
     if wrong:
         raise UserError(
@@ -272,8 +326,3 @@ def match_weights(
     }
     has_heads = len(encoder) < len(expected)
     return values, LoadReport(loaded, missing, unexpected if has_heads else [], mismatched)
-
-
-def _encoder_part(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = tuple(f"encoder.{layer}" for layer in _LAYERS)
-    return {key: value for key, value in tensors.items() if key.startswith(names)}

@@ -23,6 +23,7 @@ from jigclu.models.encoder import (
     Encoder,
     encoder_tensors,
     has_basic_blocks,
+    is_of_timm,
 )
 from jigclu.ops.normalize import pool
 from jigclu.system import files, progress
@@ -117,7 +118,9 @@ class ExportTask(EncoderTask):
         encoder = self._encoder()
         with Monitor.of_one_step(workdir, is_main=True) as monitor:
             monitor.text("config", 0, f"```\n{config}\n```")
-            monitor.message(initial_weights.load_into(self.origin, encoder_tensors(encoder)))
+            monitor.message(
+                initial_weights.load_into(self.origin, encoder_tensors(encoder), self.encoder)
+            )
             with progress.status("encoding images"):
                 images = self._images()
                 expected = self._features(encoder, images)
@@ -157,7 +160,7 @@ class ExportTask(EncoderTask):
         return features
 
     def _file_name(self, name: str) -> str:
-        return self.encoder + FORMATS[name].suffix
+        return self.encoder.rpartition("/")[2] + FORMATS[name].suffix
 
     def _write(
         self, name: str, encoder: Encoder, workdir: Path, images: Tensor, expected: Tensor
@@ -195,6 +198,13 @@ class ExportTask(EncoderTask):
                 "`conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)` and "
                 "`maxpool = torch.nn.Identity()`."
             )
+        if is_of_timm(self.encoder):
+            name = self.encoder.rpartition("/")[2]
+            sections.append(
+                f"The network is `timm.create_model({name!r}, num_classes=0)`, and the features "
+                "are the mean of its `forward_features`. The files do not contain layers after "
+                "that, so load them by `load_state_dict(…, strict=False)`."
+            )
         sections += ["## Files", _table(written, expected)]
         if self.notes:
             sections += ["## Notes", self.notes]
@@ -213,6 +223,11 @@ def _check_format(name: str, encoder: str, small_stem: bool) -> None:
         raise UserError(
             f"formats contains {name!r}, which cannot hold small_stem = True, because its first "
             "convolution is 7x7, followed by max-pooling; remove it"
+        )
+    if is_of_timm(encoder) and not FORMATS[name].timm_networks:
+        raise UserError(
+            f"formats contains {name!r}, which cannot hold encoder = {encoder!r}, a network of "
+            f"timm; choose from {', '.join(k for k in FORMATS if FORMATS[k].timm_networks)}"
         )
     if has_basic_blocks(encoder) and not FORMATS[name].basic_blocks:
         raise UserError(

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -20,14 +20,11 @@ from torch import Tensor, nn
 
 from jigclu.data.transform import EvalTransform
 from jigclu.models.detectron2_names import to_detectron2, to_torchvision
-from jigclu.models.encoder import Encoder
+from jigclu.models.encoder import Encoder, is_of_timm
+from jigclu.models.weights import METADATA_KEY
 
 # Maps normalized images, float32 [batch, 3, side, side], to features [batch, channels].
 Features = Callable[[Tensor], Tensor]
-
-
-# Key of our entry in the metadata of a .safetensors file, a JSON object of `Description`'s values.
-METADATA_KEY = "jigclu"
 
 
 class Description(NamedTuple):
@@ -53,6 +50,7 @@ class Format(NamedTuple):
       format.
     small_stem: whether it can hold an encoder with a small stem.
     basic_blocks: whether it can hold an encoder of basic blocks: ResNet-18 and ResNet-34.
+    timm_networks: whether it can hold an encoder of timm.
     """
 
     suffix: str
@@ -62,6 +60,7 @@ class Format(NamedTuple):
     read: Callable[[Path, Description], Features]
     small_stem: bool = True
     basic_blocks: bool = True
+    timm_networks: bool = True
 
 
 def _torch_bytes(contents: dict[str, object]) -> bytes:
@@ -129,14 +128,30 @@ def _read_torchvision(path: Path, about: Description) -> Features:
 
 
 def _read_safetensors(path: Path, about: Description) -> Features:
-    return _torchvision_features(safetensors.torch.load_file(path), about)
+    tensors = safetensors.torch.load_file(path)
+    read = _timm_features if is_of_timm(about.encoder) else _torchvision_features
+    return read(tensors, about)
 
 
 def _read_timm(path: Path, about: Description) -> Features:
+    return _timm_features(torch.load(path, weights_only=True), about)
+
+
+def _timm_features(tensors: dict[str, Tensor], about: Description) -> Features:
     import timm
 
-    model = timm.create_model(about.encoder, pretrained=False, num_classes=0)
-    return _fill(model, torch.load(path, weights_only=True), about)
+    name = about.encoder.rpartition("/")[2]
+    model: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    if not is_of_timm(about.encoder):
+        return _fill(model, tensors, about)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert not unexpected
+    # A layer that is missing must not matter, as those of the head do not.
+    for name in missing:
+        with torch.no_grad():
+            model.state_dict()[name].fill_(torch.nan)
+    model.eval()
+    return lambda images: model.forward_features(images).mean((2, 3))
 
 
 def _read_onnx(path: Path, about: Description) -> Features:
@@ -164,6 +179,7 @@ def _detectron2(layout: str, suffix: str, kind: str) -> Format:
         serialize=functools.partial(_write_detectron2, layout),
         read=functools.partial(_read_detectron2, layout),
         small_stem=False,
+        timm_networks=False,
         # detectron2 builds res5 of a C4 detector only of bottleneck blocks.
         basic_blocks=layout != "c4",
     )
@@ -177,6 +193,7 @@ FORMATS = {
         "`load_state_dict`",
         serialize=_write_state_dict,
         read=_read_torchvision,
+        timm_networks=False,
     ),
     "safetensors": Format(
         suffix=".safetensors",

@@ -82,7 +82,9 @@ class FinetuneTask(SupervisedTask):
                 self,
                 process,
                 state=step.initial_state(),
-                initialize=partial(load_into, tensors=encoder_tensors(network.encoder)),
+                initialize=partial(
+                    load_into, tensors=encoder_tensors(network.encoder), encoder=self.encoder
+                ),
                 batches=partial(
                     self.labeled_batches, device=process.device, machine=process.machine
                 ),

@@ -78,4 +78,4 @@ class KnnTask(EncoderTask):
     def _load(self, encoder: Encoder) -> str:
         if self.init_from is None:
             return f"no init_from: random weights of seed {self.seed}"
-        return load_into(self.init_from, encoder_tensors(encoder))
+        return load_into(self.init_from, encoder_tensors(encoder), self.encoder)

@@ -104,7 +104,9 @@ class LinearTask(SupervisedTask):
                 self,
                 process,
                 state=state,
-                initialize=partial(load_into, tensors=encoder_tensors(encoder)),
+                initialize=partial(
+                    load_into, tensors=encoder_tensors(encoder), encoder=self.encoder
+                ),
                 batches=features.training_batches,
                 prepare=lambda batch, step: batch,
                 take_step=partial(

@@ -139,7 +139,9 @@ class PretrainTask(TrainingTask):
                 self,
                 process,
                 state=state,
-                initialize=partial(load_into, tensors={**state.parameters, **state.buffers}),
+                initialize=partial(
+                    load_into, tensors={**state.parameters, **state.buffers}, encoder=self.encoder
+                ),
                 batches=reader.batches,
                 prepare=self.prepare,
                 take_step=partial(self.take_step, step, self.chance(process.device)),

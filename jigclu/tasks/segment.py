@@ -182,7 +182,9 @@ class SegmentTask(TrainingTask):
                 self,
                 process,
                 state=step.initial_state(),
-                initialize=partial(load_into, tensors=encoder_tensors(network.encoder)),
+                initialize=partial(
+                    load_into, tensors=encoder_tensors(network.encoder), encoder=self.encoder
+                ),
                 batches=partial(self.masked_batches, device=device, machine=machine),
                 prepare=lambda batch, step: segmentation_inputs(*batch),
                 take_step=partial(self._take_step, step),

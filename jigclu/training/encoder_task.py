@@ -22,7 +22,7 @@ class EncoderTask:
     """Settings of an encoder.
 
     Attributes:
-      encoder: name of a ResNet of torchvision; "auto" for that of the weights.
+      encoder: name for `create_encoder`; "auto" for that of the weights.
       small_stem: whether the encoder starts with a 3x3 convolution, for small images; "auto" as
         in the weights.
       init_from: weights, as `initial_weights.find` accepts them; None for random ones.
@@ -64,7 +64,7 @@ class EncoderTask:
         with naming("init_from"):
             place = initial_weights.find(self.init_from)
             if place.release is None:
-                weights = initial_weights.read(self.init_from)
+                weights = initial_weights.read(self.init_from, self.encoder)
                 match_weights(weights, encoder_tensors(encoder), place.path)
             elif place.release.architecture != (self.encoder, self.small_stem):
                 raise UserError(

@@ -83,14 +83,18 @@ def _exported(folder: Path) -> Path:
     )
 
 
-def read(init_from: str) -> Weights:
+def read(init_from: str, encoder: str | None = None) -> Weights:
     """Reads the weights that `find` describes, on the CPU; downloads a release first.
+
+    Args:
+      init_from: see `find`.
+      encoder: that is expected; see `select_weights`.
 
     Raises:
       UserError: the weights are missing, unreadable, without a complete encoder or with several,
         or the download failed.
     """
-    return select(contents(init_from), init_from)
+    return select(contents(init_from), init_from, encoder)
 
 
 def contents(init_from: str) -> dict[Any, Any]:
@@ -101,10 +105,10 @@ def contents(init_from: str) -> dict[Any, Any]:
     return tensor_files.read(place.path, "cpu")
 
 
-def select(values: Mapping[Any, Any], init_from: str) -> Weights:
+def select(values: Mapping[Any, Any], init_from: str, encoder: str | None = None) -> Weights:
     """Selects the weights from the contents of their file."""
     place = find(init_from)
-    return select_weights(values, place.path, place.address)
+    return select_weights(values, place.path, place.address, encoder)
 
 
 def architecture(init_from: str) -> Architecture:
@@ -118,12 +122,13 @@ def architecture(init_from: str) -> Architecture:
     return select(tensor_files.peek(place.path), init_from).architecture
 
 
-def load_into(init_from: str, tensors: Mapping[str, Tensor]) -> str:
+def load_into(init_from: str, tensors: Mapping[str, Tensor], encoder: str | None = None) -> str:
     """Copies weights into tensors with our names.
 
     Args:
       init_from: see `find`.
       tensors: parameters and buffers of a model.
+      encoder: name of its encoder; see `select_weights`.
 
     Returns:
       A message of several lines: what was loaded, and the names of what was not.
@@ -131,7 +136,7 @@ def load_into(init_from: str, tensors: Mapping[str, Tensor]) -> str:
     Raises:
       UserError: the file does not hold all weights of the encoder.
     """
-    weights, path = read(init_from), find(init_from).path
+    weights, path = read(init_from, encoder), find(init_from).path
     values, report = match_weights(weights, tensors, path)
     with torch.no_grad():
         for name, tensor in tensors.items():
