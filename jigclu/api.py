@@ -4,21 +4,17 @@ The package re-exports these names. The functions import torchvision, gin and Te
 they are called, because these libraries take seconds to load.
 """
 
-import ast
-import json
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from jigclu.ops.normalize import pool
-from jigclu.system import collectives, progress
-from jigclu.system.errors import UserError, check
-from jigclu.system.tensor_files import METADATA
+from jigclu.system import progress
+from jigclu.system.errors import UserError, check, naming
 
 if TYPE_CHECKING:
     from jigclu.data.sources import Source
@@ -37,22 +33,8 @@ __all__ = [
 
 _Path = str | os.PathLike[str]
 
-# Evaluation preprocessing of ImageNet.
-_IMAGENET = {
-    "resize": 256,
-    "crop": 224,
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-}
-# Bindings recorded in a checkpoint that describe the encoder's images; their configurables differ
-# between tasks, methods and versions.
-_RECORDED = re.compile(
-    r"^\w+\.(resize|crop|mean|std|view_size|grid|patch_size) = (.+)$", re.MULTILINE
-)
 # Batches that each worker process keeps ready.
 _PREFETCH = 2
-# Rows of features that ranks exchange at a time; bounds the memory on their devices.
-_ROWS = 8192
 
 
 class FeatureExtractor(nn.Module):
@@ -115,6 +97,7 @@ def load_encoder(source: _Path) -> FeatureExtractor:
     """
     from jigclu.models.encoder import create_encoder
     from jigclu.training import initial_weights
+    from jigclu.training.preprocessing import recorded_transform
 
     contents = initial_weights.contents(os.fspath(source))
     weights = initial_weights.select(contents, os.fspath(source))
@@ -122,7 +105,7 @@ def load_encoder(source: _Path) -> FeatureExtractor:
         encoder = create_encoder(*weights.architecture)
     tensors = {name: weights.tensors[f"encoder.{name}"].float() for name in encoder.state_dict()}
     encoder.load_state_dict(tensors, assign=True)
-    return FeatureExtractor(encoder, _recorded_transform(contents)).eval()
+    return FeatureExtractor(encoder, recorded_transform(contents)).eval()
 
 
 def extract_features(
@@ -155,7 +138,7 @@ def extract_features(
     from jigclu.data.images import ImageDataset
     from jigclu.data.transform import EvalTransform
     from jigclu.system.machine import PRECISIONS
-    from jigclu.training.features import choose_settings, encode
+    from jigclu.training.features import choose_settings, encode_in_order
     from jigclu.training.settings import Loading
 
     kind = type(encoder).__name__
@@ -169,12 +152,7 @@ def extract_features(
     device = next(encoder.parameters()).device
     settings = choose_settings(transform, batch_size, loading, device, PRECISIONS[precision])
     dataset = ImageDataset(source=source, transform=transform)
-    features = torch.zeros(len(source), encoder.channels)
-    for rows, batch in encode(encoder.encoder, dataset, settings):
-        features[batch.image_index] = rows.cpu()
-    # Every row was filled by one rank and is 0 elsewhere.
-    for rows in features.split(_ROWS):
-        rows.copy_(collectives.sum_over_ranks(rows.to(device)))
+    features = torch.cat(list(encode_in_order(encoder.encoder, dataset, settings)))
     labels = None if source.labels is None else torch.tensor(source.labels)
     return Features(features, [source.name(index) for index in range(len(source))], labels)
 
@@ -221,34 +199,12 @@ def pretrain(
         return configuration.run(folder)
 
 
-def _recorded_transform(contents: Mapping[Any, Any]) -> "EvalTransform":
-    """Returns the preprocessing for an encoder, as `load_encoder` describes it.
-
-    Args:
-      contents: of the file of the encoder.
-    """
-    from jigclu.data.transform import EvalTransform
-    from jigclu.models.weights import METADATA_KEY
-
-    config = contents.get("config")
-    found = dict(_RECORDED.findall(config)) if isinstance(config, str) else {}
-    values = {name: ast.literal_eval(value) for name, value in found.items()}
-    exported = json.loads(contents.get(METADATA, {}).get(METADATA_KEY, "{}"))
-    values |= {
-        name: tuple(value) if isinstance(value, list) else value for name, value in exported.items()
-    }
-    side = values.get("view_size", values.get("grid", 0) * values.get("patch_size", 0))
-    if "crop" not in values and side:
-        values["crop"] = side
-        values["resize"] = round(side * _IMAGENET["resize"] / _IMAGENET["crop"])
-    return EvalTransform(**{name: values.get(name, usual) for name, usual in _IMAGENET.items()})
-
-
 def _open_source(images: "_Path | Source") -> "Source":
-    from jigclu.data.folders import open_folder
+    from jigclu.data.folders import find_images
 
     if isinstance(images, (str, os.PathLike)):
-        return open_folder(os.fspath(images))
+        with naming("images"):
+            return find_images(os.fspath(images))
     is_source = hasattr(images, "read") and hasattr(images, "labels")
     check(is_source, "images", type(images).__name__, "a folder or a source of images")
     return images

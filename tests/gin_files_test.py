@@ -18,6 +18,7 @@ from jigclu.ops import optim, schedules
 from jigclu.ops.augment import ColorAugmentation
 from jigclu.tasks.benchmark.task import BenchmarkTask
 from jigclu.tasks.export import ExportTask
+from jigclu.tasks.features import FeaturesTask
 from jigclu.tasks.finetune import FinetuneTask
 from jigclu.tasks.knn import KnnTask
 from jigclu.tasks.linear import LinearTask
@@ -42,6 +43,7 @@ TASKS = {
     "gin/base/finetune.gin": (FinetuneTask, ("finetune.init_from",)),
     "gin/base/segment.gin": (SegmentTask, ("segment.init_from",)),
     "gin/base/export.gin": (ExportTask, ()),
+    "gin/features.gin": (FeaturesTask, ("features.init_from",)),
     "gin/pack.gin": (PackTask, ()),
     "gin/base/linear.gin": (LinearTask, ("linear.init_from",)),
     "gin/knn.gin": (KnnTask, ("knn.init_from",)),

@@ -9,7 +9,7 @@ from typing import Any
 import gin
 
 from jigclu.config import gin_files, messages, syntax, types
-from jigclu.data.folders import ImageFolder, UnlabeledImages
+from jigclu.data.folders import ImageFolder, UnlabeledImages, open_folder
 from jigclu.data.lists import ImageList
 from jigclu.data.packed import PackedImages
 from jigclu.data.procedural import ProceduralImages
@@ -26,6 +26,7 @@ from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark.task import BenchmarkTask
 from jigclu.tasks.export import ExportTask
 from jigclu.tasks.feature_cache import FeatureCache
+from jigclu.tasks.features import FeaturesTask
 from jigclu.tasks.finetune import FinetuneTask
 from jigclu.tasks.knn import KnnTask
 from jigclu.tasks.linear import LinearTask
@@ -64,6 +65,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "finetune": FinetuneTask,
     "segment": SegmentTask,
     "knn": KnnTask,
+    "features": FeaturesTask,
     "export": ExportTask,
     "pack": PackTask,
     "benchmark": BenchmarkTask,
@@ -92,6 +94,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     # Images.
     "ImageFolder": ImageFolder,
     "UnlabeledImages": UnlabeledImages,
+    "open_folder": open_folder,
     "ImageList": ImageList,
     "TorchvisionImages": TorchvisionImages,
     "PackedImages": PackedImages,

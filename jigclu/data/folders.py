@@ -59,17 +59,22 @@ class UnlabeledImages(ImageFiles):
 
 
 def open_folder(root: str) -> ImageFiles:
+    """Returns the images of `find_images`; errors name the setting `root`."""
+    with naming("root"):
+        return find_images(root)
+
+
+def find_images(folder: str) -> ImageFiles:
     """Opens all images below a folder, sorted by path; hidden ones are ignored.
 
-    If every image is in a subfolder, the subfolders of root are the classes; otherwise the images
-    are unlabeled.
+    If every image is in a subfolder, the subfolders of the folder are the classes; otherwise the
+    images are unlabeled.
 
     Raises:
-      UserError: root is missing or contains no images.
+      UserError: the folder is missing or contains no images.
     """
-    with naming("images"):
-        root = require_folder(root)
-        files = list_images(root)
+    root = require_folder(folder)
+    files = list_images(root)
     if any(os.sep not in file for file in files):
         return ImageFiles(root, files, classes=[], labels=None)
     folders = [file.split(os.sep)[0] for file in files]

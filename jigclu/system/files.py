@@ -41,14 +41,23 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes data atomically, and creates missing folders above the file.
+    """Writes data atomically, and creates missing folders; raises as `write_stream`."""
+    write_stream(path, lambda file: file.write(data))
+
+
+def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file atomically in any number of parts, and creates missing folders above it.
+
+    Args:
+      path: of the file.
+      write: writes the content to an open binary file.
 
     Raises:
       UserError: the file cannot be written (disk full, no permission).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(data))
+        write_atomically(path, write)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): free some disk space or choose "

@@ -17,6 +17,9 @@ from jigclu.system.errors import UserError
 from jigclu.system.machine import choose_workers
 from jigclu.training.settings import Loading
 
+# Rows of features that ranks exchange at a time; bounds the memory on their devices.
+_ROWS = 8192
+
 
 class FeatureSettings(NamedTuple):
     """Settings that turn images into features.
@@ -96,6 +99,39 @@ def encode(
                 work.done += len(features)
     finally:
         encoder.train(was_training)
+
+
+def encode_in_order(
+    encoder: Encoder, images: ImageDataset, settings: FeatureSettings
+) -> Iterator[Tensor]:
+    """Yields the features of all images in order, the same on every rank.
+
+    Each rank encodes its share first and keeps those features in memory.
+
+    Args:
+      encoder: see `encode`.
+      images: see `encode`.
+      settings: see `encode`.
+
+    Yields:
+      float32 [rows, channels] on the CPU, features of the next images.
+
+    Raises:
+      UserError: an image is unreadable, or a feature is not finite.
+    """
+    device = next(encoder.parameters()).device
+    own = rank_indices(len(images))
+    share = torch.zeros(len(own), encoder.channels)
+    for rows, batch in encode(encoder, images, settings):
+        share[(batch.image_index - own.start) // own.step] = rows.cpu()
+    for start in range(0, len(images), _ROWS):
+        stop = min(start + _ROWS, len(images))
+        piece = torch.zeros(stop - start, encoder.channels)
+        # The first of this rank's images at or after start, by its place in the share.
+        first, last = (len(range(own.start, end, own.step)) for end in (start, stop))
+        piece[own.start + first * own.step - start :: own.step] = share[first:last]
+        # Every row was filled by one rank and is 0 elsewhere.
+        yield collectives.sum_over_ranks(piece.to(device)).cpu()
 
 
 def _check_finite(features: Tensor) -> None:

@@ -14,13 +14,13 @@ from tests.config.config_test_case import DEMO, ConfigTestCase
 from tests.small_tasks import KNN, PRETRAINING
 
 SOURCES = (
-    "@ImageFolder(), @UnlabeledImages(), @ImageList(), @TorchvisionImages(), @PackedImages(), "
-    "@WebDatasetImages(), @ProceduralImages(), @VocSegmentation(), @SegmentationFolders(), "
-    "@ListedSubset(), @BalancedSubset(), @HeldOut()"
+    "@ImageFolder(), @UnlabeledImages(), @open_folder(), @ImageList(), @TorchvisionImages(), "
+    "@PackedImages(), @WebDatasetImages(), @ProceduralImages(), @VocSegmentation(), "
+    "@SegmentationFolders(), @ListedSubset(), @BalancedSubset(), @HeldOut()"
 )
 TASKS = (
-    "@pretrain(), @linear(), @finetune(), @segment(), @knn(), @export(), @pack(), @benchmark(), "
-    "@reproduce()"
+    "@pretrain(), @linear(), @finetune(), @segment(), @knn(), @features(), @export(), @pack(), "
+    "@benchmark(), @reproduce()"
 )
 
 

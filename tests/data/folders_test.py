@@ -99,7 +99,7 @@ class UnlabeledImagesTest(FilesTestCase):
 class OpenFolderTest(FilesTestCase):
     def test_subfolders_are_classes_if_they_contain_every_image(self) -> None:
         self.add("dog/deep/b.png", "cat/z.png", "cat-2/c.png", "dog/a.png", ".hidden/d.png")
-        source = folders.open_folder(self.root)
+        source = folders.find_images(self.root)
         self.assertEqual(
             self.names(source), ["cat-2/c.png", "cat/z.png", "dog/a.png", "dog/deep/b.png"]
         )
@@ -108,14 +108,14 @@ class OpenFolderTest(FilesTestCase):
 
     def test_images_beside_subfolders_leave_all_unlabeled(self) -> None:
         self.add("cat/z.png", "a.png")
-        source = folders.open_folder(self.root)
+        source = folders.find_images(self.root)
         self.assertEqual(self.names(source), ["a.png", "cat/z.png"])
         self.assertEqual((source.classes, source.labels), ([], None))
 
     def test_rejects_missing_and_empty_folders(self) -> None:
-        with self.assertRaisesRegex(UserError, "^images: .*nowhere is not a folder"):
+        with self.assertRaisesRegex(UserError, "^root: .*nowhere is not a folder"):
             folders.open_folder(os.path.join(self.root, "nowhere"))
-        with self.assertRaisesRegex(UserError, "^images: .* contains no images"):
+        with self.assertRaisesRegex(UserError, "^root: .* contains no images"):
             folders.open_folder(self.root)
 
 

@@ -1,6 +1,7 @@
 """Features equal a computation by hand; each image is encoded by exactly one rank."""
 
 import re
+from unittest import mock
 
 import torch
 from absl.testing import absltest
@@ -37,6 +38,24 @@ def indices_and_features() -> tuple[Tensor, Tensor]:
     ]
     indices, values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return indices, values
+
+
+def all_features() -> Tensor:
+    """Returns the features of all images, exchanged three rows at a time."""
+    with mock.patch.object(features, "_ROWS", 3):
+        pieces = [*features.encode_in_order(small_encoder(), seven_images(), SETTINGS)]
+    assert [len(piece) for piece in pieces] == [3, 3, 1]
+    return torch.cat(pieces)
+
+
+class EncodeInOrderTest(absltest.TestCase):
+    def test_every_rank_has_the_features_of_all_images_in_order(self) -> None:
+        indices, expected = indices_and_features()
+        self.assertEqual(indices.tolist(), [*range(7)])
+        torch.testing.assert_close(all_features(), expected, rtol=0, atol=0)
+        for ranks in (2, 3):
+            for values in run_on_ranks(all_features, ranks):
+                torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
 
 
 class EncodeTest(absltest.TestCase):
