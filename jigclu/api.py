@@ -200,11 +200,11 @@ def pretrain(
 
 
 def _open_source(images: "_Path | Source") -> "Source":
-    from jigclu.data.folders import find_images
+    from jigclu.data.folders import scan_folder
 
     if isinstance(images, (str, os.PathLike)):
         with naming("images"):
-            return find_images(os.fspath(images))
+            return scan_folder(os.fspath(images))
     is_source = hasattr(images, "read") and hasattr(images, "labels")
     check(is_source, "images", type(images).__name__, "a folder or a source of images")
     return images

@@ -59,12 +59,12 @@ class UnlabeledImages(ImageFiles):
 
 
 def open_folder(root: str) -> ImageFiles:
-    """Returns the images of `find_images`; errors name the setting `root`."""
+    """Returns the images of `scan_folder`; errors name the setting `root`."""
     with naming("root"):
-        return find_images(root)
+        return scan_folder(root)
 
 
-def find_images(folder: str) -> ImageFiles:
+def scan_folder(folder: str) -> ImageFiles:
     """Opens all images below a folder, sorted by path; hidden ones are ignored.
 
     If every image is in a subfolder, the subfolders of the folder are the classes; otherwise the

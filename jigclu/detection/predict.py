@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from jigclu.data.decode import UnreadableImageError
-from jigclu.data.folders import find_images
+from jigclu.data.folders import scan_folder
 from jigclu.data.image_files import ImageFiles
 from jigclu.detection import config_file, initial_weights, loading, pictures, record
 from jigclu.detection.pictures import Shape
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         errors.check(0 <= args.score <= 1, "--score", args.score, "in [0, 1]")
         with errors.naming("--images"):
-            source = find_images(args.images)
+            source = scan_folder(args.images)
         output = Path(args.output)
         _check_output(output, Path(args.images))
         weights = args.weights or _last_checkpoint(args.config_file)

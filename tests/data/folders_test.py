@@ -99,7 +99,7 @@ class UnlabeledImagesTest(FilesTestCase):
 class OpenFolderTest(FilesTestCase):
     def test_subfolders_are_classes_if_they_contain_every_image(self) -> None:
         self.add("dog/deep/b.png", "cat/z.png", "cat-2/c.png", "dog/a.png", ".hidden/d.png")
-        source = folders.find_images(self.root)
+        source = folders.scan_folder(self.root)
         self.assertEqual(
             self.names(source), ["cat-2/c.png", "cat/z.png", "dog/a.png", "dog/deep/b.png"]
         )
@@ -108,7 +108,7 @@ class OpenFolderTest(FilesTestCase):
 
     def test_images_beside_subfolders_leave_all_unlabeled(self) -> None:
         self.add("cat/z.png", "a.png")
-        source = folders.find_images(self.root)
+        source = folders.scan_folder(self.root)
         self.assertEqual(self.names(source), ["a.png", "cat/z.png"])
         self.assertEqual((source.classes, source.labels), ([], None))
 
