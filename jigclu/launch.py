@@ -12,7 +12,6 @@ from jigclu.system import progress
 from jigclu.system.errors import UserError
 
 with progress.status("loading libraries"):
-    import torch
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from jigclu import config
@@ -64,14 +63,6 @@ def main(arguments: list[str]) -> None:
             _run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ", 1)[0]
-        print(
-            f"error: {reason}: use a smaller batch_size, or in pre-training a "
-            "pretrain.micro_batch_size; the same command resumes from the last checkpoint",
-            file=sys.stderr,
-        )
         sys.exit(2)
     except KeyboardInterrupt:
         print(

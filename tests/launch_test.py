@@ -108,19 +108,6 @@ class LaunchTest(FolderTestCase):
         self.assertIn("  gin/demo.gin ", done.stdout)
         self.assertIn("error: --gin_file is missing", done.stderr)
 
-    def test_a_device_without_enough_memory_is_reported_in_one_line(self) -> None:
-        program = (
-            "import torch\n"
-            "from unittest import mock\n"
-            "from jigclu import launch\n"
-            "error = torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')\n"
-            "with mock.patch.object(launch, '_run', side_effect=error):\n"
-            "    launch.main(['launch'])\n"
-        )
-        printed = self.rejected(self.command(program=("-c", program)))
-        self.assertIn("CUDA out of memory: use a smaller batch_size, or ", printed)
-        self.assertIn("a pretrain.micro_batch_size; the same command resumes", printed)
-
     def test_dry_run_with_the_published_weights_downloads_and_writes_nothing(self) -> None:
         images = self.folder / "images" / "a"
         images.mkdir(parents=True)
@@ -158,10 +145,10 @@ class LaunchTest(FolderTestCase):
         self.assertIn("chance 10.0%", printed)
 
         before = self.contents()
-        printed = self.rejected(self.demo("pretrain.learning_rate=0.1"))
+        printed = self.rejected(self.demo("pretrain.batch_size=2"))
         self.assertIn("step_00000003.pt", printed)
-        self.assertIn("pretrain.learning_rate was 0.03 and is 0.1", printed)
-        self.assertIn("another --workdir", printed)
+        self.assertIn("pretrain.batch_size was 4 and is 2", printed)
+        self.assertIn(f'--workdir="{self.workdir}_2"', printed)
         self.assertEqual(self.contents(), before)
 
     def contents(self) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gin
+import torch
 from absl import logging
 
 from jigclu.config import gin_files, messages, sizes
@@ -19,6 +20,7 @@ from jigclu.system.files import write_file
 from jigclu.tasks.reproduce import Task
 from jigclu.training.encoder_task import EncoderTask, resolve_encoder
 from jigclu.training.loop import RunResult
+from jigclu.training.task import TrainingTask
 
 _LONG = 10**6  # Characters, so that every binding stays on one line.
 _MACRO = re.compile(r"%(\w+)")
@@ -74,11 +76,20 @@ class Configuration(NamedTuple):
 
 @contextmanager
 def _named_bindings(task: Task) -> Iterator[None]:
-    """Makes user errors of a task name the binding as the user writes it."""
+    """Makes errors of a task name the bindings as the user writes them.
+
+    Lack of memory becomes a user error.
+    """
     try:
         yield
     except UserError as error:
         raise UserError(name_setting(str(error), task)) from error
+    except torch.OutOfMemoryError as error:
+        advice = "use a smaller batch_size"
+        if isinstance(task, TrainingTask):
+            advice = task.memory_advice
+        reason = str(error).split(". ", 1)[0]
+        raise UserError(name_setting(f"{reason}: {advice}", task)) from error
 
 
 def default_workdir(files: Sequence[str]) -> Path:

@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as transforms
 from jigclu.data.decode import to_pixels
 from jigclu.ops.normalize import check_normalization, normalize
 from jigclu.system.errors import UserError, check
+from jigclu.system.on_resume import Free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,8 @@ class EvalTransform:
       std: of RGB in [0, 1].
     """
 
-    resize: int
-    crop: int
+    resize: Free[int]
+    crop: Free[int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 

@@ -8,7 +8,6 @@ import contextlib
 import os
 import uuid
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from jigclu.data.sources import digest
 from jigclu.models.encoder import Encoder
 from jigclu.system import collectives
 from jigclu.system.errors import UserError, check
+from jigclu.system.on_resume import Free
 from jigclu.training.features import FeatureSettings, encode
 
 # Increase it when the same images would give other features or another layout.
@@ -34,9 +34,7 @@ class FeatureCache:
       views: random crops of each training image; 0 uses its evaluation crop instead.
     """
 
-    MAY_CHANGE_ON_RESUME: ClassVar = ("folder",)
-
-    folder: str
+    folder: Free[str]
     views: int
 
     def __post_init__(self) -> None:

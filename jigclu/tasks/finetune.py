@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from jigclu.models.encoder import encoder_tensors
 from jigclu.ops.optim import Optimizer, PerParameterRates, check_learning_rate
 from jigclu.system import progress, seeds
 from jigclu.system.errors import check
+from jigclu.system.on_resume import Logged
 from jigclu.tasks.supervised import (
     SupervisedTask,
     describe_accuracy,
@@ -38,9 +40,11 @@ class FinetuneTask(SupervisedTask):
       head_learning_rate: peak for the classifier; None uses `learning_rate`.
     """
 
+    title: ClassVar = "fine-tuning"
+
     optimizer: Optimizer
-    learning_rate: float
-    head_learning_rate: float | None
+    learning_rate: Logged[float]
+    head_learning_rate: Logged[float | None]
 
     def __post_init__(self) -> None:
         super().__post_init__()

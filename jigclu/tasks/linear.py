@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from jigclu.training.loop import RunResult, never, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.probe_step import ProbeStep, initial_state, to_probes
 from jigclu.training.process import Process
-from jigclu.training.resume import History
+from jigclu.training.resume import History, Recipe
 from jigclu.training.state import TrainState
 
 
@@ -49,6 +50,8 @@ class LinearTask(SupervisedTask):
       held_out: share of each class that is held out to compare several probes.
       cache: features on disk; None encodes all images in every epoch.
     """
+
+    title: ClassVar = "linear-evaluation"
 
     learning_rates: tuple[float, ...]
     weight_decays: tuple[float, ...]
@@ -71,6 +74,25 @@ class LinearTask(SupervisedTask):
     def can_compile(self) -> bool:
         """Whether there is an encoder to compile: with a cache it runs only once."""
         return self.cache is None
+
+    @property
+    def divergence_advice(self) -> str:
+        """What to do if the loss of every probe is not finite."""
+        return "lower learning_rates, and use another --workdir"
+
+    def recipe(self) -> Recipe:
+        """Returns what a resumed run must share with its checkpoint."""
+        recipe = super().recipe()
+        if self.cache is None or self.cache.views:
+            return recipe
+        # Without views, the probes learn from the evaluation crops.
+        crop = {
+            f"eval_transform.{name}": getattr(self.eval_transform, name)
+            for name in ("resize", "crop")
+        }
+        settings = recipe.settings | {name: repr(value) for name, value in crop.items()}
+        rules = {name: rule for name, rule in recipe.rules.items() if name not in crop}
+        return recipe._replace(settings=settings, rules=rules)
 
     @cached_property
     def training_source(self) -> Source:

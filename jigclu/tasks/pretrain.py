@@ -19,6 +19,7 @@ from jigclu.system import collectives, progress, seeds
 from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError
 from jigclu.system.machine import PRECISIONS, Machine
+from jigclu.system.on_resume import Free, Initial, Logged
 from jigclu.training.initial_weights import load_into
 from jigclu.training.loop import Evaluation, RunResult, never, train
 from jigclu.training.monitor import Monitor
@@ -55,20 +56,30 @@ class PretrainTask(TrainingTask):
       evaluators: of the encoder, each with its own period.
     """
 
-    MAY_CHANGE_ON_RESUME: ClassVar = (
-        *TrainingTask.MAY_CHANGE_ON_RESUME,
-        *("init_from", "evaluators"),
-    )
+    title: ClassVar = "pre-training"
 
+    init_from: Initial[str | None]
     method: Method
-    micro_batch_size: int | None
+    micro_batch_size: Logged[int | None]
     optimizer: Optimizer
-    learning_rate: float
-    evaluators: tuple[Evaluator, ...]
+    learning_rate: Logged[float]
+    evaluators: Free[tuple[Evaluator, ...]]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_learning_rate(self.learning_rate)
+
+    @property
+    def memory_advice(self) -> str:
+        """What to do if the device runs out of memory."""
+        images = self.micro_batch_size or self.batch_size // launched_processes()
+        smaller = [size for size in range(1, images) if images % size == 0]
+        if not smaller:
+            return super().memory_advice
+        return (
+            f"bind micro_batch_size = {smaller[-1]}, with which the same command resumes from the "
+            "last checkpoint, if there is one; or use a smaller batch_size in another --workdir"
+        )
 
     def network(self) -> nn.Module:
         """Builds the method's network with initial weights of the seed, the same on every rank."""

@@ -35,6 +35,7 @@ from jigclu.ops.segmentation import SegmentationScores, count_pixels, to_scores
 from jigclu.system import collectives, progress, seeds
 from jigclu.system.errors import check
 from jigclu.system.machine import Machine
+from jigclu.system.on_resume import ByContent, Free, Logged
 from jigclu.training.features import rank_indices
 from jigclu.training.initial_weights import load_into
 from jigclu.training.loop import Evaluation, RunResult, never, train
@@ -70,13 +71,10 @@ class SegmentTask(TrainingTask):
       learning_rate: peak of the schedule.
     """
 
-    MAY_CHANGE_ON_RESUME: ClassVar = (
-        *TrainingTask.MAY_CHANGE_ON_RESUME,
-        *("val", "eval_resize", "evaluate_every"),
-    )
+    title: ClassVar = "segmentation"
 
-    source: SegmentationSource
-    val: SegmentationSource
+    source: ByContent[SegmentationSource]
+    val: Free[SegmentationSource]
     head: str
     dilated_stages: int
     train_size: int
@@ -84,10 +82,10 @@ class SegmentTask(TrainingTask):
     flip_probability: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    eval_resize: int | None
-    evaluate_every: int
+    eval_resize: Free[int | None]
+    evaluate_every: Free[int]
     optimizer: Optimizer
-    learning_rate: float
+    learning_rate: Logged[float]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from jigclu.ops.pictures import SHOWN, confusion_picture, image_grid
 from jigclu.system import collectives
 from jigclu.system.errors import check
 from jigclu.system.machine import PRECISIONS, Machine
+from jigclu.system.on_resume import Free
 from jigclu.training.features import FeatureSettings
 from jigclu.training.loop import Evaluation
 from jigclu.training.monitor import Monitor
@@ -41,19 +42,14 @@ class SupervisedTask(TrainingTask):
       evaluate_every: epochs between evaluations; 0 evaluates only after the last step.
     """
 
-    MAY_CHANGE_ON_RESUME: ClassVar = (
-        *TrainingTask.MAY_CHANGE_ON_RESUME,
-        *("val", "val_batch_size", "evaluate_every"),
-    )
-
-    val: Source
+    val: Free[Source]
     train_size: int
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     flip_probability: float
     eval_transform: EvalTransform
-    val_batch_size: int
-    evaluate_every: int
+    val_batch_size: Free[int]
+    evaluate_every: Free[int]
 
     def __post_init__(self) -> None:
         super().__post_init__()

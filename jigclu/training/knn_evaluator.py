@@ -6,7 +6,7 @@ size fits into memory.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from jigclu.models.encoder import Encoder
 from jigclu.system import collectives
 from jigclu.system.errors import check
 from jigclu.training.features import FeatureSettings, choose_settings, encode
-from jigclu.training.settings import EVERY_FIELD, Loading
+from jigclu.training.settings import Loading
 
 # Queries and images of the bank that are compared at once, which bounds the memory.
 _QUERIES = 1024
@@ -120,8 +120,6 @@ class KnnEvaluator:
       batch_size: images per device and batch.
       loading: worker processes.
     """
-
-    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
 
     every: int
     bank: Source

@@ -81,9 +81,10 @@ def train(
     """
     path = task.starting_checkpoint(process.workdir)
     recipe = task.recipe()
-    state, history, message = resume.start(path, task.init_from, process, state, initialize)
+    start = resume.start(path, task.init_from, process, state, recipe, initialize)
+    state, history = start.state, start.history
     with _monitor(task, process, state.step) as monitor, ExitStack() as first_step:
-        _introduce(monitor, process, state.step, message)
+        _introduce(monitor, process, start)
         if state.step == 0:
             initial = [item for item in evaluations if item.before_training]
             history += _evaluate(initial, monitor, state.step)
@@ -124,14 +125,17 @@ def _monitor(task: TrainingTask, process: Process, step: int) -> Monitor:
         start_step=step,
         images_per_step=task.batch_size,
         log_every=task.reporting.log_every,
+        divergence_advice=task.divergence_advice,
         is_main=collectives.rank() == 0,
     )
 
 
-def _introduce(monitor: Monitor, process: Process, step: int, message: str) -> None:
-    monitor.text("config", step, f"```\n{process.config}\n```")
+def _introduce(monitor: Monitor, process: Process, start: resume.Start) -> None:
+    monitor.text("config", start.state.step, f"```\n{process.config}\n```")
+    if start.changes:
+        monitor.text("changes", start.state.step, start.changes)
     warning = machine.precision_warning(process.machine.precision, process.device)
-    for line in (message, warning and f"warning: {warning}"):
+    for line in (start.message, start.changes, warning and f"warning: {warning}"):
         if line:
             monitor.message(line)
 

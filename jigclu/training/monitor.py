@@ -41,6 +41,7 @@ class Monitor:
         this step are dropped, since those steps are repeated.
       images_per_step: images of the global batch.
       log_every: steps per window, >= 1.
+      divergence_advice: what to do if a metric is not finite.
       is_main: whether this rank writes and prints.
       console: where to print; by default the console of the process.
     """
@@ -53,6 +54,7 @@ class Monitor:
         start_step: int,
         images_per_step: int,
         log_every: int,
+        divergence_advice: str,
         is_main: bool,
         console: progress.Console | None = None,
     ) -> None:
@@ -61,6 +63,7 @@ class Monitor:
         self._start_step = start_step
         self._images_per_step = images_per_step
         self._log_every = log_every
+        self._divergence_advice = divergence_advice
         self._is_main = is_main
         self._console = progress.CONSOLE if console is None else console
         self._writer: SummaryWriter | None = None
@@ -81,6 +84,7 @@ class Monitor:
             start_step=0,
             images_per_step=1,
             log_every=1,
+            divergence_advice="",
             is_main=is_main,
         )
 
@@ -181,7 +185,7 @@ class Monitor:
         if broken:
             raise UserError(
                 f"{', '.join(broken)} within steps {self._window_start + 1} to {step}; "
-                "lower the learning rate, or bind compute.precision = 'float32'"
+                f"{self._divergence_advice}"
             )
         return values
 

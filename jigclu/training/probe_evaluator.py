@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from jigclu.system import collectives, progress, seeds
 from jigclu.system.errors import check
 from jigclu.training.features import FeatureSettings, choose_settings, encode
 from jigclu.training.probe_step import ProbeStep, initial_state, to_probes
-from jigclu.training.settings import EVERY_FIELD, Loading
+from jigclu.training.settings import Loading
 
 
 class LabeledFeatures(NamedTuple):
@@ -60,8 +60,6 @@ class ProbeEvaluator:
       seed: of the probe's initial weights and of the order of images.
       loading: worker processes.
     """
-
-    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
 
     every: int
     source: Source

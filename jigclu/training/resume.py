@@ -11,6 +11,7 @@ from torch import Tensor
 import jigclu
 from jigclu.models.state_dicts import load_strict
 from jigclu.system.errors import UserError
+from jigclu.system.on_resume import Rule
 from jigclu.training import checkpoint
 from jigclu.training.process import Process
 from jigclu.training.state import TrainState
@@ -21,17 +22,44 @@ History = list[tuple[int, dict[str, float]]]
 # that it spelled otherwise.
 _SINCE_0_3_0 = {"optimizer.nesterov": "False", "optimizer.decay_norms_and_biases": "True"}
 _RENAMED = {"'AugmentationSettings'": "'ColorAugmentation'"}
+# It did not record the task, which these settings tell.
+_TASKS_OF_0_3_0 = {
+    "method": "pre-training",
+    "learning_rates": "linear-evaluation",
+    "head_learning_rate": "fine-tuning",
+    "dilated_stages": "segmentation",
+}
+_TASK = "task"
 
 
 class Recipe(NamedTuple):
-    """Settings and images that determine what a run learns; a resumed run must have the same.
+    """What determines what a run learns; see `settings` for the values and `Rule` for the rules.
 
-    settings: values by their path from the task, as `settings.learning_settings` returns them.
+    task: its title.
+    settings: values that are compared on resume, by their path from the task.
+    rules: of the settings that a resumed run may change, by the same path.
     images: fingerprint of the training images.
     """
 
+    task: str
     settings: dict[str, str]
+    rules: dict[str, Rule]
     images: str
+
+
+class Start(NamedTuple):
+    """Start of this process.
+
+    state: before its first step.
+    history: earlier scores.
+    message: where the state comes from; "" for a new run with random weights.
+    changes: what a resumed run changed, in one line; "" for nothing.
+    """
+
+    state: TrainState
+    history: History
+    message: str
+    changes: str
 
 
 def start(
@@ -39,40 +67,47 @@ def start(
     init_from: str | None,
     process: Process,
     state: TrainState,
+    recipe: Recipe,
     initialize: Callable[[str], str],
-) -> tuple[TrainState, History, str]:
-    """Returns the initial state of this process, earlier scores, and a message.
+) -> Start:
+    """Fills the initial state of this process.
 
     Args:
       path: checkpoint to resume, or None to start a new run.
       init_from: initial weights of a new run, or None.
       process: of this rank.
       state: before the first step; its tensors are filled in place.
+      recipe: of the run.
       initialize: loads initial weights into the state; returns a message.
     """
-    if path is not None:
-        contents = checkpoint.load(path, process.device)
-        state = restore(state, contents, path, process.machine.precision.value)
-        history = [(step, dict(scores)) for step, scores in contents["scores"]]
-        return state, history, f"resumed from {path} at step {state.step}"
-    return state, [], "" if init_from is None else initialize(init_from)
+    if path is None:
+        return Start(state, [], "" if init_from is None else initialize(init_from), "")
+    contents, precision = checkpoint.load(path, process.device), process.machine.precision.value
+    state = restore(state, contents, path, precision)
+    history = [(step, dict(scores)) for step, scores in contents["scores"]]
+    message = f"resumed from {path} at step {state.step}"
+    return Start(state, history, message, describe_changes(contents, recipe, precision))
 
 
-def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
-    """Raises UserError unless a checkpoint comes from a run that learns in the same way.
+def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path, new_run: str) -> None:
+    """Raises UserError unless a run may resume a checkpoint.
 
     Args:
       contents: of the checkpoint.
       recipe: of the run that is to resume.
       path: of the checkpoint, for messages.
+      new_run: flags that start a new run from the checkpoint.
     """
-    now = recipe.settings
-    before = {name: value for name, value in _SINCE_0_3_0.items() if name in now}
-    before |= {name: _RENAMED.get(value, value) for name, value in contents["settings"].items()}
+    advice = f"start a new run from its encoder by {new_run}"
+    task = _task(contents["settings"])
+    if task != recipe.task:
+        raise UserError(
+            f"{path} is a {task} checkpoint, which a {recipe.task} run cannot resume; {advice}"
+        )
     changed = [
-        f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
-        for name in [*now, *(name for name in before if name not in now)]
-        if before.get(name) != now.get(name)
+        f"{name} was {before} and is {now}"
+        for name, before, now in _differences(contents["settings"], recipe)
+        if name not in recipe.rules
     ]
     if not changed and contents["data"] != recipe.images:
         changed = ["source has other images than before (their number or names differ)"]
@@ -80,8 +115,45 @@ def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path) -> N
         more = f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else ""
         raise UserError(
             f"{changed[0]}{more}: {path} comes from another run; use the old values to resume "
-            "it, or another --workdir (and init_from, to start from its weights)"
+            f"it, or {advice}"
         )
+
+
+def describe_changes(contents: Mapping[str, Any], recipe: Recipe, precision: str) -> str:
+    """Describes the accepted changes of a resumed run in one line; "" if there are none.
+
+    Args:
+      contents: of the checkpoint.
+      recipe: of the resumed run, which has passed `check_same_run`.
+      precision: of the resumed run.
+    """
+    changes = []
+    for name, before, now in _differences(contents["settings"], recipe):
+        ignored = recipe.rules.get(name) is Rule.INITIAL
+        effect = ", which has no effect on a resumed run" if ignored else ""
+        changes.append(f"{name} was {before} and is {now}{effect}")
+    started = started_precision(contents)
+    if started != precision:
+        changes.append(f"precision was {started!r} and is {precision!r}")
+    return f"changed since step {contents['step']}: {'; '.join(changes)}" if changes else ""
+
+
+def _differences(recorded: Mapping[str, str], recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Returns path, earlier and present value of the settings that differ."""
+    now, rules = recipe.settings, recipe.rules
+    before = {name: value for name, value in _SINCE_0_3_0.items() if name in now}
+    before |= {name: _RENAMED.get(value, value) for name, value in recorded.items()}
+    # Settings that another version compared, but this one need not, and the other way round.
+    names = [name for name in now if name in before or name not in rules]
+    names += [name for name in before if name not in now and name not in (*rules, _TASK)]
+    pairs = ((name, before.get(name, "absent"), now.get(name, "absent")) for name in names)
+    return [(name, earlier, present) for name, earlier, present in pairs if earlier != present]
+
+
+def _task(recorded: Mapping[str, str]) -> str:
+    """Returns the title of the task that wrote a checkpoint."""
+    own = next((title for name, title in _TASKS_OF_0_3_0.items() if name in recorded), "unknown")
+    return recorded.get(_TASK, own)
 
 
 def to_checkpoint(
@@ -110,7 +182,7 @@ def to_checkpoint(
         },
         "rng": rng,
         "config": process.config,
-        "settings": recipe.settings,
+        "settings": {_TASK: recipe.task} | recipe.settings,
         "versions": {
             "jigclu": jigclu.__version__,
             "torch": str(torch.__version__),

@@ -1,21 +1,17 @@
-"""Groups of settings that all training tasks share; each group checks its own values.
-
-`MAY_CHANGE_ON_RESUME` names the fields that a resumed run may change, because they affect how
-the run computes or what it reports, but not what it learns.
-"""
+"""Groups of settings that all training tasks share; each group checks its own values."""
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from jigclu.ops import schedules
 from jigclu.ops.optim import LossScaling
 from jigclu.system.device import DEVICES
 from jigclu.system.errors import check
 from jigclu.system.machine import PRECISIONS, Auto, check_workers
+from jigclu.system.on_resume import Free, Rule, field_rules
 
-EVERY_FIELD = "every field"
 Owner = TypeVar("Owner")
 
 
@@ -30,8 +26,6 @@ class Compute:
       channels_last: whether images and weights are in channels-last format, or "auto".
       loss_scaling: dynamic loss scale, used in float16 only.
     """
-
-    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
 
     device: str
     precision: str
@@ -55,8 +49,6 @@ class Loading:
       prefetch: batches that each worker keeps ready.
     """
 
-    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
-
     workers: int | Auto
     prefetch: int
 
@@ -78,13 +70,11 @@ class Schedule:
         run; None runs all epochs.
     """
 
-    MAY_CHANGE_ON_RESUME: ClassVar = ("stop_after_steps",)
-
     epochs: int
     warmup_epochs: float
     decay: schedules.Decay
     per_epoch: bool
-    stop_after_steps: int | None
+    stop_after_steps: Free[int | None]
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
@@ -125,8 +115,6 @@ class Saving:
       keep_every: steps; checkpoints at its multiples are kept forever (0: none).
     """
 
-    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
-
     every: int
     keep_last: int
     keep_every: int
@@ -145,8 +133,6 @@ class Reporting:
       log_every: steps between log lines; each has the means over those steps.
       picture_every: steps between pictures of training images (0: none).
     """
-
-    MAY_CHANGE_ON_RESUME: ClassVar = EVERY_FIELD
 
     log_every: int
     picture_every: int
@@ -180,28 +166,29 @@ def with_settings(owner: Owner, **changes: Any) -> Owner:
 
 
 def learning_settings(task: Any) -> dict[str, str]:
-    """Returns the settings that determine what a run learns, by their path from the task.
+    """Returns the settings that a resumed run compares with its checkpoint's, by path.
 
-    These are the fields of the task and of the dataclasses it contains, such as
-    `schedule.epochs` or `method.augmentation.hue`, except those in `MAY_CHANGE_ON_RESUME`.
+    These are the fields of the task and of the dataclasses in it, such as `schedule.epochs` or
+    `method.augmentation.hue`, that determine what a run learns, or affect it in some way.
     """
-    return {path: repr(value) for path, value in _settings(task, "")}
+    compared = (Rule.FIXED, Rule.LOGGED, Rule.INITIAL)
+    return {path: repr(value) for path, rule, value in _settings(task, "") if rule in compared}
 
 
-def _settings(owner: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    may_change = getattr(owner, "MAY_CHANGE_ON_RESUME", ())
-    if may_change == EVERY_FIELD:
-        return
-    if prefix:
-        yield prefix, type(owner).__name__
+def resume_rules(task: Any) -> dict[str, Rule]:
+    """Returns the rules of the settings that a resumed run may change, by path."""
+    return {path: rule for path, rule, _ in _settings(task, "") if rule is not Rule.FIXED}
+
+
+def _settings(owner: Any, prefix: str) -> Iterator[tuple[str, Rule, Any]]:
+    rules = field_rules(type(owner))
     for field in dataclasses.fields(owner):
-        value, path = getattr(owner, field.name), f"{prefix}.{field.name}".lstrip(".")
-        if field.name in may_change:
-            continue
-        if dataclasses.is_dataclass(value):
-            yield from _settings(value, path)
+        value, path, rule = getattr(owner, field.name), f"{prefix}{field.name}", rules[field.name]
+        if dataclasses.is_dataclass(value) and rule is Rule.FIXED:
+            yield path, rule, type(value).__name__
+            yield from _settings(value, f"{path}.")
         else:
-            yield path, value
+            yield path, rule, value
 
 
 def _quote(names: tuple[str, ...]) -> str:

@@ -1,5 +1,6 @@
 """Settings of all training tasks, with checks before anything runs."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from jigclu.system import collectives, machine, seeds
 from jigclu.system.device import check_compiler, launched_processes, local_device, process_group
 from jigclu.system.errors import UserError, check, naming
 from jigclu.system.machine import Machine
+from jigclu.system.on_resume import ByContent, Free
 from jigclu.system.tensor_files import check_exists
 from jigclu.training import checkpoint, resume
 from jigclu.training.encoder_task import EncoderTask
@@ -25,6 +27,7 @@ from jigclu.training.settings import (
     Saving,
     Schedule,
     learning_settings,
+    resume_rules,
 )
 
 
@@ -34,22 +37,23 @@ class TrainingTask(EncoderTask):
 
     Attributes:
       seed: of all random numbers, in [0, 2**63).
-      source: training images; resuming compares their fingerprint.
+      title: of the task, in messages.
+      source: training images.
       batch_size: images of the global batch.
       resume_from: checkpoint to resume from if the workdir has none, or None.
     """
 
-    MAY_CHANGE_ON_RESUME: ClassVar[tuple[str, ...]] = ("source", "resume_from")
+    title: ClassVar[str]
 
     seed: int
-    source: Source
+    source: ByContent[Source]
     batch_size: int
-    resume_from: str | None
+    resume_from: Free[str | None]
     schedule: Schedule
-    compute: Compute
-    loading: Loading
-    saving: Saving
-    reporting: Reporting
+    compute: Free[Compute]
+    loading: Free[Loading]
+    saving: Free[Saving]
+    reporting: Free[Reporting]
 
     def __post_init__(self) -> None:
         seeds.check_seed(self.seed)
@@ -85,6 +89,19 @@ class TrainingTask(EncoderTask):
         """Steps of the run."""
         return self.schedule.total_steps(self.steps_per_epoch)
 
+    @property
+    def divergence_advice(self) -> str:
+        """What to do if the loss is not finite."""
+        return (
+            "lower learning_rate, or bind compute.precision = 'float32'; with either, the same "
+            "command resumes from the last checkpoint, if there is one"
+        )
+
+    @property
+    def memory_advice(self) -> str:
+        """What to do if the device runs out of memory."""
+        return "use a smaller batch_size, and another --workdir if this one has checkpoints"
+
     def epochs_to_steps(self, epochs: int) -> int:
         """Returns the steps of a number of epochs."""
         return epochs * self.steps_per_epoch
@@ -119,21 +136,37 @@ class TrainingTask(EncoderTask):
         local_device(self.compute.device)
         if self.can_compile and self.compute.compile is True:
             check_compiler()
-        if self.resume_from is not None:
-            with naming("resume_from"):
-                check_exists(Path(self.resume_from))
         found = self.starting_checkpoint(workdir)
         if found is None:
             self.check_encoder()
             return
+        if checkpoint.latest(workdir) is None:
+            with naming("resume_from"):
+                check_exists(found)
         with torch.device("meta"):
             self.new_encoder()
-        resume.check_same_run(checkpoint.peek(found), self.recipe(), found)
+        contents = checkpoint.peek(found)
+        resume.check_same_run(contents, self.recipe(), found, self._new_run(found, workdir))
+        if self.total_steps < contents["step"]:
+            raise UserError(
+                f"stop_after_steps is {self.schedule.stop_after_steps}, but {found} already has "
+                f"{contents['step']} steps: use a larger number, or None to train to the end"
+            )
 
     def recipe(self) -> resume.Recipe:
         """Returns the settings and images that a resumed run must share with its checkpoint."""
         images = self.training_source.fingerprint(deep=False)
-        return resume.Recipe(learning_settings(self), images)
+        return resume.Recipe(self.title, learning_settings(self), resume_rules(self), images)
+
+    def _new_run(self, path: Path, workdir: Path) -> str:
+        """Returns the flags with which a new run starts from the encoder of a checkpoint."""
+        others = (Path(f"{workdir}_{number}") for number in itertools.count(2))
+        other = next(folder for folder in others if not folder.exists())
+        bindings = [f"init_from = '{path}'"]
+        if self.resume_from is not None:
+            bindings.append("resume_from = None")
+        flags = [f'--gin_bindings="{binding}"' for binding in bindings]
+        return " ".join([f'--workdir="{other}"', *flags])
 
     def starting_checkpoint(self, workdir: Path) -> Path | None:
         """Returns the checkpoint to resume: the latest of the workdir, else `resume_from`."""

@@ -198,15 +198,15 @@ class ResumeTest(ConfigTestCase):
     def setUp(self) -> None:
         super().setUp()
         task = self.load()
-        settings, images = task.recipe()
+        recipe = task.recipe()
         contents: dict[str, Any] = {
             **{key: {} for key in ("parameters", "buffers", "optimizer", "rng")},
             "step": 1,
             "config": "",
-            "settings": settings,
+            "settings": {"task": recipe.task} | recipe.settings,
             "versions": {"jigclu": jigclu.__version__},
             "scores": [],
-            "data": images,
+            "data": recipe.images,
             "machine": {"precision": ["float32", "bound"]},
         }
         self.path = checkpoint.save(self.folder, contents, 1, keep_last=1, keep_every=0)
@@ -227,14 +227,15 @@ class ResumeTest(ConfigTestCase):
         ("jigsaw.temperature=0.5", "jigsaw.temperature was 0.3 and is 0.5"),
         ("augmentation.hue=0.2", "augmentation.hue was 0.1 and is 0.2"),
         ("sgd.momentum=0.5", "sgd.momentum was 0.9 and is 0.5"),
-        ("pretrain.learning_rate=0.1", "pretrain.learning_rate was 0.03 and is 0.1"),
         ("pretrain.seed=1", "pretrain.seed was 0 and is 1"),
-        ("pretrain.micro_batch_size=8", "pretrain.micro_batch_size was None and is 8"),
+        ("pretrain.batch_size=32", "pretrain.batch_size was 64 and is 32"),
     )
     def test_rejects_a_change_of_what_is_learned(self, binding: str, change: str) -> None:
         message = self.rejected_on_resume(binding)
         self.assertStartsWith(message, f"{change}: {self.path} comes from another run; ")
-        self.assertIn("another --workdir", message)
+        binding = f"pretrain.init_from = '{self.path}'"
+        command = f'--workdir="{self.folder}_2" --gin_bindings="{binding}"'
+        self.assertEndsWith(message, f"start a new run from its encoder by {command}")
 
     def test_counts_further_changes(self) -> None:
         message = self.rejected_on_resume("jigsaw.grid=4", "schedule.epochs=8", "pretrain.seed=1")
@@ -258,9 +259,23 @@ class ResumeTest(ConfigTestCase):
         "knn_evaluator.neighbors=7",
         "pretrain.evaluators=()",
         "pretrain.resume_from='{path}'",
+        "pretrain.resume_from='/pruned/step_00000001.pt'",
+        "pretrain.init_from='/removed/weights.pth'",
+        "pretrain.learning_rate=0.1",
+        "pretrain.micro_batch_size=8",
     )
-    def test_accepts_changes_of_speed_and_reports(self, binding: str) -> None:
+    def test_accepts_other_changes(self, binding: str) -> None:
         config.load([DEMO], [binding.format(path=self.path)]).check(self.folder)
+
+    def test_rejects_an_end_before_the_steps_that_were_taken(self) -> None:
+        contents = checkpoint.load(self.path, "cpu") | {"step": 4}
+        path = checkpoint.save(self.folder, contents, 4, keep_last=1, keep_every=0)
+        config.load([DEMO], ["schedule.stop_after_steps=4"]).check(self.folder)
+        self.assertEqual(
+            self.rejected_on_resume("schedule.stop_after_steps=3"),
+            f"schedule.stop_after_steps is 3, but {path} already has 4 steps: use a larger number, "
+            "or None to train to the end",
+        )
 
 
 if __name__ == "__main__":

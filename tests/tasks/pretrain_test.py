@@ -170,7 +170,7 @@ class PretrainTest(TaskTestCase):
         self.assertIn("3 unreadable images were skipped", printed)
 
     def test_non_finite_loss_stops_the_run(self) -> None:
-        with self.assertRaisesRegex(UserError, "loss is nan.*lower the learning rate"):
+        with self.assertRaisesRegex(UserError, "loss is nan.*lower learning_rate"):
             run(changed(learning_rate=1e30), self.folder)
 
     def test_plan_lists_steps_memory_and_machine(self) -> None:

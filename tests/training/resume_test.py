@@ -8,14 +8,32 @@ from absl.testing import absltest, parameterized
 
 from jigclu.system.errors import UserError
 from jigclu.system.machine import Choice, Machine
+from jigclu.system.on_resume import Rule
 from jigclu.training import checkpoint, resume
 from jigclu.training.process import Process
 from jigclu.training.resume import Recipe
 from jigclu.training.state import TrainState
 from tests.small_tasks import TaskTestCase
 
-RECIPE = Recipe({"seed": "0", "schedule.epochs": "7", "method": "Jigsaw"}, "ab12")
+RECIPE = Recipe(
+    task="pre-training",
+    settings={
+        "seed": "0",
+        "schedule.epochs": "7",
+        "method": "Jigsaw",
+        "learning_rate": "0.1",
+        "init_from": "None",
+    },
+    rules={
+        "learning_rate": Rule.LOGGED,
+        "init_from": Rule.INITIAL,
+        "workers": Rule.FREE,
+        "source": Rule.BY_CONTENT,
+    },
+    images="ab12",
+)
 PATH = Path("c.pt")
+NEW_RUN = "--workdir=other"
 
 
 def machine(precision: str) -> Machine:
@@ -58,10 +76,14 @@ def contents_of(value: float) -> dict[str, Any]:
 
 class ResumeTest(TaskTestCase):
     def test_same_recipe_resumes(self) -> None:
-        resume.check_same_run(contents_of(5.0), RECIPE, PATH)
+        resume.check_same_run(contents_of(5.0), RECIPE, PATH, NEW_RUN)
 
     @parameterized.parameters(
-        ({"seed": "1"}, "seed was 0 and is 1: c.pt comes from another run; .*init_from"),
+        (
+            {"seed": "1", "learning_rate": "0.2"},
+            "seed was 0 and is 1: c.pt comes from another run; use the old values to resume it, or "
+            "start a new run from its encoder by --workdir=other$",
+        ),
         ({"method": None}, "method was Jigsaw and is absent: c.pt"),
         ({"optimizer.momentum": "0.5"}, "optimizer.momentum was absent and is 0.5: c.pt"),
         ({"seed": "2", "schedule.epochs": "8"}, r"seed .* \(1 more settings differ\): c.pt"),
@@ -69,11 +91,54 @@ class ResumeTest(TaskTestCase):
     def test_another_recipe_is_rejected(self, change: dict[str, Any], message: str) -> None:
         settings = {k: v for k, v in (RECIPE.settings | change).items() if v is not None}
         with self.assertRaisesRegex(UserError, f"^{message}"):
-            resume.check_same_run(contents_of(5.0), Recipe(settings, "ab12"), PATH)
+            resume.check_same_run(
+                contents_of(5.0), RECIPE._replace(settings=settings), PATH, NEW_RUN
+            )
 
     def test_other_images_are_rejected(self) -> None:
         with self.assertRaisesRegex(UserError, "^source has other images than before.*c.pt"):
-            resume.check_same_run(contents_of(5.0), RECIPE._replace(images="cd34"), PATH)
+            resume.check_same_run(contents_of(5.0), RECIPE._replace(images="cd34"), PATH, NEW_RUN)
+
+    def changed(self, **settings: str) -> Recipe:
+        return RECIPE._replace(settings=RECIPE.settings | settings)
+
+    @parameterized.parameters(
+        ({}, "bfloat16", ""),
+        ({"learning_rate": "0.2"}, "bfloat16", "learning_rate was 0.1 and is 0.2"),
+        ({}, "float32", "precision was 'bfloat16' and is 'float32'"),
+        (
+            {"learning_rate": "0.2", "init_from": "'w.pth'"},
+            "float32",
+            "learning_rate was 0.1 and is 0.2; init_from was None and is 'w.pth', which has no "
+            "effect on a resumed run; precision was 'bfloat16' and is 'float32'",
+        ),
+    )
+    def test_accepted_changes_are_described(
+        self, changes: dict[str, str], precision: str, message: str
+    ) -> None:
+        recipe = self.changed(**changes)
+        resume.check_same_run(contents_of(5.0), recipe, PATH, NEW_RUN)
+        expected = f"changed since step 5: {message}" if message else ""
+        self.assertEqual(resume.describe_changes(contents_of(5.0), recipe, precision), expected)
+
+    def test_a_checkpoint_of_another_task_is_rejected_by_the_name_of_its_task(self) -> None:
+        recipe = RECIPE._replace(task="fine-tuning", settings={"seed": "1", "train_size": "32"})
+        expected = (
+            "^c.pt is a pre-training checkpoint, which a fine-tuning run cannot resume; start"
+        )
+        with self.assertRaisesRegex(UserError, expected):
+            resume.check_same_run(contents_of(5.0), recipe, PATH, NEW_RUN)
+        old = contents_of(5.0)
+        del old["settings"]["task"]
+        with self.assertRaisesRegex(UserError, expected):
+            resume.check_same_run(old, recipe, PATH, NEW_RUN)
+
+    def test_settings_that_need_not_be_compared_any_more_may_differ(self) -> None:
+        contents = contents_of(5.0)
+        del contents["settings"]["init_from"]
+        contents["settings"]["workers"] = "7"
+        resume.check_same_run(contents, RECIPE, PATH, NEW_RUN)
+        self.assertEqual(resume.describe_changes(contents, RECIPE, "bfloat16"), "")
 
     def test_checkpoint_has_the_precision_of_its_run(self) -> None:
         self.assertEqual(resume.started_precision(contents_of(5.0)), "bfloat16")
@@ -103,11 +168,13 @@ class ResumeTest(TaskTestCase):
 
     def test_starts_from_a_checkpoint_rather_than_initial_weights(self) -> None:
         path = checkpoint.save(self.folder, contents_of(5.0), 5, keep_last=1, keep_every=0)
-        state, history, message = resume.start(
-            path, "weights.pth", process(self.folder), state_of(0.0), self.fail
+        recipe = self.changed(learning_rate="0.2")
+        start = resume.start(
+            path, "weights.pth", process(self.folder), state_of(0.0), recipe, self.fail
         )
-        self.assertEqual((state.step, history), (5, [(0, {"knn_accuracy": 0.25})]))
-        self.assertEqual(message, f"resumed from {path} at step 5")
+        self.assertEqual((start.state.step, start.history), (5, [(0, {"knn_accuracy": 0.25})]))
+        self.assertEqual(start.message, f"resumed from {path} at step 5")
+        self.assertEqual(start.changes, "changed since step 5: learning_rate was 0.1 and is 0.2")
 
     def test_a_new_run_starts_from_initial_weights(self) -> None:
         loaded: list[str] = []
@@ -116,13 +183,12 @@ class ResumeTest(TaskTestCase):
             loaded.append(init_from)
             return "loaded"
 
-        state, history, message = resume.start(
-            None, "weights.pth", process(), state_of(0.0), initialize
-        )
-        self.assertEqual((state.step, history, message), (0, [], "loaded"))
+        start = resume.start(None, "weights.pth", process(), state_of(0.0), RECIPE, initialize)
+        self.assertEqual((start.state.step, start.history), (0, []))
+        self.assertEqual((start.message, start.changes), ("loaded", ""))
         self.assertEqual(loaded, ["weights.pth"])
-        _, _, message = resume.start(None, None, process(), state_of(0.0), self.fail)
-        self.assertEqual(message, "")
+        start = resume.start(None, None, process(), state_of(0.0), RECIPE, self.fail)
+        self.assertEqual(start.message, "")
 
     def test_state_of_version_0_3_0_is_restored(self) -> None:
         contents = contents_of(5.0)
@@ -141,10 +207,10 @@ class ResumeTest(TaskTestCase):
         now = RECIPE.settings | had | {"method.augmentation": "'ColorAugmentation'"}
         contents = contents_of(5.0)
         contents["settings"] = RECIPE.settings | {"method.augmentation": "'AugmentationSettings'"}
-        resume.check_same_run(contents, Recipe(now, "ab12"), PATH)
-        changed = Recipe(RECIPE.settings | had | {"optimizer.nesterov": "True"}, "ab12")
+        resume.check_same_run(contents, RECIPE._replace(settings=now), PATH, NEW_RUN)
+        changed = self.changed(**had | {"optimizer.nesterov": "True"})
         with self.assertRaisesRegex(UserError, "^optimizer.nesterov was False and is True"):
-            resume.check_same_run(contents_of(5.0), changed, PATH)
+            resume.check_same_run(contents_of(5.0), changed, PATH, NEW_RUN)
 
     @parameterized.parameters("parameters", "buffers")
     def test_rejects_another_network(self, part: str) -> None:

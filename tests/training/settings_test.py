@@ -8,12 +8,13 @@ from absl.testing import absltest, parameterized
 from jigclu.data.procedural import ProceduralImages
 from jigclu.ops import optim, schedules
 from jigclu.system.errors import UserError
+from jigclu.system.on_resume import Rule
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.finetune import FinetuneTask
 from jigclu.tasks.linear import LinearTask
-from jigclu.training.settings import Schedule, learning_settings, with_settings
+from jigclu.training.settings import Schedule, learning_settings, resume_rules, with_settings
 from jigclu.training.task import TrainingTask
-from tests.samples import SIMCLR
+from tests.samples import SIMCLR, eval_transform
 from tests.small_tasks import COMPUTE, KNN, LABELED, LOADING, PRETRAINING, SCHEDULE
 
 SAVING, REPORTING = PRETRAINING.saving, PRETRAINING.reporting
@@ -153,8 +154,7 @@ SUPERVISED_FIELDS = [
     *TRAINING_FIELDS,
     *("schedule.decay.milestones", "schedule.decay.factor", "init_from"),
     *("train_size", "crop_scale", "crop_ratio", "flip_probability"),
-    *("eval_transform", "eval_transform.resize", "eval_transform.crop"),
-    *("eval_transform.mean", "eval_transform.std"),
+    *("eval_transform", "eval_transform.mean", "eval_transform.std"),
 ]
 
 
@@ -169,7 +169,7 @@ class LearningSettingsTest(parameterized.TestCase):
             *("method.pooling_map", "method.embedding_channels", "method.temperature"),
             *("method.base_temperature", "method.clustering_weight", "method.location_weight"),
             *("micro_batch_size", "optimizer", *OPTIMIZER_FIELDS),
-            "learning_rate",
+            *("learning_rate", "init_from"),
         ]
         self.assertCountEqual(learning_settings(PRETRAINING), expected)
 
@@ -220,17 +220,45 @@ class LearningSettingsTest(parameterized.TestCase):
             self.assertNotEqual(before[name], after[name])
 
     @parameterized.parameters(
+        (PRETRAINING, "micro_batch_size", Rule.LOGGED),
+        (PRETRAINING, "learning_rate", Rule.LOGGED),
+        (PRETRAINING, "init_from", Rule.INITIAL),
+        (PRETRAINING, "source", Rule.BY_CONTENT),
+        (PRETRAINING, "evaluators", Rule.FREE),
+        (PRETRAINING, "schedule.stop_after_steps", Rule.FREE),
+        (PRETRAINING, "batch_size", None),
+        (PRETRAINING, "method.grid", None),
+        (FINETUNING, "head_learning_rate", Rule.LOGGED),
+        (FINETUNING, "eval_transform.crop", Rule.FREE),
+        (FINETUNING, "init_from", None),
+        (LINEAR, "cache.folder", Rule.FREE),
+        (LINEAR, "cache.views", None),
+    )
+    def test_rules_stand_next_to_the_fields(
+        self, task: TrainingTask, path: str, rule: Rule | None
+    ) -> None:
+        self.assertIs(resume_rules(task).get(path), rule)
+
+    def test_probes_without_views_learn_from_evaluation_crops(self) -> None:
+        name = "eval_transform.crop"
+        recipe = dataclasses.replace(LINEAR, cache=FeatureCache(folder="cache", views=0)).recipe()
+        self.assertEqual(recipe.settings[name], "32")
+        self.assertNotIn(name, recipe.rules)
+        self.assertNotIn(name, LINEAR.recipe().settings)
+
+    @parameterized.parameters(
         (PRETRAINING, {"device": "auto", "precision": "bfloat16", "compile": True}),
         (PRETRAINING, {"channels_last": False, "workers": 3, "prefetch": 1}),
         (PRETRAINING, {"loss_scaling": dataclasses.replace(COMPUTE.loss_scaling, initial=2.0)}),
         (PRETRAINING, {"stop_after_steps": 1}),
         (PRETRAINING, {"every": 1, "keep_last": 3, "keep_every": 0}),
         (PRETRAINING, {"log_every": 1, "picture_every": 0, "evaluators": (KNN,)}),
-        (PRETRAINING, {"init_from": "weights.pth", "source": VAL}),
+        (PRETRAINING, {"source": VAL}),
         (PRETRAINING, {"resume_from": "checkpoint.pt"}),
         (LINEAR, {"cache": FeatureCache(folder="other", views=2), "workers": 1}),
         (LINEAR, {"val": OTHER_VAL, "val_batch_size": 3}),
         (FINETUNING, {"evaluate_every": 0, "precision": "bfloat16"}),
+        (FINETUNING, {"eval_transform": eval_transform(resize=40, crop=24)}),
     )
     def test_what_a_resumed_run_may_change(
         self, task: TrainingTask, changes: dict[str, Any]

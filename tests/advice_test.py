@@ -1,0 +1,167 @@
+"""The advice of error messages about runs, followed to the letter."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+from unittest import mock
+
+import torch
+from absl.testing import absltest, parameterized
+
+from jigclu import config
+from jigclu.system.errors import UserError
+from jigclu.tasks.linear import LinearTask
+from jigclu.tasks.pretrain import PretrainTask
+from tests.launch_test import SMALL
+from tests.small_tasks import TaskTestCase, final
+
+LINEAR = """
+include 'gin/base/linear.gin'
+linear.source = @train_split/ProceduralImages()
+linear.val = @val_split/ProceduralImages()
+ProceduralImages.size = 32
+ProceduralImages.seed = 0
+train_split/ProceduralImages.images = 20
+train_split/ProceduralImages.split = 'train'
+val_split/ProceduralImages.images = 10
+val_split/ProceduralImages.split = 'val'
+linear.train_size = 32
+eval_transform.resize = 32
+eval_transform.crop = 32
+linear.encoder = 'resnet18'
+linear.small_stem = True
+linear.init_from = None
+linear.batch_size = 10
+linear.learning_rates = (1.0,)
+linear.weight_decays = (0.0,)
+schedule.epochs = 1
+step_decay.milestones = ()
+compute.precision = 'float32'
+compute.compile = False
+loading.workers = 0
+"""
+
+
+class AdviceTest(TaskTestCase, parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.files = {}
+        for name, text in (("small", SMALL), ("linear", LINEAR)):
+            self.files[name] = self.folder / f"{name}.gin"
+            self.files[name].write_text(text)
+        self.workdir = self.folder / "run"
+
+    def launch(self, *bindings: str, file: str = "small", workdir: Path | None = None) -> str:
+        """Runs a small task as the command does, without its evaluators; returns the log."""
+        folder = workdir or self.workdir
+        given = ["pretrain.evaluators=()"] if file == "small" else []
+        configuration = config.load([str(self.files[file])], [*given, *bindings])
+        configuration = configuration.for_workdir(folder)
+        configuration.check(folder)
+        printed = io.StringIO()
+        with contextlib.redirect_stderr(printed):
+            configuration.run(folder)
+        return printed.getvalue()
+
+    def rejected(self, *bindings: str, file: str = "small") -> str:
+        with self.assertRaises(UserError) as caught:
+            self.launch(*bindings, file=file)
+        return str(caught.exception)
+
+    def texts(self, tag: str) -> list[tuple[int, str]]:
+        """Returns steps and texts of a tag in TensorBoard."""
+        events = self.events(self.workdir).Tensors(f"{tag}/text_summary")
+        return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events]
+
+    def test_out_of_memory_the_recommended_micro_batch_size_resumes_the_run(self) -> None:
+        self.launch("schedule.stop_after_steps=2")
+        full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        with mock.patch.object(PretrainTask, "take_step", side_effect=full):
+            message = self.rejected()
+        self.assertStartsWith(message, "CUDA out of memory: bind pretrain.micro_batch_size = 2, ")
+        self.assertIn("smaller pretrain.batch_size in another --workdir", message)
+        binding = re.findall(r"bind (\S+ = \d+)", message)[0]
+
+        expected = "changed since step 2: micro_batch_size was None and is 2"
+        self.assertIn(f"\n{expected}\n", self.launch(binding))
+        self.assertEqual(self.texts("changes"), [(2, expected)])
+        self.assertEqual(final(self.workdir)["step"], 3)
+        # The change is part of the run from here on, and undoing it is another one.
+        self.assertNotIn("changed since", self.launch(binding))
+        self.assertIn("micro_batch_size was 2 and is None", self.launch())
+
+    def test_out_of_memory_other_tasks_are_advised_to_use_smaller_batches(self) -> None:
+        full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        with mock.patch.object(LinearTask, "_build", side_effect=full):
+            message = self.rejected(file="linear")
+        self.assertEqual(
+            message,
+            "CUDA out of memory: use a smaller linear.batch_size, and another --workdir if this "
+            "one has checkpoints",
+        )
+        self.launch("linear.batch_size=5", file="linear")
+
+    @parameterized.parameters(
+        ("pretrain.learning_rate = 0.001", "learning_rate was 0.03 and is 0.001"),
+        ("compute.precision = 'bfloat16'", "precision was 'float32' and is 'bfloat16'"),
+    )
+    def test_a_diverged_run_resumes_as_recommended(self, binding: str, change: str) -> None:
+        self.launch("schedule.stop_after_steps=1")
+        broken = {"loss": torch.tensor(torch.nan)}
+
+        def diverge(
+            task: PretrainTask, step: object, chance: object, state: object, inputs: object
+        ) -> tuple[object, dict[str, torch.Tensor]]:
+            return state._replace(step=state.step + 1), broken  # type: ignore[attr-defined]
+
+        with mock.patch.object(PretrainTask, "take_step", diverge):
+            message = self.rejected()
+        self.assertIn("lower pretrain.learning_rate, or bind compute.precision", message)
+        self.assertIn("the same command resumes from the last checkpoint", message)
+        self.assertIn(f"changed since step 1: {change}\n", self.launch(binding))
+        self.assertEqual(final(self.workdir)["step"], 3)
+
+    @parameterized.parameters(
+        ("small", "pretrain.batch_size=2", "pretrain.batch_size was 4 and is 2: "),
+        ("linear", "linear.batch_size=5", "linear.batch_size was 10 and is 5: "),
+    )
+    def test_the_command_for_a_new_run_starts_one_from_the_checkpoint(
+        self, file: str, binding: str, reason: str
+    ) -> None:
+        self.launch("schedule.stop_after_steps=1", file=file)
+        message = self.rejected(binding, file=file)
+        self.assertStartsWith(message, reason)
+        command = shlex.split(message.partition(" by ")[2])
+        workdir = Path(command[0].removeprefix("--workdir="))
+        bindings = [flag.removeprefix("--gin_bindings=") for flag in command[1:]]
+        self.assertFalse(workdir.exists())
+        printed = self.launch(binding, *bindings, file=file, workdir=workdir)
+        self.assertIn(f"initial weights of {self.workdir}/checkpoints/step_", printed)
+        self.assertGreater(final(workdir)["step"], 1)
+
+    def test_other_initial_weights_of_a_resumed_run_are_reported_to_have_no_effect(self) -> None:
+        self.launch("schedule.stop_after_steps=1")
+        printed = self.launch("pretrain.init_from='removed.pth'")
+        self.assertIn(
+            "changed since step 1: init_from was None and is 'removed.pth', which has no effect on "
+            "a resumed run\n",
+            printed,
+        )
+
+    def test_a_pruned_checkpoint_to_resume_is_needed_only_by_a_new_workdir(self) -> None:
+        self.launch("schedule.stop_after_steps=1")
+        pruned = self.folder / "step_00000001.pt"
+        (path,) = (self.workdir / "checkpoints").iterdir()
+        path.rename(pruned)
+        binding = f"pretrain.resume_from='{pruned}'"
+        self.launch(binding, "schedule.stop_after_steps=2")
+        pruned.unlink()
+        self.assertIn("step_00000002.pt at step 2", self.launch(binding))
+        self.workdir = self.folder / "new"
+        self.assertStartsWith(self.rejected(binding), "pretrain.resume_from: checkpoint ")
+
+
+if __name__ == "__main__":
+    absltest.main()
