@@ -14,7 +14,6 @@ SLURM = {
     "SLURM_JOB_NODELIST": "node[3-4]",
     "SLURM_JOB_NUM_NODES": "2",
     "SLURM_JOB_ID": "77",
-    "SLURM_SUBMIT_DIR": str(ROOT),
 }
 # Flags of jigclu.launch that the scripts, or the examples in them, pass.
 FLAGS = {"--gin_file", "--gin_bindings", "--workdir", "--dry_run"}
@@ -25,7 +24,10 @@ class LaunchScriptsTest(parameterized.TestCase):
     def setUp(self) -> None:
         super().setUp()
         self.commands = Path(self.create_tempdir().full_path)
-        self._stand_in("torchrun", r'printf "%s\n" torchrun "$PWD" "$@"')
+        # Relative paths start in the folder of the user; Python finds the project in its own.
+        self.places = (str(self.commands), str(ROOT))
+        self.slurm = SLURM | {"SLURM_SUBMIT_DIR": str(self.commands)}
+        self._stand_in("torchrun", r'printf "%s\n" torchrun "$PWD" "$PYTHONPATH" "$@"')
         self._stand_in("srun", 'echo srun; exec "$@"')
         self._stand_in("scontrol", 'echo "$*" >&2; printf "node3\nnode4\n"')
         self._stand_in("nvidia-smi", "exit 9")
@@ -36,7 +38,7 @@ class LaunchScriptsTest(parameterized.TestCase):
         path.chmod(0o755)
 
     def _run(self, script: str, *arguments: str, **variables: str) -> list[str]:
-        """Returns the words that the stand-ins printed; the script runs in another folder."""
+        """Returns the words that the stand-ins printed; the script runs in a folder of its own."""
         environment = {"PATH": f"{self.commands}:{os.environ['PATH']}", **variables}
         return subprocess.run(
             [LAUNCH / script, *arguments],
@@ -60,7 +62,7 @@ class LaunchScriptsTest(parameterized.TestCase):
     def test_one_machine_starts_torchrun(self) -> None:
         self.assertEqual(
             self._run("one_machine.sh"),
-            ["torchrun", str(ROOT), "--standalone", "--nproc-per-node=1", *LAUNCHER],
+            ["torchrun", *self.places, "--standalone", "--nproc-per-node=1", *LAUNCHER],
         )
 
     def test_one_machine_uses_every_gpu(self) -> None:
@@ -73,7 +75,7 @@ class LaunchScriptsTest(parameterized.TestCase):
         self.assertEqual(
             self._run("several_machines.sh", **variables),
             [
-                *("torchrun", str(ROOT), "--nnodes=4", "--nproc-per-node=8"),
+                *("torchrun", *self.places, "--nnodes=4", "--nproc-per-node=8"),
                 *("--rdzv-backend=c10d", "--rdzv-endpoint=10.0.0.1:5", "--rdzv-id=x"),
                 *LAUNCHER,
             ],
@@ -86,9 +88,9 @@ class LaunchScriptsTest(parameterized.TestCase):
 
     def test_slurm_starts_torchrun_on_every_node(self) -> None:
         self.assertEqual(
-            self._run("slurm.sbatch", SLURM_GPUS_ON_NODE="4", **SLURM),
+            self._run("slurm.sbatch", SLURM_GPUS_ON_NODE="4", **self.slurm, REPOSITORY=str(ROOT)),
             [
-                *("srun", "torchrun", str(ROOT), "--nnodes=2", "--nproc-per-node=4"),
+                *("srun", "torchrun", *self.places, "--nnodes=2", "--nproc-per-node=4"),
                 *("--rdzv-backend=c10d", "--rdzv-endpoint=node3:29400", "--rdzv-id=77"),
                 *LAUNCHER,
             ],
@@ -103,7 +105,7 @@ class LaunchScriptsTest(parameterized.TestCase):
             GIN_FILE="gin/my own.gin",
             WORKDIR="/tmp/a run",
             HEAD="node3",
-            **SLURM,
+            **self.slurm,
         )
         expected = ["--gin_file=gin/my own.gin", "--workdir=/tmp/a run"]
         expected += ["--gin_bindings=pretrain.batch_size = 512", "--dry_run"]
@@ -113,7 +115,7 @@ class LaunchScriptsTest(parameterized.TestCase):
     def test_scripts_exit_with_the_status_of_torchrun(self, script: str) -> None:
         self._stand_in("torchrun", "exit 3")
         with self.assertRaises(subprocess.CalledProcessError) as raised:
-            self._run(script, HEAD="node3", **SLURM)
+            self._run(script, HEAD="node3", **self.slurm)
         self.assertEqual(raised.exception.returncode, 3)
 
     @parameterized.parameters(*SCRIPTS)
