@@ -81,6 +81,9 @@ class Features(NamedTuple):
 def load_encoder(source: _Path) -> FeatureExtractor:
     """Loads an encoder in eval mode, on the CPU; recognizes the ResNet from its weights.
 
+    A network of timm is recognized by its name, which runs and .safetensors exports of this project
+    and checkpoints of timm's training script contain.
+
     Its transform is the evaluation preprocessing of the run that wrote the weights, or of the
     export that wrote a .safetensors file. If that run had no evaluation, images are cropped to the
     size of its training inputs. For weights of other projects they are resized to 256 and cropped
@@ -92,8 +95,8 @@ def load_encoder(source: _Path) -> FeatureExtractor:
         folder of an export, or "jigclu_200e", which is downloaded once.
 
     Raises:
-      UserError: the weights are missing or unreadable, or the file has no complete ResNet, or
-        several.
+      UserError: the weights are missing or unreadable, or the file has no complete encoder,
+        or several.
     """
     from jigclu.models.encoder import create_encoder
     from jigclu.training import initial_weights

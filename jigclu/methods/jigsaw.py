@@ -118,7 +118,7 @@ class Jigsaw:
             raise UserError(
                 f"patch_size is {least}; the encoder turns montages of {side} pixels into "
                 f"{maps.shape[-1]}x{maps.shape[-1]} features, too few to tell "
-                f"{self.grid}x{self.grid} patches apart: use larger patches, or "
+                f"{self.grid}x{self.grid} patches apart: use larger patches, or a ResNet with "
                 "pretrain.small_stem = True"
             )
 
