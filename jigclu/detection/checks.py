@@ -38,35 +38,7 @@ def check(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError("--with-random-backbone needs --trials: give both, or neither")
     errors.check(0 <= args.picture_score <= 1, "--picture-score", args.picture_score, "in [0, 1]")
     _check_devices(cfg, args)
-    train = () if args.eval_only else cfg.DATASETS.TRAIN
-    if not cfg.DATASETS.TEST or not (train or args.eval_only):
-        raise UserError(
-            "DATASETS.TRAIN or DATASETS.TEST is empty: give --train-data and --test-data"
-        )
-    uses = {
-        name: Use(
-            is_trained=name in train,
-            is_evaluated=name in cfg.DATASETS.TEST,
-            mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
-            decodes_images=not args.headers_only,
-        )
-        for name in (*train, *cfg.DATASETS.TEST)
-    }
-    summaries = {name: _summary(name, use) for name, use in uses.items()}
-    datasets.check_same_classes(summaries)
-    keeps_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    for name, summary in summaries.items():
-        is_trained = uses[name].is_trained
-        text = summary.describe(is_trained=is_trained, keeps_empty_images=keeps_empty)
-        print(f"{name}: {text}")
-    classes = next(iter(summaries.values())).classes
-    key = settings.classes_key(cfg)
-    if len(classes) != settings.value(cfg, key):
-        raise UserError(
-            f"{key} is {settings.value(cfg, key)}, but the data have {len(classes)} classes: "
-            f"give {key} {len(classes)}"
-        )
-    _check_start(cfg, args, classes)
+    _check_start(cfg, args, _check_data(cfg, args))
     _check_folder(Path(cfg.OUTPUT_DIR))
 
 
@@ -115,6 +87,42 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which is not a multiple of the "
             f"{processes} processes: give --images-per-batch such a multiple"
         )
+
+
+def _check_data(cfg: CfgNode, args: argparse.Namespace) -> tuple[str, ...]:
+    """Checks and describes all data sets; returns their class names."""
+    train = () if args.eval_only else cfg.DATASETS.TRAIN
+    if not cfg.DATASETS.TEST or not (train or args.eval_only):
+        raise UserError(
+            "DATASETS.TRAIN or DATASETS.TEST is empty: give --train-data and --test-data"
+        )
+    for key, names in (("DATASETS.TRAIN", train), ("DATASETS.TEST", cfg.DATASETS.TEST)):
+        if len(set(names)) < len(names):
+            raise UserError(f"{key} is {', '.join(names)}: name each data set only once")
+    uses = {
+        name: Use(
+            is_trained=name in train,
+            is_evaluated=name in cfg.DATASETS.TEST,
+            mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+            decodes_images=not args.headers_only,
+        )
+        for name in (*train, *cfg.DATASETS.TEST)
+    }
+    summaries = {name: _summary(name, use) for name, use in uses.items()}
+    datasets.check_same_classes(summaries)
+    keeps_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    for name, summary in summaries.items():
+        is_trained = uses[name].is_trained
+        text = summary.describe(is_trained=is_trained, keeps_empty_images=keeps_empty)
+        print(f"{name}: {text}")
+    classes = next(iter(summaries.values())).classes
+    key = settings.classes_key(cfg)
+    if len(classes) != settings.value(cfg, key):
+        raise UserError(
+            f"{key} is {settings.value(cfg, key)}, but the data have {len(classes)} classes: "
+            f"give {key} {len(classes)}"
+        )
+    return classes
 
 
 def _check_start(cfg: CfgNode, args: argparse.Namespace, classes: Sequence[str]) -> None:

@@ -149,7 +149,7 @@ def _reject_only_crowds(name: str, annotations: list[dict[str, Any]], use: Use) 
 
 
 def _reject_annotations(name: str, path: Path, annotations: list[dict[str, Any]]) -> None:
-    wrong, no_number, ignored = [], [], []
+    wrong, no_number, no_points, ignored = [], [], [], []
     for annotation in annotations:
         label = f"annotation {annotation['id']}"
         box = annotation["bbox"]
@@ -157,10 +157,14 @@ def _reject_annotations(name: str, path: Path, annotations: list[dict[str, Any]]
             wrong.append(f"bbox of {label}")
         if not isinstance(annotation.get("iscrowd", 0), _NUMBER):
             no_number.append(f"iscrowd of {label}")
+        points = annotation.get("keypoints") or []
+        if not isinstance(points, list) or not all(isinstance(part, _NUMBER) for part in points):
+            no_points.append(f"keypoints of {label}")
         if annotation.get("ignore"):
             ignored.append(label)
     datasets.reject(name, wrong, f"in {path} is not [left, top, width, height]")
     datasets.reject(name, no_number, f"in {path} is not a number")
+    datasets.reject(name, no_points, f"in {path} is not a list of numbers")
     datasets.reject(name, ignored, f"in {path} is marked ignore, which detectron2 does not support")
 
 

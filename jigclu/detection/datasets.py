@@ -19,6 +19,8 @@ from jigclu.system.errors import UserError
 
 # Pixels by which a box may exceed its image, due to rounding or to counting from 0 or 1.
 _TOLERANCE = 1.0
+# Of the sides of an image; the published configurations reduce the longer one to 1,333 pixels.
+_MAX_RATIO = 1000
 
 
 class Use(NamedTuple):
@@ -205,6 +207,13 @@ def reject_images(
         if isinstance(size, tuple) and size != (width, height)
     ]
     reject(name, other, "has another size")
+    long = [file for file, (width, height) in sizes.items() if is_elongated(width, height)]
+    reject(name, long, f"in {folder} is too elongated for detectron2")
+
+
+def is_elongated(width: float, height: float) -> bool:
+    """Returns whether an image might have no rows or columns left after detectron2 resizes it."""
+    return max(width, height) > _MAX_RATIO * min(width, height)
 
 
 def _inspect(path: Path, decodes: bool) -> tuple[int, int] | str | None:

@@ -18,7 +18,8 @@ _RCNN = "roi_heads.box_predictor.cls_score.bias"
 _RETINANET, _RETINANET_BOXES = "head.cls_score.bias", "head.bbox_pred.bias"
 _FORMATS = {"fpn": "detectron2", "c4": "detectron2_c4"}
 _PICKLES = (".pkl", ".pickle")
-_DEPTHS = (18, 34, 50, 101, 152)
+# Numbers of layers of the ResNets that detectron2 builds.
+DEPTHS = (18, 34, 50, 101, 152)
 
 
 def find_layout(backbone: str) -> str:
@@ -161,7 +162,7 @@ def _resnet(found: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 def _find_network(found: Mapping[str, Tensor]) -> tuple[int, str] | None:
     """Returns depth and layout of the ResNet among tensors; None if it is not one of ours."""
     for layout in PREFIXES:
-        for depth in _DEPTHS:
+        for depth in DEPTHS:
             expected = _expected(depth, layout)
             if not state_dicts.describe_mismatch(expected, _resnet(found, layout)):
                 return depth, layout

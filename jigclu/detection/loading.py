@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
+from detectron2.data.transforms import AugInput
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from torch import nn
@@ -74,7 +76,7 @@ def check_training(cfg: CfgNode, detector: nn.Module) -> None:
     with _reporting("train with this schedule or optimizer", "SOLVER"):
         build_lr_scheduler(cfg, build_optimizer(cfg, detector))
     with _reporting("read images in this way", "INPUT"):
-        DatasetMapper(cfg, is_train=True)
+        DatasetMapper(cfg, is_train=True).augmentations(AugInput(np.zeros((60, 80, 3), np.uint8)))
 
 
 @contextmanager
@@ -82,7 +84,7 @@ def _reporting(purpose: str, group: str) -> Iterator[None]:
     """Turns detectron2's errors into a UserError that names a group of settings."""
     try:
         yield
-    except (AssertionError, AttributeError, KeyError, ValueError) as error:
+    except Exception as error:  # detectron2 raises many kinds of errors for invalid settings.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"detectron2 cannot {purpose} ({reason}): fix the {group} settings"

@@ -23,7 +23,14 @@ from torchvision.transforms.functional import to_pil_image
 from jigclu.data.decode import UnreadableImageError
 from jigclu.data.folders import scan_folder
 from jigclu.data.image_files import ImageFiles
-from jigclu.detection import config_file, initial_weights, loading, pictures, record
+from jigclu.detection import (
+    config_file,
+    datasets,
+    initial_weights,
+    loading,
+    pictures,
+    record,
+)
 from jigclu.detection.pictures import Shape
 from jigclu.detection.predictions import predicted_shapes
 from jigclu.system import errors, files, progress
@@ -189,7 +196,7 @@ def _predict(
     for number in progress.track(range(len(source)), "predicting"):
         name = os.path.relpath(source.name(number), os.path.expanduser(root))
         try:
-            image = source.read(number)
+            image = _read(source, number)
         except UnreadableImageError as error:
             unreadable += 1
             progress.CONSOLE.message(f"{name} is unreadable ({error})")
@@ -206,3 +213,11 @@ def _predict(
         f"{len(results)} objects on {len(source) - unreadable} images, {unreadable} unreadable: "
         f"{output}"
     )
+
+
+def _read(source: ImageFiles, number: int) -> Tensor:
+    image = source.read(number)
+    height, width = image.shape[1:]
+    if datasets.is_elongated(width, height):
+        raise UnreadableImageError(f"{width}x{height} pixels are too elongated for detectron2")
+    return image

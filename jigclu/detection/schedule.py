@@ -36,6 +36,7 @@ KEYS = {
     "evaluation_period": "TEST.EVAL_PERIOD",
     "checkpoint_period": "SOLVER.CHECKPOINT_PERIOD",
 }
+_LEAST = {"images_per_batch": 1, "iterations": 1, "warmup_iterations": 0, "checkpoint_period": 1}
 # Fields that influence the trained model; evaluation and checkpoint periods do not.
 _RECIPE = Schedule._fields[:5]
 
@@ -66,9 +67,9 @@ def check_range(schedule: Schedule) -> None:
     rate = schedule.learning_rate
     in_range = 0 < rate < math.inf
     errors.check(in_range, KEYS["learning_rate"], rate, "above 0, and finite")
-    for field in ("images_per_batch", "iterations", "checkpoint_period"):
-        if getattr(schedule, field) < 1:
-            raise UserError(f"{KEYS[field]} is {getattr(schedule, field)}; it must be 1 or more")
+    for field, least in _LEAST.items():
+        number = getattr(schedule, field)
+        errors.check(number >= least, KEYS[field], number, f"{least} or more")
     if schedule.iterations <= len(schedule.steps):
         # detectron2 cannot train so briefly.
         raise UserError(

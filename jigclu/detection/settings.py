@@ -1,7 +1,7 @@
 """Checks of settings that detectron2 ignores, or rejects only during training."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -17,12 +17,14 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 
+from jigclu.detection.initial_weights import DEPTHS
 from jigclu.system import errors
 from jigclu.system.errors import UserError
 
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
-_CHOICES = {
+_CHOICES: dict[str, Sequence[object]] = {
     "MODEL.DEVICE": ("cuda", "cpu"),
+    "MODEL.RESNETS.DEPTH": DEPTHS,
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "RetinaNet"),
     "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
@@ -76,6 +78,8 @@ def check(cfg: CfgNode) -> None:
             raise UserError(f"{key} is True, but this command {reason}: set it to False")
     if cfg.MODEL.MASK_ON and _is_retinanet(cfg):
         raise UserError("MODEL.MASK_ON is True, but RetinaNet predicts no masks: set it to False")
+    workers = cfg.DATALOADER.NUM_WORKERS
+    errors.check(workers >= 0, "DATALOADER.NUM_WORKERS", workers, "0 or more")
     # numpy accepts no seeds of more than 32 bits; trials and processes count up from it.
     errors.check(cfg.SEED < 2**31, "SEED", cfg.SEED, f"below {2**31}")
     _check_expected_results(cfg)
@@ -119,7 +123,7 @@ def _norms(key: str, node: CfgNode) -> Iterator[tuple[str, str]]:
             yield f"{key}.{name}", child
 
 
-def _check_name(key: str, name: str, names: tuple[str, ...]) -> None:
+def _check_name(key: str, name: object, names: Sequence[object]) -> None:
     if name not in names:
-        known = ", ".join(other for other in names if other)
+        known = ", ".join(str(other) for other in names if other)
         raise UserError(f"{key} is {name!r}; expected one of {known}")

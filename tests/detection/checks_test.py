@@ -40,6 +40,11 @@ class ChecksTest(CommandTestCase):
         ("SOLVER.MOMENTUM -0.5", "cannot train with .* .Invalid momentum value: -0.5.: fix the S"),
         ("SOLVER.LR_SCHEDULER_NAME WarmupCosineLR SOLVER.BASE_LR_END 1.0", "fix the SOLVER sett"),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING range", "cannot read images .*fix the INPUT settings"),
+        ("INPUT.MIN_SIZE_TRAIN ()", "cannot read images .*fix the INPUT settings"),
+        ("DATALOADER.NUM_WORKERS -1", "DATALOADER.NUM_WORKERS is -1; it must be 0 or more"),
+        ("MODEL.RESNETS.DEPTH 20", "MODEL.RESNETS.DEPTH is 20; expected one of 18, 34, 50, 101"),
+        ("DATASETS.TRAIN ('mine','mine')", "DATASETS.TRAIN is mine, mine: name each data set"),
+        ("DATASETS.TEST ('mine','mine')", "DATASETS.TEST is mine, mine: name each data set"),
         ("SEED 4294967296", "SEED is 4294967296; it must be below 2147483648"),
         ("TEST.EXPECTED_RESULTS [['segm','AP',1,1]]", "holds .*'segm'.*; expected .task, metric, "),
         ("TEST.EXPECTED_RESULTS [['bbox','AP',1]]", "holds .*, 1.; expected .task, metric, value"),
@@ -80,6 +85,10 @@ class ChecksTest(CommandTestCase):
         (
             ("--images-per-batch", "8", "--schedule-as-given", "SOLVER.MAX_ITER", "0"),
             "is 0; it must",
+        ),
+        (
+            ("--schedule-as-given", "SOLVER.STEPS", "('a',)"),
+            "cannot train with this schedule .*: fix the SOLVER settings",
         ),
         (("--picture-score", "1.5"), "--picture-score is 1.5; it must be in .0, 1."),
         (("--picture-score", "nan"), "--picture-score is nan; it must be in .0, 1."),

@@ -260,6 +260,8 @@ class CocoTest(FolderTestCase):
         ({"bbox": [1, 2, 3]}, r"bbox of annotation 2 in .* is not \[left, top, width, height\]"),
         ({"bbox": [1, 2, 3, "4"]}, "bbox of annotation 2 in "),
         ({"iscrowd": "0"}, "iscrowd of annotation 2 in .* is not a number"),
+        ({"keypoints": "abc"}, "keypoints of annotation 2 in .* is not a list of numbers"),
+        ({"keypoints": [1, "2", 2]}, "keypoints of annotation 2 in .* is not a list of numbers"),
         ({"ignore": 1}, "annotation 2 in .* is marked ignore, which detectron2 does not support"),
     )
     def test_rejects_annotations_that_detectron2_cannot_read(
@@ -296,6 +298,21 @@ class CocoTest(FolderTestCase):
         exif[ExifTags.Base.Orientation] = 6
         Image.new("RGB", (30, 40)).save(self.folder / "a.jpg", exif=exif)
         self.check()
+
+    def test_rejects_images_that_detectron2_would_resize_to_nothing(self) -> None:
+        Image.new("RGB", (4000, 1)).save(self.folder / "a.jpg")
+        self.contents["images"][0] |= {"width": 4000, "height": 1}
+        self.contents["annotations"] = [
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 9,
+                "bbox": [0, 0, 40, 1],
+                "keypoints": [1, 1, 2],
+            }
+        ]
+        with self.assertRaisesRegex(UserError, "a.jpg in .* is too elongated for detectron2"):
+            self.check()
 
     def test_rejects_files_that_are_not_images(self) -> None:
         (self.folder / "a.jpg").write_bytes(b"nothing")

@@ -142,6 +142,14 @@ class PredictTest(FolderTestCase):
         self.assertGreater(counts["0"], counts["0.3"])
         self.assertEqual(counts["1"], 0)
 
+    def test_elongated_images_are_left_out(self) -> None:
+        Image.new("RGB", (2000, 1)).save(self.images / "line.png")
+        Image.new("RGB", (1, 1)).save(self.images / "point.png")
+        status, out, errors = self.run_left_half_detector()
+        self.assertEqual(status, 0, errors)
+        self.assertStartsWith(out.splitlines()[-1], "3 objects on 3 images, 2 unreadable: ")
+        self.assertRegex(errors, "line.png is unreadable .2000x1 pixels are too elongated")
+
     def test_all_images_unreadable_is_an_error(self) -> None:
         (self.images / "sub/0.png").write_bytes(b"")
         (self.images / "turned.jpg").write_bytes(b"")

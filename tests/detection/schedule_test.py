@@ -54,6 +54,11 @@ class ScheduleTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, f"SOLVER.BASE_LR is {rate}; it must be above 0"):
             schedule.check_range(COCO._replace(learning_rate=rate))
 
+    def test_rejects_a_negative_warmup(self) -> None:
+        schedule.check_range(COCO._replace(warmup_iterations=0))
+        with self.assertRaisesRegex(UserError, "SOLVER.WARMUP_ITERS is -1; it must be 0 or more"):
+            schedule.check_range(COCO._replace(warmup_iterations=-1))
+
     def test_rejects_a_checkpoint_period_of_0(self) -> None:
         with self.assertRaisesRegex(UserError, "SOLVER.CHECKPOINT_PERIOD is 0; it must be 1"):
             schedule.check_range(COCO._replace(checkpoint_period=0))
