@@ -172,8 +172,8 @@ def pretrain(
       gin_files: paths from the working directory, or names of the project's own files, such as
         gin/demo.gin; later ones win.
       bindings: over the files, such as "pretrain.batch_size = 512".
-      workdir: folder of checkpoints, logs and configuration; runs/<name of the last gin file>
-        by default.
+      workdir: folder of checkpoints, logs and configuration; runs/<name of the last gin file
+        outside gin/base> by default.
 
     Returns:
       The last scores, by name, and the path of the last checkpoint.

@@ -26,8 +26,8 @@ _GIN_BINDINGS = flags.DEFINE_multi_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder for checkpoints, logs and configuration; default runs/<name of the last gin file>. "
-    "The same folder resumes the run.",
+    "Folder for checkpoints, logs and configuration; default runs/<name of the last gin file "
+    "outside gin/base>. The same folder resumes the run.",
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the configuration and the plan, and exit.")
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import shlex
+import tarfile
 from pathlib import Path
 from unittest import mock
 
@@ -11,11 +12,18 @@ import torch
 from absl.testing import absltest, parameterized
 
 from jigclu import config
+from jigclu.data.folders import UnlabeledImages
+from jigclu.data.lists import ImageList
+from jigclu.data.packed import PackedImages
+from jigclu.data.webdataset import WebDatasetImages
 from jigclu.system.errors import UserError
 from jigclu.tasks.linear import LinearTask
+from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.settings import with_settings
 from tests.launch_test import SMALL
-from tests.small_tasks import TaskTestCase, final
+from tests.samples import write_image_tree
+from tests.small_tasks import PRETRAINING, TaskTestCase, final
 
 LINEAR = """
 include 'gin/base/linear.gin'
@@ -42,6 +50,32 @@ compute.precision = 'float32'
 compute.compile = False
 loading.workers = 0
 """
+
+SOURCES = """
+ProceduralImages.size = 32
+ProceduralImages.seed = 0
+ProceduralImages.images = 20
+"""
+OTHER_TASKS = {
+    "knn.gin": f"""
+include 'gin/knn.gin'
+{SOURCES}
+train_split/ProceduralImages.split = 'train'
+val_split/ProceduralImages.split = 'val'
+knn_evaluator.bank = @train_split/ProceduralImages()
+knn_evaluator.queries = @val_split/ProceduralImages()
+knn_evaluator.neighbors = 3
+knn.encoder = 'resnet18'
+knn.small_stem = True
+knn.init_from = None
+""",
+    "pack.gin": f"""
+include 'gin/pack.gin'
+{SOURCES}
+pack.source = @ProceduralImages()
+ProceduralImages.split = 'train'
+""",
+}
 
 
 class AdviceTest(TaskTestCase, parameterized.TestCase):
@@ -161,6 +195,72 @@ class AdviceTest(TaskTestCase, parameterized.TestCase):
         self.assertIn("step_00000002.pt at step 2", self.launch(binding))
         self.workdir = self.folder / "new"
         self.assertStartsWith(self.rejected(binding), "pretrain.resume_from: checkpoint ")
+
+    def test_tasks_do_not_write_to_the_workdir_of_another_task(self) -> None:
+        self.launch("schedule.stop_after_steps=1")
+        before = self.contents()
+        message = self.rejected(file="linear")
+        self.assertStartsWith(message, f"workdir {self.workdir} holds the records of a pretrain ")
+        self.assertEqual(self.contents(), before)
+        # Stages of `reproduce` have no configuration of their own, but checkpoints.
+        (self.workdir / "config.gin").unlink()
+        before = self.contents()
+        for file in OTHER_TASKS:
+            self.files[file] = self.folder / file
+            (self.folder / file).write_text(OTHER_TASKS[file])
+            self.assertIn("holds the records of a training task", self.rejected(file=file))
+        self.assertEqual(self.contents(), before)
+        self.assertIn("is a pre-training checkpoint", self.rejected(file="linear"))
+
+    def test_images_that_moved_are_recognized_by_their_content(self) -> None:
+        write_image_tree(self.folder / "images")
+        images = UnlabeledImages(str(self.folder / "images"))
+        PackTask(
+            source=images,
+            image_format="raw",
+            shorter_side=16,
+            quality=90,
+            images_per_shard=100,
+            workers=1,
+        ).run(self.folder / "pack", "")
+        (self.folder / "shards").mkdir()
+        with tarfile.open(self.folder / "shards" / "0.tar", "w") as tar:
+            for index in range(len(images)):
+                tar.add(images.name(index), f"{index}.png")
+        names = [
+            str(Path(images.name(index)).relative_to(self.folder / "images")) for index in (0, 1)
+        ]
+        for name in ("list.txt", "moved.txt"):
+            (self.folder / name).write_text("\n".join(names))
+        pack, shards, root = (str(self.folder / name) for name in ("pack", "shards", "images"))
+        for before, after in (
+            (PackedImages(pack, verify=False), PackedImages(pack, verify=True)),
+            (
+                WebDatasetImages(shards, "*.tar", str(self.folder / "index")),
+                WebDatasetImages(shards, "*.tar", str(self.folder / "other")),
+            ),
+            (
+                ImageList(str(self.folder / "list.txt"), root),
+                ImageList(str(self.folder / "moved.txt"), root),
+            ),
+        ):
+            task = with_settings(PRETRAINING, source=before)
+            self.assertEqual(with_settings(task, source=after).recipe(), task.recipe())
+
+    def contents(self) -> dict[str, bytes]:
+        files = (path for path in self.workdir.rglob("*") if path.is_file())
+        return {str(path): path.read_bytes() for path in files}
+
+    def test_the_default_workdir_has_the_name_of_the_last_file_that_is_not_a_part(self) -> None:
+        own, base = str(self.files["small"]), "gin/base/knn.gin"
+        for files, name in (
+            (["gin/pretrain_r50.gin"], "pretrain_r50"),
+            (["gin/pretrain_r50.gin", base], "pretrain_r50"),
+            (["gin/pretrain_r50.gin", own, base], "small"),
+            (["knn.gin"], "knn"),
+            ([base], "knn"),
+        ):
+            self.assertEqual(config.default_workdir(files), Path("runs") / name)
 
 
 if __name__ == "__main__":

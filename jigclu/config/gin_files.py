@@ -123,6 +123,11 @@ def _find(file: str, including_folder: Path | None) -> Path:
     raise UserError(f"gin file {file} does not exist{messages.hint(file, shipped_files())}")
 
 
+def is_base(file: str) -> bool:
+    """Returns whether a gin file is one of gin/base, which are parts of the files that run."""
+    return _find(file, None).resolve().parent == (ROOT / "gin" / "base").resolve()
+
+
 def shipped_files() -> list[str]:
     """Returns the names of the project's own files, such as gin/demo.gin."""
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "gin").rglob("*.gin"))

@@ -18,11 +18,14 @@ from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
 from jigclu.system.files import write_file
 from jigclu.tasks.reproduce import Task
+from jigclu.training import checkpoint
 from jigclu.training.encoder_task import EncoderTask, resolve_encoder
 from jigclu.training.loop import RunResult
 from jigclu.training.task import TrainingTask
 
 _LONG = 10**6  # Characters, so that every binding stays on one line.
+_GIVEN = "config.gin"
+_TASK = re.compile(r"^launch\.task = @(?:\w+/)*(\w+)\(\)", re.MULTILINE)
 _MACRO = re.compile(r"%(\w+)")
 
 
@@ -51,9 +54,27 @@ class Configuration(NamedTuple):
             return self._replace(task=resolve_encoder(self.task, workdir))
 
     def check(self, workdir: Path) -> None:
-        """Checks the task, before anything is written; see `TrainingTask.check`."""
+        """Checks the task, before anything is written; see `TrainingTask.check`.
+
+        Raises:
+          UserError: also for a workdir with the records of another task.
+        """
+        self._check_records(workdir)
         with _named_bindings(self.task), progress.status("checking the configuration"):
             self.task.check(workdir)
+
+    def _check_records(self, workdir: Path) -> None:
+        own, found = _task_name(self.given), None
+        try:
+            found = _task_name((workdir / _GIVEN).read_text(encoding="utf-8"))
+        except OSError:
+            if not isinstance(self.task, TrainingTask) and checkpoint.latest(workdir) is not None:
+                found = "training"
+        if found not in (None, own):
+            raise UserError(
+                f"workdir {workdir} holds the records of a {found} task, which a {own} task must "
+                "not overwrite: use another --workdir"
+            )
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines, and which bindings have no effect."""
@@ -67,7 +88,7 @@ class Configuration(NamedTuple):
     def run(self, workdir: Path) -> RunResult:
         """Writes the configuration to the workdir, then runs the task; call `check` before."""
         if launched_rank() == 0:
-            write_file(workdir / "config.gin", self.given.encode())
+            write_file(workdir / _GIVEN, self.given.encode())
             write_file(workdir / "operative_config.gin", self.operative.encode())
             logging.info("workdir %s\n%s", workdir, self.plan(workdir))
         with _named_bindings(self.task):
@@ -92,9 +113,16 @@ def _named_bindings(task: Task) -> Iterator[None]:
         raise UserError(name_setting(f"{reason}: {advice}", task)) from error
 
 
+def _task_name(config: str) -> str | None:
+    """Returns the name of the task that a configuration binds, or None for a macro."""
+    match = _TASK.search(config)
+    return None if match is None else match[1]
+
+
 def default_workdir(files: Sequence[str]) -> Path:
-    """Returns runs/<name of the last gin file>."""
-    return Path("runs") / Path(files[-1]).stem
+    """Returns runs/<name of the last gin file outside gin/base>, which only has parts of runs."""
+    runs = [file for file in files if not gin_files.is_base(file)]
+    return Path("runs") / Path((runs or files)[-1]).stem
 
 
 def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
