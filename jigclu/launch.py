@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from jigclu.system import progress
+from jigclu.system import dry_run, progress
 from jigclu.system.errors import UserError
 
 with progress.status("loading libraries"):
@@ -29,7 +29,9 @@ _WORKDIR = flags.DEFINE_string(
     "Folder for checkpoints, logs and configuration; default runs/<name of the last gin file "
     "outside gin/base>. The same folder resumes the run.",
 )
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the configuration and the plan, and exit.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the configuration and the plan; download and write nothing."
+)
 
 
 def _run() -> None:
@@ -44,13 +46,21 @@ def _run() -> None:
     # torch's compiler emits warnings about its own use of torch, which users cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     workdir = Path(_WORKDIR.value or config.default_workdir(_GIN_FILES.value))
-    configuration = config.load(_GIN_FILES.value, _GIN_BINDINGS.value).for_workdir(workdir)
-    configuration.check(workdir)
     if not _DRY_RUN.value:
-        configuration.run(workdir)
-    elif launched_rank() == 0:
-        plan = configuration.plan(workdir)
-        print(f"{configuration.resolved}\n\n{plan}\nworkdir: {workdir}")
+        _load(_GIN_FILES.value, workdir).run(workdir)
+        return
+    with dry_run.dry_run():
+        configuration = _load(_GIN_FILES.value, workdir)
+        if launched_rank() == 0:
+            plan = configuration.plan(workdir)
+            print(f"{configuration.resolved}\n\n{plan}\nworkdir: {workdir}")
+
+
+def _load(files: list[str], workdir: Path) -> config.Configuration:
+    """Reads and checks the configuration."""
+    configuration = config.load(files, _GIN_BINDINGS.value).for_workdir(workdir)
+    configuration.check(workdir)
+    return configuration
 
 
 @record

@@ -108,6 +108,15 @@ class LaunchTest(FolderTestCase):
         self.assertIn("  gin/demo.gin ", done.stdout)
         self.assertIn("error: --gin_file is missing", done.stderr)
 
+    def test_dry_run_without_the_data_reports_the_download(self) -> None:
+        done = self.command("--gin_file=gin/pretrain_r18_cifar10.gin", "--dry_run")
+        self.succeeded(done)
+        plan = done.stdout.partition("\n\n")[2].splitlines()
+        self.assertEqual(plan[0], "downloads: CIFAR10 to data")
+        self.assertEqual(plan[-1], "workdir: runs/pretrain_r18_cifar10")
+        self.assertIn("jigsaw.patch_size = 16", done.stdout.splitlines())
+        self.assertEqual(list(self.folder.iterdir()), [self.small])
+
     def test_dry_run_with_the_published_weights_downloads_and_writes_nothing(self) -> None:
         images = self.folder / "images" / "a"
         images.mkdir(parents=True)
@@ -125,6 +134,7 @@ class LaunchTest(FolderTestCase):
             )
         self.succeeded(done)
         self.assertIn("writes: resnet50.safetensors, card.md", done.stdout)
+        self.assertRegex(done.stdout, r"\ndownloads: https://.*/JigClu_200e.pth to .*/torch/hub/")
         self.assertCountEqual(os.listdir(self.folder), ["small.gin", "images"])
 
     def test_runs_resumes_and_rejects_another_configuration(self) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from jigclu.config.gin_files import Layer
 from jigclu.config.registry import CONFIGURABLES, binding_names, name_setting, register
 from jigclu.system import progress
 from jigclu.system.device import launched_rank
+from jigclu.system.dry_run import DownloadNeeded
 from jigclu.system.errors import UserError
 from jigclu.system.files import write_file
 from jigclu.tasks.reproduce import Task
@@ -78,12 +80,13 @@ class Configuration(NamedTuple):
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines, and which bindings have no effect."""
-        plan = self.task.plan(workdir)
-        if not self.unused:
-            return plan
-        return f"{plan}\nwithout effect, because their readers were replaced: " + ", ".join(
-            self.unused
-        )
+        lines = [self.task.plan(workdir)]
+        if isinstance(self.task, EncoderTask):
+            lines += self.task.downloads(workdir)
+        if self.unused:
+            unused = ", ".join(self.unused)
+            lines.append(f"without effect, because their readers were replaced: {unused}")
+        return "\n".join(lines)
 
     def run(self, workdir: Path) -> RunResult:
         """Writes the configuration to the workdir, then runs the task; call `check` before."""
@@ -93,6 +96,29 @@ class Configuration(NamedTuple):
             logging.info("workdir %s\n%s", workdir, self.plan(workdir))
         with _named_bindings(self.task):
             return self.task.run(workdir, self.resolved)
+
+
+@dataclass(frozen=True)
+class _Undownloaded:
+    """In a dry run, the place of a task whose data would have to be downloaded.
+
+    Attributes:
+      message: what would be downloaded.
+    """
+
+    message: str
+
+    def check(self, workdir: Path) -> None:
+        """Checks nothing."""
+
+    def plan(self, workdir: Path) -> str:
+        """Returns what would be downloaded, and that it is the whole plan."""
+        del workdir
+        return f"{self.message}\nthe rest of the plan depends on these data, and is left out"
+
+    def run(self, workdir: Path, config: str) -> RunResult:
+        """Is never called: dry runs only plan."""
+        raise NotImplementedError
 
 
 @contextmanager
@@ -149,7 +175,11 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
     derived = sizes.derive(given, set(_MACRO.findall(" ".join(given.values()))))
     gin.parse_config([f"{name} = {value}" for name, value in derived.items()])
     with messages.one_line_errors("configuration", valid), progress.status("opening the data"):
-        task = gin.get_configurable("launch")()
+        try:
+            task = gin.get_configurable("launch")()
+        except DownloadNeeded as missing:
+            # gin appends where it was raised.
+            return _without_data(str(missing).splitlines()[0], config)
     operative = _bindings(gin.operative_config_str(max_line_length=_LONG))
     if not derived.keys().isdisjoint(operative):
         operative["SIZE"] = given["SIZE"]
@@ -162,6 +192,13 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
         resolved=_resolve(operative),
         unused=unused,
     )
+
+
+def _without_data(message: str, given: str) -> Configuration:
+    """Returns what a dry run can tell of a task whose data would have to be downloaded."""
+    bindings = _bindings(gin.config_str(max_line_length=_LONG))
+    resolved = _resolve(bindings)
+    return Configuration(_Undownloaded(message), given, given, resolved, unused=[])
 
 
 def _bindings(text: str) -> dict[str, str]:

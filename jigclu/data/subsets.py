@@ -20,6 +20,7 @@ from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.lists import read_list
 from jigclu.data.sources import Source, digest
 from jigclu.system import files, progress, seeds
+from jigclu.system.dry_run import check_download
 from jigclu.system.errors import UserError, check, naming
 
 PARTS = ("train", "held_out")
@@ -70,6 +71,7 @@ class ListedSubset(SubsetSource):
         Raises:
           UserError: the list is missing, empty or cannot be downloaded, a line matches no image
             or several, or a line occurs twice.
+          DownloadNeeded: in a dry run, if the list has to be downloaded.
         """
         if path.startswith(("http://", "https://")):
             # From here on, errors name the local copy, which the user may have to replace.
@@ -121,6 +123,7 @@ def _download(url: str, folder: str) -> str:
     """Downloads a file unless it is in the folder already; returns its path there."""
     path = os.path.join(folder, url.rsplit("/", 1)[1])
     if not os.path.exists(path):
+        check_download(url, path)
         try:
             os.makedirs(folder, exist_ok=True)
             with (

@@ -12,6 +12,7 @@ from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.folders import ImageFolder
 from jigclu.data.sources import ImageArray, Source
 from jigclu.system import progress
+from jigclu.system.dry_run import check_download, is_dry_run
 from jigclu.system.errors import UserError
 
 _TORCHVISION_SPLITS = {
@@ -35,6 +36,7 @@ class TorchvisionImages:
 
         Raises:
           UserError: the name or split is unknown, the data are missing, or the download failed.
+          DownloadNeeded: in a dry run, if a download is necessary.
         """
         if name not in _TORCHVISION_SPLITS:
             known = tuple(_TORCHVISION_SPLITS)
@@ -42,11 +44,14 @@ class TorchvisionImages:
         if split not in _TORCHVISION_SPLITS[name]:
             known = _TORCHVISION_SPLITS[name]
             raise UserError(f"split: {_unknown_message(f'split of {name}', split, known)}")
+        may_download = download and not is_dry_run()
         try:
             # torchvision shows the progress of a download.
-            with _lock(root) if download else progress.status(f"reading {name}"):
-                self._source = _open_torchvision(name, root, split, download)
+            with _lock(root) if may_download else progress.status(f"reading {name}"):
+                self._source = _open_torchvision(name, root, split, may_download)
         except (RuntimeError, OSError) as error:
+            if download:
+                check_download(name, root)
             advice = "check the network" if download else "set download to True to fetch it"
             raise UserError(f"{name} is not in {root} ({error}): {advice}") from error
         self.classes = self._source.classes

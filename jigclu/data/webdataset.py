@@ -18,6 +18,7 @@ from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, de
 from jigclu.data.image_files import EXTENSIONS
 from jigclu.data.sources import digest
 from jigclu.system import files, progress
+from jigclu.system.dry_run import is_dry_run
 from jigclu.system.errors import UserError
 
 # Position of an image in its shard, bytes; class number, -1 if unlabeled.
@@ -105,6 +106,8 @@ def _load_records(shard: Path, index_folder: Path) -> Any:
         if rows.dtype == RECORD:
             return rows
     rows = _index_shard(shard)
+    if is_dry_run():
+        return rows
     try:
         index_folder.mkdir(parents=True, exist_ok=True)
         files.write_atomically(saved, lambda file: np.save(file, rows))

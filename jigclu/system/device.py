@@ -4,15 +4,16 @@ import functools
 import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from jigclu.system import compile_cache, progress
 from jigclu.system.errors import UserError
+from jigclu.system.files import unwritable
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -73,13 +74,10 @@ def compiler_problem() -> str | None:
     if not any(map(shutil.which, names)):
         return "there is no C++ compiler (g++, clang++ or $CXX): install one"
     folder = os.environ.get(compile_cache.VARIABLE)
-    try:
-        if folder is not None:
-            os.makedirs(folder, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
+    problem = None if folder is None else unwritable(Path(folder))
+    if problem is not None:
         return (
-            f"the folder {folder} for compiled code is not writable ({error.strerror}): "
+            f"the folder {folder} for compiled code is not writable ({problem}): "
             f"set ${compile_cache.VARIABLE} to another folder"
         )
     return None

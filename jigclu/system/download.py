@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from jigclu.system import progress
+from jigclu.system.dry_run import check_download
 from jigclu.system.errors import UserError
 
 PARTIAL_SUFFIX = ".part"
@@ -31,7 +32,9 @@ def download(url: str, path: Path) -> None:
 
     Raises:
       UserError: the download failed; what has arrived is kept for the next attempt.
+      DownloadNeeded: in a dry run.
     """
+    check_download(url, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + PARTIAL_SUFFIX)

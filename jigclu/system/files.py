@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from jigclu.system.dry_run import is_dry_run
 from jigclu.system.errors import UserError
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -20,6 +21,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
       path: of the file; its folder must exist.
       write: writes the content to an open binary file.
     """
+    assert not is_dry_run()
     # Unlike one of tempfile, this file has the permissions of the user's umask.
     temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
@@ -63,6 +65,14 @@ def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             f"{path} cannot be written ({error.strerror}): free some disk space or choose "
             "another folder"
         ) from error
+
+
+def unwritable(folder: Path) -> str | None:
+    """Returns why files cannot be written to a folder, which may not exist yet, or None."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        return "Not a directory"
+    return None if os.access(existing, os.W_OK | os.X_OK) else "Permission denied"
 
 
 def sha256(path: Path) -> str:

@@ -51,6 +51,13 @@ class EncoderTask:
             )
         return create_encoder(self.encoder, self.small_stem, dilated_stages)
 
+    def downloads(self, workdir: Path) -> list[str]:
+        """Returns a line of the plan if initial weights have to be downloaded."""
+        if self.init_from is None or self.starting_checkpoint(workdir) is not None:
+            return []
+        place = initial_weights.find(self.init_from)
+        return [f"downloads: {place.release.url} to {place.path}"] if place.release else []
+
     def check_encoder(self) -> None:
         """Checks that the encoder exists, and that `init_from` holds its weights; never downloads.
 

@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu.data import folders, sources, subsets
+from jigclu.system import dry_run
 from jigclu.system.errors import UserError
 
 
@@ -115,6 +116,13 @@ class ListedSubsetTest(parameterized.TestCase):
         ):
             subsets.ListedSubset(self.whole, "https://example.org/a.txt", f"{self.root}/lists")
         self.assertEmpty(os.listdir(f"{self.root}/lists"))
+
+    def test_dry_run_names_the_list_to_download(self) -> None:
+        url, folder = "https://example.org/a.txt", f"{self.root}/lists"
+        message = f"^downloads: {url} to {folder}/a.txt$"
+        with dry_run.dry_run(), self.assertRaisesRegex(dry_run.DownloadNeeded, message):
+            subsets.ListedSubset(self.whole, url, folder)
+        self.assertFalse(os.path.exists(folder))
 
 
 class BalancedSubsetTest(parameterized.TestCase):

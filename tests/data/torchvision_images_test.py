@@ -1,5 +1,6 @@
 """Tests of jigclu.data.torchvision_images."""
 
+import os
 import pickle
 from unittest import mock
 
@@ -8,6 +9,7 @@ from absl.testing import absltest, parameterized
 from torchvision import datasets
 
 from jigclu.data.torchvision_images import TorchvisionImages
+from jigclu.system import dry_run
 from jigclu.system.errors import UserError
 from tests.data.files_case import FilesTestCase
 
@@ -23,6 +25,14 @@ class TorchvisionImagesTest(FilesTestCase):
     def test_rejects_missing_data(self, name: str) -> None:
         with self.assertRaisesRegex(UserError, f"{name} is not in .* set download to True"):
             TorchvisionImages(name, self.root, "train", download=False)
+
+    @parameterized.parameters("CIFAR10", "CIFAR100", "STL10", "Imagenette")
+    def test_dry_run_names_the_missing_data(self, name: str) -> None:
+        folder = os.path.join(self.root, "data")
+        message = f"^downloads: {name} to {folder}$"
+        with dry_run.dry_run(), self.assertRaisesRegex(dry_run.DownloadNeeded, message):
+            TorchvisionImages(name, folder, "train", download=True)
+        self.assertFalse(os.path.exists(folder))
 
     def test_reads_cifar_as_channels_first(self) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)

@@ -12,6 +12,7 @@ from absl.testing import absltest
 from jigclu.data import webdataset
 from jigclu.data.folders import ImageFolder
 from jigclu.data.webdataset import WebDatasetImages
+from jigclu.system import dry_run
 from jigclu.system.errors import UserError
 from tests.folder_case import FolderTestCase
 from tests.samples import write_image_tree
@@ -116,6 +117,11 @@ class WebDatasetImagesTest(FolderTestCase):
     def test_rejects_folders_without_shards(self) -> None:
         with self.assertRaisesRegex(UserError, "contains no ..tar"):
             WebDatasetImages(str(self.folder), "*.tar", str(self.folder / "index"))
+
+    def test_dry_run_saves_no_index(self) -> None:
+        with dry_run.dry_run():
+            self.assertLen(self.open(), 7)
+        self.assertFalse((self.folder / "index").exists())
 
     def test_rejects_an_index_folder_that_cannot_be_written(self) -> None:
         (self.folder / "index").write_text("a file")

@@ -54,6 +54,15 @@ class FilesTest(FolderTestCase):
         with self.assertRaisesRegex(UserError, r"file\.txt/c\.txt cannot be written"):
             files.write_file(self.path / "c.txt", b"data")
 
+    def test_reasons_why_a_folder_cannot_be_written(self) -> None:
+        self.assertIsNone(files.unwritable(self.folder))
+        self.assertIsNone(files.unwritable(self.folder / "a" / "b"))
+        self.assertFalse((self.folder / "a").exists())
+        self.path.touch()
+        self.assertEqual(files.unwritable(self.path / "b"), "Not a directory")
+        with mock.patch("os.access", return_value=False):
+            self.assertEqual(files.unwritable(self.folder / "a"), "Permission denied")
+
     @parameterized.parameters(0, 3, 2**20, 2**20 + 1)
     def test_sha256_covers_the_whole_file(self, size: int) -> None:
         self.path.write_bytes(b"x" * size)
