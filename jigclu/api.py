@@ -191,7 +191,7 @@ def pretrain(
     files = [str(file) for file in gin_files]
     folder = config.default_workdir(files) if workdir is None else Path(workdir)
     with progress.CONSOLE:
-        configuration = config.load(files, bindings).for_workdir(folder)
+        configuration = config.load(files, bindings, folder).for_workdir(folder)
         task = type(configuration.task)
         if not issubclass(task, PretrainTask):
             raise UserError(

@@ -58,7 +58,7 @@ def _run() -> None:
 
 def _load(files: list[str], workdir: Path) -> config.Configuration:
     """Reads and checks the configuration."""
-    configuration = config.load(files, _GIN_BINDINGS.value).for_workdir(workdir)
+    configuration = config.load(files, _GIN_BINDINGS.value, workdir).for_workdir(workdir)
     configuration.check(workdir)
     return configuration
 

@@ -43,6 +43,7 @@ KNN = KnnEvaluator(
     neighbors=3,
     temperature=0.07,
     batch_size=10,
+    skip_unreadable=False,
     loading=LOADING,
 )
 TRAINING: dict[str, Any] = {

@@ -11,7 +11,8 @@ import gin
 import torch
 from absl import logging
 
-from jigclu.config import gin_files, messages, sizes
+from jigclu.config import chosen, gin_files, messages, sizes
+from jigclu.config.chosen import Chosen
 from jigclu.config.gin_files import Layer
 from jigclu.config.registry import CONFIGURABLES, binding_names, name_setting, register
 from jigclu.system import progress
@@ -40,6 +41,7 @@ class Configuration(NamedTuple):
     resolved: the same, as one `name = value` per line, macros replaced by their values.
     unused: names whose bindings have no effect, because a later file or the command line replaced
     the object that reads them.
+    chosen: bindings that were left to the rules of `tasks.folder_recipe`.
     """
 
     task: Task
@@ -47,6 +49,7 @@ class Configuration(NamedTuple):
     operative: str
     resolved: str
     unused: list[str]
+    chosen: Chosen
 
     def for_workdir(self, workdir: Path) -> "Configuration":
         """Returns the configuration with the encoder of the weights in place of "auto"."""
@@ -80,7 +83,7 @@ class Configuration(NamedTuple):
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines, and which bindings have no effect."""
-        lines = [self.task.plan(workdir)]
+        lines = [self.task.plan(workdir), *self.chosen.summary()]
         if isinstance(self.task, EncoderTask):
             lines += self.task.downloads(workdir)
         if self.unused:
@@ -151,13 +154,17 @@ def default_workdir(files: Sequence[str]) -> Path:
     return Path("runs") / Path((runs or files)[-1]).stem
 
 
-def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
+def load(
+    files: Sequence[str], bindings: Sequence[str], workdir: Path | None = None
+) -> Configuration:
     """Reads gin files, then command-line bindings over them, and builds the task.
 
     Args:
       files: paths from the working directory, or names of the project's own files:
         gin/demo.gin or demo.gin.
       bindings: such as "pretrain.batch_size=512".
+      workdir: of the run, which keeps the choices of its checkpoint when it resumes; None for
+        a new run.
 
     Raises:
       UserError: a file or a binding cannot be read, names something unknown, has an invalid
@@ -170,35 +177,38 @@ def load(files: Sequence[str], bindings: Sequence[str]) -> Configuration:
     for binding in bindings:
         flags |= gin_files.parse_binding(binding, valid)
     layers.append(Layer("--gin_bindings", flags))
-    config = gin.config_str()
-    given = _bindings(gin.config_str(max_line_length=_LONG))
-    derived = sizes.derive(given, set(_MACRO.findall(" ".join(given.values()))))
-    gin.parse_config([f"{name} = {value}" for name, value in derived.items()])
     with messages.one_line_errors("configuration", valid), progress.status("opening the data"):
         try:
+            choices = chosen.choose(_bindings(gin.config_str(max_line_length=_LONG)), workdir)
+            config = gin.config_str()
+            given = _bindings(gin.config_str(max_line_length=_LONG))
+            derived = sizes.derive(given, set(_MACRO.findall(" ".join(given.values()))))
+            gin.parse_config([f"{name} = {value}" for name, value in derived.items()])
             task = gin.get_configurable("launch")()
         except DownloadNeeded as missing:
             # gin appends where it was raised.
-            return _without_data(str(missing).splitlines()[0], config)
+            return _without_data(str(missing).splitlines()[0])
     operative = _bindings(gin.operative_config_str(max_line_length=_LONG))
     if not derived.keys().isdisjoint(operative):
         operative["SIZE"] = given["SIZE"]
+    if "open_folder.root" in choices.bindings():
+        operative["DATA"] = given["DATA"]
     unused = [name for name in given if not _took_effect(name, given, operative)]
-    _reject_unused(unused, layers, given)
     return Configuration(
         task=task,
         given=config,
         operative=gin.operative_config_str(),
-        resolved=_resolve(operative),
-        unused=unused,
+        resolved=choices.annotate(_resolve(operative)),
+        unused=_check_unused(unused, layers, given),
+        chosen=choices,
     )
 
 
-def _without_data(message: str, given: str) -> Configuration:
+def _without_data(message: str) -> Configuration:
     """Returns what a dry run can tell of a task whose data would have to be downloaded."""
-    bindings = _bindings(gin.config_str(max_line_length=_LONG))
-    resolved = _resolve(bindings)
-    return Configuration(_Undownloaded(message), given, given, resolved, unused=[])
+    config = gin.config_str()
+    resolved = _resolve(_bindings(gin.config_str(max_line_length=_LONG)))
+    return Configuration(_Undownloaded(message), config, config, resolved, [], Chosen([], None))
 
 
 def _bindings(text: str) -> dict[str, str]:
@@ -215,18 +225,28 @@ def _took_effect(name: str, given: Mapping[str, str], operative: Mapping[str, st
     )
 
 
-def _reject_unused(
+def _check_unused(
     unused: Sequence[str], layers: Sequence[Layer], given: Mapping[str, str]
-) -> None:
-    """Raises UserError for a binding that nothing reads and whose reader was not replaced."""
+) -> list[str]:
+    """Returns the bindings whose reader was replaced.
+
+    Raises:
+      UserError: nothing reads a binding, although its reader was not replaced.
+    """
+    replaced = []
+    leaves_choices = [chosen.MARKER in layer.bindings.values() for layer in layers]
     for name in unused:
         last = max(index for index, layer in enumerate(layers) if name in layer.bindings)
+        if any(leaves_choices[last:]):
+            continue  # It is there for other choices than those of the rules.
         if _replaced_reference(layers, last):
+            replaced.append(name)
             continue
         raise UserError(
             f"{name} = {given[name]} never takes effect, because nothing that runs reads it; "
             f"{_advise_unused(name)} (bound in {layers[last].place})"
         )
+    return replaced
 
 
 def _advise_unused(name: str) -> str:
@@ -257,7 +277,9 @@ def _used_names() -> list[str]:
 
 def _resolve(operative: Mapping[str, str]) -> str:
     def expand(match: re.Match[str]) -> str:
-        return _MACRO.sub(expand, operative[match[1]])
+        # Without the data, a macro may have no value yet.
+        value = operative.get(match[1])
+        return match[0] if value is None else _MACRO.sub(expand, value)
 
     return "\n".join(
         f"{name} = {_MACRO.sub(expand, value)}"

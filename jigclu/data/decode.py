@@ -91,6 +91,19 @@ def decode_upright_jpeg(data: Tensor, height: int, width: int, reduction: Reduct
     return decode_image(data.numpy().tobytes(), reduction) if pixels is None else pixels
 
 
+def read_size(path: str) -> tuple[int, int]:
+    """Returns (height, width) of an image file in pixels, of which it only reads the header.
+
+    Raises:
+      UnreadableImageError: the file is missing, empty, corrupt or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return upright_size(image)
+    except Exception as error:  # PIL's plugins raise many kinds of errors on corrupt bytes.
+        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Returns (height, width) in pixels after EXIF rotation; of a JPEG only reads the header."""
     quarter_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)

@@ -1,7 +1,10 @@
 """Labeled images: resized for evaluation, and randomly cropped for training."""
 
+from functools import partial
 from typing import NamedTuple
 
+import torch
+from absl import logging
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,7 +21,7 @@ class LabeledImage(NamedTuple):
     """One image with its label.
 
     image: uint8 [3, size, size].
-    label: class number, -1 if unlabeled.
+    label: class number, -1 if unlabeled or skipped.
     image_index: index in the source.
     """
 
@@ -30,10 +33,20 @@ class LabeledImage(NamedTuple):
 class ImageDataset(Dataset[LabeledImage]):
     """Images for evaluation: the shorter side resized, then a center crop; no randomness."""
 
-    def __init__(self, *, source: Source, transform: EvalTransform) -> None:
-        """Keeps the settings; reads nothing yet."""
+    def __init__(
+        self, *, source: Source, transform: EvalTransform, skip_unreadable: bool = False
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+          source: images.
+          transform: resizes and crops them.
+          skip_unreadable: whether an unreadable image is logged, and becomes a black one without
+            a label.
+        """
         self._source = source
         self._transform = transform
+        self._skip_unreadable = skip_unreadable
 
     def __len__(self) -> int:
         return len(self._source)
@@ -42,9 +55,15 @@ class ImageDataset(Dataset[LabeledImage]):
         """Returns image `index`.
 
         Raises:
-          UserError: the image is unreadable. Skipping it would silently change the score.
+          UserError: the image is unreadable, and is not to be skipped.
         """
-        image = self._transform.crop_image(_read(self._source, index))
+        read = self._source.read if self._skip_unreadable else partial(_read, self._source)
+        try:
+            image = self._transform.crop_image(read(index))
+        except UnreadableImageError as error:
+            name, side = self._source.name(index), self._transform.crop
+            logging.warning("skipped an unreadable image: %s (%s)", name, error)
+            return LabeledImage(torch.zeros(3, side, side, dtype=torch.uint8), -1, index)
         return LabeledImage(image, _label(self._source, index), index)
 
 

@@ -54,9 +54,11 @@ class Stage(Protocol):
 
 
 class Load(Protocol):
-    """Reads gin files, then bindings that override them."""
+    """Reads gin files, then bindings that override them, for a run in a workdir."""
 
-    def __call__(self, files: Sequence[str], bindings: Sequence[str]) -> Stage: ...
+    def __call__(
+        self, files: Sequence[str], bindings: Sequence[str], workdir: Path | None
+    ) -> Stage: ...
 
 
 class Row(NamedTuple):
@@ -175,7 +177,7 @@ class ReproduceTask:
         shared = [f"{name}={value!r}" for name, value in macros.items() if value is not None]
         own = [_fill(text, values) for text in bindings]
         try:
-            return self.load([file], [*shared, *own])
+            return self.load([file], [*shared, *own], workdir / name)
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from error
 

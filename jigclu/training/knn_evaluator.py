@@ -118,6 +118,7 @@ class KnnEvaluator:
       neighbors: number of neighbors that vote, at most the size of the bank.
       temperature: of the votes, see `vote`.
       batch_size: images per device and batch.
+      skip_unreadable: whether unreadable images are left out, with a warning, or are an error.
       loading: worker processes.
     """
 
@@ -128,6 +129,7 @@ class KnnEvaluator:
     neighbors: int
     temperature: float
     batch_size: int
+    skip_unreadable: bool
     loading: Loading
 
     def __post_init__(self) -> None:
@@ -150,12 +152,14 @@ class KnnEvaluator:
           precision: of autocast in the encoder; float32 for none.
         """
         settings = self._settings(next(encoder.parameters()).device, precision)
-        queries = self._all_queries(encoder, settings)
+        queries, readable = self._all_queries(encoder, settings)
         nearest = empty_nearest(len(queries), self.neighbors, queries.device)
         for piece, labels in _pieces(encode(encoder, self._images(self.bank), settings)):
-            nearest = update_nearest(nearest, queries, functional.normalize(piece, dim=1), labels)
-        predicted = vote(merge_ranks(nearest), len(self.bank.classes), self.temperature)
-        labels = torch.tensor(self.queries.labels, device=predicted.device)
+            kept = labels >= 0
+            bank = functional.normalize(piece[kept], dim=1)
+            nearest = update_nearest(nearest, queries, bank, labels[kept])
+        predicted = vote(merge_ranks(nearest), len(self.bank.classes), self.temperature)[readable]
+        labels = torch.tensor(self.queries.labels, device=predicted.device)[readable]
         return {
             "knn_accuracy": (predicted == labels).float().mean().item(),
             "knn_accuracy_chance": labels.bincount().max().item() / len(labels),
@@ -167,16 +171,21 @@ class KnnEvaluator:
         )
 
     def _images(self, source: Source) -> ImageDataset:
-        return ImageDataset(source=source, transform=self.eval_transform)
+        return ImageDataset(
+            source=source, transform=self.eval_transform, skip_unreadable=self.skip_unreadable
+        )
 
-    def _all_queries(self, encoder: Encoder, settings: FeatureSettings) -> Tensor:
-        """Returns the normalized features of all queries, on every rank."""
+    def _all_queries(self, encoder: Encoder, settings: FeatureSettings) -> tuple[Tensor, Tensor]:
+        """Returns the normalized features of all queries, on every rank, and which are readable."""
         device = next(encoder.parameters()).device
         queries = torch.zeros(len(self.queries), encoder.channels, device=device)
+        readable = torch.zeros(len(self.queries), device=device)
         for piece, batch in encode(encoder, self._images(self.queries), settings):
-            queries[batch.image_index.to(device)] = functional.normalize(piece, dim=1)
+            rows = batch.image_index.to(device)
+            queries[rows] = functional.normalize(piece, dim=1)
+            readable[rows] = (batch.label >= 0).float().to(device)
         # Each row is filled by one rank, and 0 on all others.
-        return collectives.sum_over_ranks(queries)
+        return collectives.sum_over_ranks(queries), collectives.sum_over_ranks(readable) > 0
 
 
 def _pieces(

@@ -34,6 +34,19 @@ class ImageDatasetTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "memory 0 is unreadable .unreadable on purpose"):
             dataset[0]
 
+    def test_skips_unreadable_images_on_request(self) -> None:
+        dataset = images.ImageDataset(
+            source=MemorySource([noise(3, 40, 60), None], labels=[7, 9]),
+            transform=eval_transform(32, 28),
+            skip_unreadable=True,
+        )
+        with self.assertLogs(level="WARNING") as logs:
+            readable, skipped = dataset[0], dataset[1]
+        self.assertLen(logs.output, 1)
+        self.assertIn("memory 1 (unreadable on purpose", logs.output[0])
+        self.assertEqual((readable.label, skipped.label), (7, -1))
+        self.assertEqual(skipped.image.shape, readable.image.shape)
+
 
 def crop_dataset(**changes: Any) -> images.RandomCropDataset:
     settings: dict[str, Any] = {

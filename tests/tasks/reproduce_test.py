@@ -111,7 +111,7 @@ class ReproduceTest(FolderTestCase):
     def task(
         self, *bindings: str, data: str | None = None, size: int | None = None
     ) -> ReproduceTask:
-        def load(files: Sequence[str], bindings: Sequence[str]) -> StubStage:
+        def load(files: Sequence[str], bindings: Sequence[str], workdir: Path | None) -> StubStage:
             self.given.append(bindings)
             return StubStage(Stub(self.calls, files[0]), f"{files} {bindings}")
 
@@ -205,7 +205,9 @@ class ReproduceTest(FolderTestCase):
                     stages=stages, data=None, size=None, published=(), load=self.task().load
                 )
 
-        def broken(files: Sequence[str], bindings: Sequence[str]) -> StubStage:
+        def broken(
+            files: Sequence[str], bindings: Sequence[str], workdir: Path | None
+        ) -> StubStage:
             raise UserError("no such name")
 
         task = ReproduceTask(

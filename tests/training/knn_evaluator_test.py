@@ -15,7 +15,7 @@ from jigclu.system.errors import UserError
 from jigclu.training import knn_evaluator
 from jigclu.training.settings import with_settings
 from tests.ranks import run_on_ranks
-from tests.samples import small_encoder
+from tests.samples import MemorySource, noise, small_encoder
 from tests.small_tasks import KNN
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def score_and_features() -> tuple[float, float, Tensor]:
     knn, encoder = evaluator(), small_encoder()
     settings = knn._settings(torch.device("cpu"), torch.float32)
     scores = knn(encoder, torch.float32)
-    features = knn._all_queries(encoder, settings)
+    features, _ = knn._all_queries(encoder, settings)
     return scores["knn_accuracy"], scores["knn_accuracy_chance"], features
 
 
@@ -108,7 +108,7 @@ class KnnEvaluatorTest(parameterized.TestCase):
 
     def test_features_are_pooled_and_normalized(self) -> None:
         knn, encoder = evaluator(), small_encoder().eval()
-        features = knn._all_queries(encoder, knn._settings(torch.device("cpu"), torch.float32))
+        features, _ = knn._all_queries(encoder, knn._settings(torch.device("cpu"), torch.float32))
         image = knn.eval_transform.normalize(knn.queries.read(6))
         with torch.no_grad():
             expected = functional.normalize(encoder(image[None]).mean((2, 3)), dim=1)[0]
@@ -120,6 +120,21 @@ class KnnEvaluatorTest(parameterized.TestCase):
             self.assertEqual((rank_accuracy, rank_chance), (accuracy, chance))
             torch.testing.assert_close(rank_features, features, rtol=1e-4, atol=1e-5)
         self.assertAlmostEqual(chance, 1 / 7)
+
+    def test_unreadable_images_neither_vote_nor_count(self) -> None:
+        images = noise(4, 3, 32, 32).unbind()
+        # Each query is an image of the bank; the unreadable ones would be wrong and change chance.
+        bank = MemorySource([*images, None], labels=[0, 1, 0, 1, 0])
+        queries = MemorySource([None, *images, None], labels=[1, 0, 1, 0, 1, 1])
+        bank.classes = queries.classes = ["a", "b"]
+        queries.name = lambda index: f"query {index}"  # type: ignore[method-assign]
+        knn = evaluator(bank=bank, queries=queries, neighbors=1, skip_unreadable=True)
+        with self.assertLogs(level="WARNING") as logs:
+            scores = knn(small_encoder(), torch.float32)
+        self.assertLen(logs.output, 3)
+        self.assertEqual(scores, {"knn_accuracy": 1.0, "knn_accuracy_chance": 0.5})
+        with self.assertRaisesRegex(UserError, "query 0 is unreadable"):
+            with_settings(knn, skip_unreadable=False)(small_encoder(), torch.float32)
 
     def test_encoder_stays_unchanged(self) -> None:
         encoder = small_encoder().train()

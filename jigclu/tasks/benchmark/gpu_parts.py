@@ -200,6 +200,7 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
         neighbors=20,
         temperature=0.07,
         batch_size=256,
+        skip_unreadable=False,
         loading=Loading(workers=workers, prefetch=2),
     )
     return with_patch_size(
