@@ -11,6 +11,7 @@ from jigclu.config import chosen
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training import checkpoint
+from jigclu.training.knn_evaluator import KnnEvaluator
 from tests.config.config_test_case import ConfigTestCase
 
 FOLDER = "gin/pretrain_folder.gin"
@@ -51,7 +52,10 @@ class ChooseTest(ChosenTestCase):
         task = loaded.task
         assert isinstance(task, PretrainTask)
         self.assertLen(task.source, 9)
-        self.assertLen(task.evaluators, 1)
+        (evaluator,) = task.evaluators
+        assert isinstance(evaluator, KnnEvaluator)
+        self.assertEqual((len(evaluator.bank), len(evaluator.queries)), (9, 2))
+        self.assertEqual(evaluator.neighbors, 4)
         self.assertEqual((task.batch_size, task.schedule.epochs), (8, 5000))
         loaded.check(self.folder / "run")
 

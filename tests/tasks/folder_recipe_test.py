@@ -1,6 +1,8 @@
 """The rules choose sensible recipes for folders and machines of any size."""
 
 import ast
+import runpy
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -243,6 +245,14 @@ class ChooseTrainingTest(parameterized.TestCase):
             choices = folder_recipe.choose_training(facts, {"pretrain.init_from": None}, left)
             for choice in choices:
                 self.assertRegex(choice.reason, r"^[^\n]{5,100}$", choice.name)
+
+
+class TableTest(absltest.TestCase):
+    def test_documentation_shows_what_the_rules_choose(self) -> None:
+        docs = Path(__file__).parents[2] / "docs"
+        table = runpy.run_path(str(docs / "compare" / "folder_recipe.py"))["table"]()
+        self.assertLen(table.splitlines(), 14)
+        self.assertIn(f"\n\n{table}\n\n", (docs / "recipes.md").read_text())
 
 
 if __name__ == "__main__":
