@@ -9,6 +9,7 @@ from typing import Any
 import gin
 
 from jigclu.config import gin_files, messages, syntax, types
+from jigclu.data.decode import Decoding
 from jigclu.data.folders import ImageFolder, UnlabeledImages, open_folder
 from jigclu.data.lists import ImageList
 from jigclu.data.packed import PackedImages
@@ -92,6 +93,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "cosine_decay": schedules.CosineDecay,
     "step_decay": schedules.StepDecay,
     # Images.
+    "decoding": Decoding,
     "ImageFolder": ImageFolder,
     "UnlabeledImages": UnlabeledImages,
     "open_folder": open_folder,

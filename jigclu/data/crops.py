@@ -1,23 +1,29 @@
 """Images as sets of random crops: the patches of a jigsaw, the two views of SimCLR."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from absl import logging
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, crop_resize
+from jigclu.data.decode import (
+    Reduction,
+    UnreadableImageError,
+    at_full_size,
+    crop_resize,
+    has_one_color,
+)
 from jigclu.data.sources import Source
+from jigclu.data.substitutes import Substitutes
 from jigclu.ops.jigsaw import Box
 from jigclu.ops.schedules import patch_size_at
 from jigclu.system import seeds
 from jigclu.system.errors import UserError
 
-# This many consecutive unreadable images mean a broken disk or the wrong files.
+# This many unreadable images in place of one mean a broken disk or the wrong files.
 _MOST_UNREADABLE = 100
 _FACTORS = (1, 2, 4, 8)  # By which JPEG decoders can shrink an image.
 
@@ -30,11 +36,13 @@ class CropSample(NamedTuple):
     """The crops of one image.
 
     crops: uint8 [crops, 3, size, size], in the order drawn, not yet augmented.
-    unreadable: number of images that were skipped to find a readable one.
+    unreadable: why the image, and others tried in its place, cannot be read, by index.
+    one_color: index of the image if all its pixels are the same, else empty.
     """
 
     crops: Tensor
-    unreadable: int
+    unreadable: dict[int, str]
+    one_color: tuple[int, ...]
 
 
 class _CropPlan:
@@ -88,6 +96,7 @@ class CropDataset(Dataset[CropSample]):
         *,
         source: Source,
         seed: int,
+        batch_size: int,
         draw: Draw,
         size: int,
         smaller_sizes: Sequence[tuple[int, int]],
@@ -99,6 +108,8 @@ class CropDataset(Dataset[CropSample]):
         Args:
           source: images.
           seed: of the run.
+          batch_size: images in the global batch, of which substitutes for unreadable images are
+            no part.
           draw: draws the crops of an image.
           size: side to which crops are resized, pixels.
           smaller_sizes: (epoch, pixels) pairs, the sizes of early epochs; see
@@ -114,6 +125,9 @@ class CropDataset(Dataset[CropSample]):
         self._smaller_sizes = smaller_sizes
         self._least_side = least_side
         self._scaled_decoding = scaled_decoding
+        self._substitutes = Substitutes(
+            seed=seed, length=len(source), batch_size=batch_size, is_readable=self._is_readable
+        )
 
     def __len__(self) -> int:
         return len(self._source)
@@ -121,37 +135,45 @@ class CropDataset(Dataset[CropSample]):
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> CropSample:
         """Returns the crops of image `index` in `epoch`.
 
-        An unreadable image is counted and replaced by the next readable one.
+        Another image takes the place of an unreadable one; see `jigclu.data.substitutes`.
 
         Raises:
-          UserError: too many consecutive images are unreadable.
+          UserError: too many images that could take its place are unreadable, too.
         """
         epoch, index = epoch_and_index
         size = patch_size_at(epoch, self._size, self._smaller_sizes)
         plan = _CropPlan(functools.partial(self._draw_boxes, epoch, index), size)
         reduction = plan.reduction if self._scaled_decoding else at_full_size
-        image, unreadable = self._read_next(index, reduction)
-        crops = [crop_resize(image, box, size) for box in plan.boxes(image)]
-        return CropSample(torch.stack(crops), unreadable)
+        unreadable: dict[int, str] = {}
+        for candidate in self._candidates(epoch, index):
+            try:
+                image = self._read(candidate, reduction)
+            except UnreadableImageError as error:
+                unreadable[candidate] = str(error)
+                continue
+            crops = [crop_resize(image, box, size) for box in plan.boxes(image)]
+            one_color = (candidate,) if has_one_color(image) else ()
+            return CropSample(torch.stack(crops), unreadable, one_color)
+        last, reason = list(unreadable.items())[-1]
+        raise UserError(
+            f"{len(unreadable)} consecutive images are unreadable, the last one is "
+            f"{self._source.name(last)} ({reason}): check that the files are images and were "
+            "copied completely"
+        )
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        yield index
+        yield from self._substitutes.candidates(epoch, index, _MOST_UNREADABLE - 1)
+
+    def _is_readable(self, index: int) -> bool:
+        try:
+            self._read(index, at_full_size)
+        except UnreadableImageError:
+            return False
+        return True
 
     def _draw_boxes(self, epoch: int, index: int, height: int, width: int) -> list[Box]:
         return self._draw(seeds.image_crops(self._seed, epoch, index), height, width)
-
-    def _read_next(self, index: int, reduction: Reduction) -> tuple[Tensor, int]:
-        """Returns the first readable image from `index` on and the number of skipped ones."""
-        length = len(self._source)
-        limit = min(_MOST_UNREADABLE, length)
-        for skipped in range(limit):
-            candidate = (index + skipped) % length
-            try:
-                return self._read(candidate, reduction), skipped
-            except UnreadableImageError as error:
-                name, reason = self._source.name(candidate), error
-                logging.warning("skipped an unreadable image: %s (%s)", name, reason)
-        raise UserError(
-            f"{limit} consecutive images are unreadable, the last one is {name} ({reason}): "
-            "check that the files are images and were copied completely"
-        )
 
     def _read(self, index: int, reduction: Reduction) -> Tensor:
         image = self._source.read(index, reduction)

@@ -2,16 +2,21 @@
 
 import contextlib
 import io
-from collections.abc import Callable
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms.v2 import functional as transforms
 
+from jigclu.data import intensity
 from jigclu.ops.jigsaw import Box
+from jigclu.system.errors import check
 
 # torchvision's mode number for RGB.
 _RGB = 3
@@ -19,6 +24,35 @@ _RGB = 3
 # Maps the height and width of an upright image, pixels, to the factor (1, 2, 4 or 8) by which
 # decoding may shrink both.
 Reduction = Callable[[int, int], int]
+
+
+# Pixels that are converted at a time, so that large images need little memory beside their own.
+_STRIP_PIXELS = 2**24
+_pillow_limit = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Rules by which image files become pixels.
+
+    Attributes:
+      intensity_range: intensities of black and white in images of more than 8 bits, clipped
+        beyond; None: as their files declare, see `jigclu.data.intensity`.
+      most_pixels: larger images are unreadable. Decoding one takes up to 11 bytes per pixel.
+    """
+
+    intensity_range: tuple[float, float] | None
+    most_pixels: int
+
+    def __post_init__(self) -> None:
+        given = self.intensity_range
+        is_range = given is None or (given[0] < given[1] and all(map(math.isfinite, given)))
+        check(is_range, "intensity_range", given, "(black, white), finite and ascending, or None")
+        check(self.most_pixels >= 1, "most_pixels", self.most_pixels, "1 or more")
+
+
+# The limit is Pillow's own, above which it suspects a "decompression bomb".
+USUAL_DECODING = Decoding(intensity_range=None, most_pixels=178_956_970)
 
 
 class UnreadableImageError(Exception):
@@ -31,27 +65,33 @@ def at_full_size(height: int, width: int) -> int:
     return 1
 
 
-def decode_image(data: bytes, reduction: Reduction = at_full_size) -> Tensor:
+def decode_image(
+    data: bytes, reduction: Reduction = at_full_size, decoding: Decoding = USUAL_DECODING
+) -> Tensor:
     """Decodes an image file and applies its EXIF orientation.
 
-    Animations yield their first frame; 16-bit gray images keep the upper byte.
+    Animations yield their first frame.
 
     Args:
       data: content of the file.
       reduction: factor by which JPEG may be shrunk while decoding, which takes a fraction of
         the time; other formats are decoded at full size.
+      decoding: intensities and largest size.
 
     Returns:
       uint8 [3, height, width], RGB.
 
     Raises:
-      UnreadableImageError: the data are empty, truncated, corrupt or not an image.
+      UnreadableImageError: the data are empty, truncated, corrupt or not an image, the image is
+        too large, or its intensities have no range.
     """
     if not data:
         raise UnreadableImageError("the file is empty")
     file = io.BytesIO(data)
     try:
-        with Image.open(file) as image:
+        with open_image(file, decoding) as image:
+            # Before Pillow looks for the orientation, for which it may load the pixels.
+            depth = intensity.read_depth(image, data)
             factor = reduction(*upright_size(image))
             if image.format == "JPEG" and image.mode in ("L", "RGB"):
                 if factor == 1:
@@ -59,16 +99,80 @@ def decode_image(data: bytes, reduction: Reduction = at_full_size) -> Tensor:
                     if pixels is not None:
                         return pixels
                 image.draft(None, (image.width // factor, image.height // factor))
-            return to_pixels(image)
+            return to_pixels(image, depth, decoding)
+    except (UnreadableImageError, intensity.IntensityError) as error:
+        raise UnreadableImageError(str(error)) from error
     except Exception as error:  # PIL's plugins raise many kinds of errors on corrupt bytes.
         # PIL's messages contain the memory address of the file object.
         reason = str(error).replace(f" {file!r}", "")
         raise UnreadableImageError(f"{type(error).__name__}: {reason}") from error
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """Turns an image of any mode into uint8 [3, height, width], RGB, with its EXIF orientation."""
-    return transforms.pil_to_tensor(_as_rgb(ImageOps.exif_transpose(image)))
+def open_image(file: IO[bytes] | str, decoding: Decoding) -> Image.Image:
+    """Opens an image with `Decoding.most_pixels` as the limit in place of Pillow's own.
+
+    Raises:
+      UnreadableImageError: the image is too large.
+      Exception: of many kinds, for data that are not an image.
+    """
+    # Pillow's limit is a global variable, which other code of this process may use.
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    if image.width * image.height > decoding.most_pixels:
+        image.close()
+        raise UnreadableImageError(
+            f"{image.width}x{image.height} pixels are more than decoding.most_pixels = "
+            f"{decoding.most_pixels:,}: raise it if the memory suffices"
+        )
+    return image
+
+
+def to_pixels(
+    image: Image.Image,
+    depth: intensity.Depth | None = None,
+    decoding: Decoding = USUAL_DECODING,
+) -> Tensor:
+    """Turns an image of any mode into uint8 [3, height, width], RGB, with its EXIF orientation.
+
+    Args:
+      image: of PIL, with one or more channels.
+      depth: as read before Pillow loaded the pixels.
+      decoding: intensities.
+
+    Raises:
+      IntensityError: its intensities have no range.
+    """
+    depth = depth or intensity.read_depth(image, b"")
+    given = decoding.intensity_range and intensity.Range(*decoding.intensity_range)
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    intensities = None
+    if intensity.is_deep(image):
+        extremes = [(values.min(), values.max()) for values in map(np.asarray, _strips(image))]
+        least, most = np.min(extremes), np.max(extremes)
+        intensities = intensity.choose_range(depth, given, float(least), float(most))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    top = 0
+    for strip in _strips(image):
+        pixels[top : top + strip.height] = np.asarray(_as_rgb(strip, intensities))
+        top += strip.height
+    intensity.check_color(depth, given, pixels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Yields the rows of an image from top to bottom, a number of them at a time."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        yield image
+        return
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def decode_upright_jpeg(data: Tensor, height: int, width: int, reduction: Reduction) -> Tensor:
@@ -128,14 +232,20 @@ def _torchvision_jpeg(data: Tensor) -> Tensor | None:
     return None
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # PIL would clip 16-bit values to 255, which leaves a white image.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _as_rgb(image: Image.Image, intensities: intensity.Range | None) -> Image.Image:
+    if intensities is not None:
+        image = Image.fromarray(intensity.to_levels(np.asarray(image), intensities))
     if "transparency" in image.info:
         # Converting a palette with transparency directly to RGB makes PIL warn.
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def has_one_color(image: Tensor) -> bool:
+    """Returns whether all pixels of uint8 [3, height, width] are the same."""
+    color = image[:, :1, :1]
+    # A few pixels tell nearly every image that has more.
+    return bool((image[:, ::16, ::16] == color).all()) and bool((image == color).all())
 
 
 def crop_resize(image: Tensor, box: Box, size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import os
 
+from jigclu.data.decode import USUAL_DECODING, Decoding
 from jigclu.data.image_files import (
     ImageFiles,
     find_images,
@@ -22,7 +23,7 @@ class ImageFolder(ImageFiles):
     and files are sorted; hidden ones are ignored.
     """
 
-    def __init__(self, root: str, split: str) -> None:
+    def __init__(self, root: str, split: str, decoding: Decoding = USUAL_DECODING) -> None:
         """Lists the files.
 
         Raises:
@@ -40,13 +41,13 @@ class ImageFolder(ImageFiles):
             labels += [label] * len(found)
         with naming("root"):
             require_images(folder, files)
-        super().__init__(folder, files, classes, labels)
+        super().__init__(folder, files, classes, labels, decoding)
 
 
 class UnlabeledImages(ImageFiles):
     """A source of all images below a folder, sorted by path; hidden ones are ignored."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, decoding: Decoding = USUAL_DECODING) -> None:
         """Lists the files.
 
         Raises:
@@ -55,7 +56,7 @@ class UnlabeledImages(ImageFiles):
         with naming("root"):
             root = require_folder(root)
             files = list_images(root)
-        super().__init__(root, files, classes=[], labels=None)
+        super().__init__(root, files, [], None, decoding)
 
 
 def open_folder(root: str) -> ImageFiles:

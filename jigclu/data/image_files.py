@@ -6,8 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, decode_image
-from jigclu.data.sources import digest
+from jigclu.data.decode import (
+    USUAL_DECODING,
+    Decoding,
+    Reduction,
+    UnreadableImageError,
+    at_full_size,
+    decode_image,
+)
+from jigclu.data.sources import digest, fingerprint_decoding
 from jigclu.system import progress
 from jigclu.system.errors import UserError
 
@@ -18,12 +25,18 @@ class ImageFiles:
     """A source of files below one folder."""
 
     def __init__(
-        self, root: str, files: list[str], classes: list[str], labels: list[int] | None
+        self,
+        root: str,
+        files: list[str],
+        classes: list[str],
+        labels: list[int] | None,
+        decoding: Decoding = USUAL_DECODING,
     ) -> None:
         """Takes file names relative to root; keeps their order."""
         self.classes = classes
         self.labels = labels
         self._root = root
+        self._decoding = decoding
         # An array of bytes takes a third of the memory of strings, which each worker would copy.
         self._files = np.array([os.fsencode(file) for file in files])
 
@@ -37,7 +50,7 @@ class ImageFiles:
                 data = file.read()
         except OSError as error:
             raise UnreadableImageError(str(error)) from error
-        return decode_image(data, reduction)
+        return decode_image(data, reduction, self._decoding)
 
     def name(self, index: int) -> str:
         """Returns the path of the file."""
@@ -49,7 +62,7 @@ class ImageFiles:
         if deep:
             files = progress.track(range(len(self)), f"checking the files of {self._root}")
             parts += [_stat(self.name(index)) for index in files]
-        return digest(*parts)
+        return digest(*parts, *fingerprint_decoding(self._decoding))
 
 
 def _stat(path: str) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 import os
 
+from jigclu.data.decode import USUAL_DECODING, Decoding
 from jigclu.data.image_files import ImageFiles, require_folder
 from jigclu.system import progress
 from jigclu.system.errors import UserError, naming
@@ -14,7 +15,7 @@ class ImageList(ImageFiles):
     class: n04235860_14959.JPEG in n04235860/. Blank lines are ignored.
     """
 
-    def __init__(self, path: str, root: str) -> None:
+    def __init__(self, path: str, root: str, decoding: Decoding = USUAL_DECODING) -> None:
         """Reads the list and checks that every file exists.
 
         Raises:
@@ -32,7 +33,7 @@ class ImageList(ImageFiles):
                 f"{len(missing)} of the {len(lines)} images of {path} are not in {root}, "
                 f"the first one is {missing[0]}: paths must be relative to that folder"
             )
-        super().__init__(root, [file for file in found if file], classes=[], labels=None)
+        super().__init__(root, [file for file in found if file], [], None, decoding)
 
 
 def read_list(path: str) -> list[str]:

@@ -20,11 +20,13 @@ class Batch(NamedTuple):
     """The crops of one rank for one step.
 
     crops: uint8 [local_batch, crops, 3, size, size].
-    unreadable: number of unreadable images that were skipped.
+    unreadable: why images cannot be read in whose place others are here, by index.
+    one_color: indices of images whose pixels are all the same.
     """
 
     crops: Tensor
-    unreadable: int
+    unreadable: dict[int, str]
+    one_color: tuple[int, ...]
 
 
 class LabeledBatch(NamedTuple):
@@ -149,7 +151,8 @@ def collate_crops(samples: list[CropSample]) -> Batch:
     """Stacks samples into a Batch, in a worker directly in shared memory."""
     return Batch(
         crops=default_collate([sample.crops for sample in samples]),
-        unreadable=sum(sample.unreadable for sample in samples),
+        unreadable={k: why for sample in samples for k, why in sample.unreadable.items()},
+        one_color=tuple(index for sample in samples for index in sample.one_color),
     )
 
 

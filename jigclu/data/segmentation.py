@@ -13,14 +13,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 from torchvision.transforms.v2 import functional as transforms
 
-from jigclu.data.decode import UnreadableImageError
+from jigclu.data.decode import USUAL_DECODING, Decoding, UnreadableImageError, open_image
 from jigclu.data.image_files import ImageFiles, list_images, require_folder
 from jigclu.data.lists import read_list
 from jigclu.data.sources import Source, digest
@@ -71,6 +70,7 @@ class MaskedFiles(ImageFiles):
         masks: list[str],
         pixel_classes: Sequence[str],
         ignore_value: int | None,
+        decoding: Decoding = USUAL_DECODING,
     ) -> None:
         """Keeps the names and their order; reads nothing yet.
 
@@ -81,7 +81,7 @@ class MaskedFiles(ImageFiles):
           pixel_classes: names of the classes, of which mask values are the indices.
           ignore_value: mask value of pixels without a class; None if all have one.
         """
-        super().__init__(root, files, classes=[], labels=None)
+        super().__init__(root, files, [], None, decoding)
         self.pixel_classes = list(pixel_classes)
         self._masks = np.array([os.fsencode(mask) for mask in masks])
         self._ignore_value = ignore_value
@@ -89,7 +89,7 @@ class MaskedFiles(ImageFiles):
     def mask(self, index: int) -> Tensor:
         """See `SegmentationSource`."""
         path = os.path.join(self._root, os.fsdecode(bytes(self._masks[index])))
-        values = _read_mask(path)
+        values = _read_mask(path, self._decoding)
         ignored = values == self._ignore_value
         classes = len(self.pixel_classes)
         beyond = values[~ignored & ~((values >= 0) & (values < classes))]
@@ -107,10 +107,10 @@ class MaskedFiles(ImageFiles):
         return digest(super().fingerprint(deep), masks, self.pixel_classes, self._ignore_value)
 
 
-def _read_mask(path: str) -> np.ndarray:
+def _read_mask(path: str, decoding: Decoding) -> np.ndarray:
     """Returns the values of a mask file, int64 [height, width]."""
     try:
-        with Image.open(path) as image:
+        with open_image(path, decoding) as image:
             mode, values = image.mode, np.asarray(image)
     except Exception as error:  # PIL's plugins raise many kinds of errors on corrupt bytes.
         raise UserError(f"mask {path} is unreadable ({error}): fix or remove the file") from error
@@ -129,7 +129,7 @@ class VocSegmentation(MaskedFiles):
     SegmentationClass/. Class 0 is the background.
     """
 
-    def __init__(self, root: str, split: str) -> None:
+    def __init__(self, root: str, split: str, decoding: Decoding = USUAL_DECODING) -> None:
         """Lists the files.
 
         Args:
@@ -152,7 +152,8 @@ class VocSegmentation(MaskedFiles):
             if not os.path.isfile(os.path.join(root, name)):
                 raise UserError(f"{os.path.join(root, name)} does not exist, but {path} lists it")
         classes = FCN_ResNet50_Weights.DEFAULT.meta["categories"]
-        super().__init__(root, files, masks, ["background", *classes[1:]], IGNORED)
+        names = ["background", *classes[1:]]
+        super().__init__(root, files, masks, names, IGNORED, decoding)
 
 
 class SegmentationFolders(MaskedFiles):
@@ -169,6 +170,7 @@ class SegmentationFolders(MaskedFiles):
         masks: str,
         classes: Sequence[str] | int,
         ignore_value: int | None,
+        decoding: Decoding = USUAL_DECODING,
     ) -> None:
         """Lists the files.
 
@@ -205,7 +207,7 @@ class SegmentationFolders(MaskedFiles):
                 f"one is {os.path.join(root, missing[0])}: expected a PNG with the image's name"
             )
         files = [os.path.join(images, file) for file in files]
-        super().__init__(root, files, mask_files, names, ignore_value)
+        super().__init__(root, files, mask_files, names, ignore_value, decoding)
 
 
 def _check_no_duplicates(names: Sequence[str], where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from jigclu.data.decode import Reduction, at_full_size
+from jigclu.data.decode import USUAL_DECODING, Decoding, Reduction, at_full_size
 
 
 class Source(Protocol):
@@ -53,6 +53,11 @@ def digest(*parts: object) -> str:
         data = part if isinstance(part, bytes) else repr(part).encode()
         sha.update(len(data).to_bytes(8, "little") + data)
     return sha.hexdigest()
+
+
+def fingerprint_decoding(decoding: Decoding) -> list[object]:
+    """Returns the part of a fingerprint about decoding: empty for the usual one."""
+    return [] if decoding == USUAL_DECODING else [decoding]
 
 
 class ImageArray:

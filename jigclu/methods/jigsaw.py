@@ -127,11 +127,12 @@ class Jigsaw:
         side = self.grid * self.patch_size
         return f"montages: {images} of {side}x{side} pixels"
 
-    def dataset(self, source: Source, seed: int) -> CropDataset:
+    def dataset(self, source: Source, seed: int, batch_size: int) -> CropDataset:
         """Returns the images of a source, cut into patches (section 3.1)."""
         return CropDataset(
             source=source,
             seed=seed,
+            batch_size=batch_size,
             draw=partial(
                 jigsaw_crops,
                 grid=self.grid,

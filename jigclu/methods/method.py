@@ -56,8 +56,8 @@ class Method(Protocol):
     def summary(self, images: int) -> str:
         """Returns one line of the plan: what the encoder sees of a number of images."""
 
-    def dataset(self, source: Source, seed: int) -> CropDataset:
-        """Returns the training images of a source, cropped."""
+    def dataset(self, source: Source, seed: int, batch_size: int) -> CropDataset:
+        """Returns the training images of a source, cropped; batch_size is that of all ranks."""
 
     def network(self, encoder: Encoder) -> nn.Module:
         """Adds the method's heads; the result keeps the encoder as its attribute `encoder`."""

@@ -76,11 +76,12 @@ class SimClr:
         """Returns one line of the plan: number and size of the views."""
         return f"views: {VIEWS * images} of {self.view_size}x{self.view_size} pixels"
 
-    def dataset(self, source: Source, seed: int) -> CropDataset:
+    def dataset(self, source: Source, seed: int, batch_size: int) -> CropDataset:
         """Returns two random crops of every image of a source."""
         return CropDataset(
             source=source,
             seed=seed,
+            batch_size=batch_size,
             draw=partial(two_views, scale=self.crop_scale, ratio=self.crop_ratio),
             size=self.view_size,
             smaller_sizes=(),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 import torch
+from absl import logging
 from torch import Tensor, nn
 
 from jigclu.data.loader import Batch, crop_loader
@@ -165,7 +166,7 @@ class PretrainTask(TrainingTask):
     def batches(self, start_step: int, device: torch.device, machine: Machine) -> Iterator[Batch]:
         """Yields this rank's crops for each step from start_step on, on the device."""
         loader = crop_loader(
-            self.method.dataset(self.source, self.seed),
+            self.method.dataset(self.source, self.seed, self.batch_size),
             self.sampler(start_step),
             machine.workers.value,
             self.loading.prefetch,
@@ -204,26 +205,42 @@ class PretrainTask(TrainingTask):
 
 
 class _Reader:
-    """Reads the batches of a run and counts skipped images."""
+    """Reads the batches of a run, and reports unreadable images and those of one color once."""
 
     def __init__(self, task: PretrainTask, process: Process) -> None:
         self._task = task
         self._process = process
-        self._unreadable = 0
+        self._unreadable: set[int] = set()
+        self._one_color: set[int] = set()
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Yields this rank's crops for each step from start_step on."""
+        name = self._task.source.name
         for batch in self._task.batches(start_step, self._process.device, self._process.machine):
-            self._unreadable += batch.unreadable
+            for index in batch.unreadable.keys() - self._unreadable:
+                reason = batch.unreadable[index]
+                logging.warning("skipped an unreadable image: %s (%s)", name(index), reason)
+            for index in set(batch.one_color) - self._one_color:
+                logging.warning("all pixels have one color: %s", name(index))
+            self._unreadable.update(batch.unreadable)
+            self._one_color.update(batch.one_color)
             yield batch
 
     def summary(self) -> list[str]:
-        """Returns a message with the number of images that all ranks skipped, if any."""
-        count = torch.tensor(self._unreadable, device=self._process.device)
-        unreadable = int(collectives.sum_over_ranks(count))
-        if not unreadable:
-            return []
-        return [f"{unreadable} unreadable images were skipped; the warnings name them"]
+        """Returns messages with the numbers of images that any rank found, if any."""
+        counts = {
+            "unreadable images were skipped": self._count(self._unreadable),
+            "images have only one color": self._count(self._one_color),
+        }
+        return [
+            f"{count} {what}; the warnings name them" for what, count in counts.items() if count
+        ]
+
+    def _count(self, indices: set[int]) -> int:
+        """Returns the number of images that are in the sets of any ranks."""
+        found = torch.zeros(len(self._task.source), dtype=torch.int32)
+        found[torch.tensor(sorted(indices), dtype=torch.int64)] = 1
+        return int(collectives.sum_over_ranks(found.to(self._process.device)).count_nonzero())
 
 
 def _gains(history: History) -> list[str]:

@@ -25,6 +25,7 @@ DRAW: dict[str, Any] = {
 }
 SETTINGS: dict[str, Any] = {
     "seed": 0,
+    "batch_size": 1,
     "size": 16,
     "smaller_sizes": (),
     "least_side": 2,
@@ -45,7 +46,7 @@ class CropDatasetTest(parameterized.TestCase):
         sample = dataset(MemorySource([noise(3, 50, 70)] * 3), grid=grid)[0, 2]
         self.assertEqual(sample.crops.dtype, torch.uint8)
         self.assertEqual(sample.crops.shape, (count, 3, 16, 16))
-        self.assertEqual(sample.unreadable, 0)
+        self.assertEqual((sample.unreadable, sample.one_color), ({}, ()))
 
     def test_every_patch_comes_from_its_own_corner(self) -> None:
         image = torch.zeros(3, 80, 80, dtype=torch.uint8)
@@ -141,25 +142,27 @@ class CropDatasetTest(parameterized.TestCase):
     def test_unreadable_images_are_replaced_and_counted(self) -> None:
         good = noise(3, 40, 40)
         source = MemorySource([good, None, noise(3, 1, 40), None])
-        with self.assertLogs(level="WARNING") as logs:
-            sample = dataset(source, scale=(1.0, 1.0), ratio=(1.0, 1.0))[0, 1]
-        self.assertEqual(sample.unreadable, 3)
-        expected = dataset(source, scale=(1.0, 1.0), ratio=(1.0, 1.0))[0, 0]
-        self.assertTrue(torch.equal(sample.crops, expected.crops))
-        self.assertIn("memory 1 (unreadable on purpose)", logs.output[0])
-        self.assertIn("memory 2 (40x1 pixels", logs.output[1])
+        data = dataset(source, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+        samples = [data[epoch, 1] for epoch in range(9)]
+        for sample in samples:
+            self.assertTrue(torch.equal(sample.crops, data[0, 0].crops))
+            self.assertIn((1, "unreadable on purpose"), sample.unreadable.items())
+        found = {index: why for sample in samples for index, why in sample.unreadable.items()}
+        self.assertCountEqual(found, [1, 2, 3])
+        self.assertStartsWith(found[2], "40x1 pixels; the shorter side")
 
     def test_corrupt_files_are_replaced_and_counted(self) -> None:
         root = self.create_tempdir().full_path
         Image.new("RGB", (30, 20), "red").save(os.path.join(root, "b.jpg"))
         self.create_tempfile(os.path.join(root, "a.jpg"), content="not an image")
         sample = dataset(folders.UnlabeledImages(root))[0, 0]
-        self.assertEqual(sample.unreadable, 1)
+        self.assertCountEqual(sample.unreadable, [0])
+        self.assertEqual(sample.one_color, (1,))
         self.assertGreater(sample.crops[:, 0].min(), 240)
 
     def test_stops_if_no_image_is_readable(self) -> None:
         with self.assertRaisesRegex(
-            UserError, "3 consecutive images .* memory 0 .unreadable on purpose"
+            UserError, r"3 consecutive images .* memory \d .unreadable on purpose"
         ):
             dataset(MemorySource([None] * 3))[0, 1]
         with self.assertRaisesRegex(UserError, "100 consecutive images"):

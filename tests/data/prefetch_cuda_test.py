@@ -16,7 +16,7 @@ _CYCLES = 2 * 10**9  # About a second on any GPU, far longer than a copy.
 def batches(count: int) -> list[Batch]:
     """Returns batches in page-locked memory, allocated before the device computes."""
     return [
-        Batch(torch.full((8, 4, 3, 32, 32), number, dtype=torch.uint8).pin_memory(), 0)
+        Batch(torch.full((8, 4, 3, 32, 32), number, dtype=torch.uint8).pin_memory(), {}, ())
         for number in range(count)
     ]
 

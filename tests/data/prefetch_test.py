@@ -16,7 +16,7 @@ def batches(count: int, log: list[str]) -> Iterator[Batch]:
     for number in range(count):
         log.append(f"read {number}")
         crops = torch.full((2, 4, 3, 1, 1), number, dtype=torch.uint8)
-        yield Batch(crops, number)
+        yield Batch(crops, {number: "corrupt"}, ())
 
 
 class FakeGpu:
@@ -51,7 +51,7 @@ class PrefetchTest(absltest.TestCase):
         ):
             log.append(f"take {number}")
             self.assertEqual(batch.crops.unique().tolist(), [number])
-            self.assertEqual(batch.unreadable, number)
+            self.assertEqual(batch.unreadable, {number: "corrupt"})
         self.assertEqual(log, ["read 0", "take 0", "read 1", "take 1"])
 
     def test_next_batch_is_copied_to_the_gpu_before_this_one_is_yielded(self) -> None:

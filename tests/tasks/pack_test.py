@@ -28,6 +28,7 @@ def _patches(source: Source, indices: list[int]) -> list[Tensor]:
     dataset = CropDataset(
         source=source,
         seed=3,
+        batch_size=1,
         draw=functools.partial(
             jigsaw_crops, grid=2, cross_ratio=0.3, scale=(0.2, 1.0), ratio=(0.75, 1.33)
         ),

@@ -41,7 +41,7 @@ def measure_copies(task: PretrainTask, repetitions: int, instruments: Instrument
     patches = inputs.crops.cpu().unflatten(0, (task.batch_size, -1))
     if task.choose_machine(None).pin_memory.value:
         patches = patches.pin_memory()
-    batch = Batch(patches, 0)
+    batch = Batch(patches, {}, ())
     prefetched = prefetch_to_device(itertools.repeat(batch), device)
 
     def take_step_on(patches: Tensor) -> None:

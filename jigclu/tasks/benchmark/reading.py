@@ -132,7 +132,7 @@ def _augmenting_reader(task: PretrainTask, source: Source) -> Reader:
 
 
 def _patch_reader(task: PretrainTask, source: Source) -> Callable[[int], CropSample]:
-    dataset = task.method.dataset(source, task.seed)
+    dataset = task.method.dataset(source, task.seed, task.batch_size)
     return lambda index: dataset[0, index]
 
 

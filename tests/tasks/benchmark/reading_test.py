@@ -104,7 +104,7 @@ class ReadingTest(absltest.TestCase):
     def test_files_are_read_to_patches_with_and_without_augmentation(self) -> None:
         read = self.read_with_all(2)
         patches = read["files"].crops
-        dataset = self.task.method.dataset(self.task.source, self.task.seed)
+        dataset = self.task.method.dataset(self.task.source, self.task.seed, 1)
         self.assertTrue(torch.equal(patches, dataset[0, 2].crops))
         self.assertFalse(is_gray(patches / 255))
         augmented = read["files, augmented on the same core"]
