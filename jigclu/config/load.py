@@ -15,6 +15,7 @@ from jigclu.config import chosen, gin_files, messages, sizes
 from jigclu.config.chosen import Chosen
 from jigclu.config.gin_files import Layer
 from jigclu.config.registry import CONFIGURABLES, binding_names, name_setting, register
+from jigclu.data.sources import find_notes
 from jigclu.system import progress
 from jigclu.system.device import launched_rank
 from jigclu.system.dry_run import DownloadNeeded
@@ -83,7 +84,7 @@ class Configuration(NamedTuple):
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines, and which bindings have no effect."""
-        lines = [self.task.plan(workdir), *self.chosen.summary()]
+        lines = [self.task.plan(workdir), *find_notes(self.task), *self.chosen.summary()]
         if isinstance(self.task, EncoderTask):
             lines += self.task.downloads(workdir)
         if self.unused:

@@ -1,9 +1,13 @@
 """Image files below one folder: finding and reading them."""
 
+import functools
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from jigclu.data.decode import (
@@ -18,7 +22,41 @@ from jigclu.data.sources import digest, fingerprint_decoding
 from jigclu.system import progress
 from jigclu.system.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# Formats that Pillow recognizes but cannot read, or only with other programs.
+_UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# Files with these extensions are not opened to look for an image.
+_OTHER_EXTENSIONS = {
+    *(".csv", ".db", ".gz", ".html", ".json", ".jsonl", ".lock", ".log", ".md", ".npy", ".npz"),
+    *(".parquet", ".pickle", ".pkl", ".pt", ".pth", ".py", ".sh", ".tar", ".tsv", ".txt", ".xml"),
+    *(".yaml", ".yml", ".zip"),
+}
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _UNREADABLE_FORMATS)
+
+
+@functools.cache
+def image_extensions() -> frozenset[str]:
+    """Returns the extensions of the formats that Pillow reads, in lower case: .jpg, .avif."""
+    known = Image.registered_extensions()
+    return frozenset(extension for extension, name in known.items() if name in _formats())
+
+
+def is_image(path: str) -> bool:
+    """Returns whether a file is an image by its extension or, without a known one, its header."""
+    extension = os.path.splitext(path)[1].lower()
+    if extension in image_extensions() or extension in _OTHER_EXTENSIONS:
+        return extension in image_extensions()
+    try:
+        with Image.open(path, formats=_formats()):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # PIL's plugins raise many kinds of errors on other data.
+        return False
 
 
 class ImageFiles:
@@ -31,12 +69,14 @@ class ImageFiles:
         classes: list[str],
         labels: list[int] | None,
         decoding: Decoding = USUAL_DECODING,
+        notes: Sequence[str] = (),
     ) -> None:
-        """Takes file names relative to root; keeps their order."""
+        """Takes file names relative to root, and lines for the plan; keeps their order."""
         self.classes = classes
         self.labels = labels
         self._root = root
         self._decoding = decoding
+        self.notes = list(notes)
         # An array of bytes takes a third of the memory of strings, which each worker would copy.
         self._files = np.array([os.fsencode(file) for file in files])
 
@@ -82,33 +122,118 @@ def require_folder(root: str) -> str:
     return root
 
 
-def require_images(root: str, files: list[str]) -> None:
-    if not files:
-        raise UserError(f"{root} contains no images: expected files named {' '.join(EXTENSIONS)}")
+class FoundImages(NamedTuple):
+    """The images below a folder.
+
+    files: names relative to the folder.
+    notes: lines of the plan about files that are left out.
+    """
+
+    files: list[str]
+    notes: list[str]
 
 
-def list_images(root: str) -> list[str]:
+def list_images(root: str) -> FoundImages:
     """Returns all images below a folder, sorted; raises UserError if there are none."""
-    files = sorted(progress.track(find_images(root, ""), f"listing the images of {root}"))
-    require_images(root, files)
-    return files
+    walk = ImageWalk(root)
+    found = itertools.chain(walk.images(""), walk.linked_images())
+    files = sorted(progress.track(found, f"listing the images of {root}"))
+    return FoundImages(files, walk.finish(len(files)))
 
 
-def find_images(root: str, prefix: str) -> Iterator[str]:
-    """Yields the images below root/prefix, relative to root, without a stat call per file."""
-    with os.scandir(os.path.join(root, prefix)) as entries:
+class ImageWalk:
+    """Finds the images below folders, each file once, and counts the other files.
+
+    Links are followed after everything else, so that a file has its own name even if a link to
+    it, or to a folder above it, comes first. Hidden files and folders are ignored.
+    """
+
+    def __init__(self, root: str) -> None:
+        """Takes the folder to which all names are relative; lists nothing yet."""
+        self._root = root
+        self._seen: set[tuple[int, int]] = set()
+        self._folder_links: list[str] = []
+        self._file_links: list[str] = []
+        self._left_out: list[str] = []
+
+    def images(self, folder: str) -> Iterator[str]:
+        """Yields the images below a folder, except those behind links."""
+        path = os.path.join(self._root, folder)
+        if folder and os.path.islink(path):
+            self._folder_links.append(folder)
+        else:
+            yield from self._images(folder)
+
+    def linked_images(self) -> Iterator[str]:
+        """Yields the images behind the links of the folders listed so far."""
+        while self._folder_links:
+            links, self._folder_links = sorted(self._folder_links), []
+            for link in links:
+                yield from self._images(link)
+        targets: set[str] = set()
+        for link in sorted(self._file_links):
+            target = os.path.realpath(os.path.join(self._root, link))
+            if target not in targets and not self._lists(target):
+                yield from self._image(link)
+            targets.add(target)
+
+    def finish(self, images: int) -> list[str]:
+        """Returns notes about files that are left out; raises UserError without any image."""
+        if not images:
+            raise UserError(
+                f"{self._root} contains no images: expected files named .jpg, .png or of another "
+                f"format that Pillow reads{self._describe_left_out(', but found ')}"
+            )
+        return [f"left out {text}" for text in [self._describe_left_out()] if text]
+
+    def _describe_left_out(self, before: str = "") -> str:
+        if not self._left_out:
+            return ""
+        first = os.path.join(self._root, min(self._left_out))
+        return f"{before}{len(self._left_out):,} files that are not images, such as {first}"
+
+    def _images(self, folder: str) -> Iterator[str]:
+        path = os.path.join(self._root, folder)
+        if self._key(path) in self._seen:
+            return
+        self._seen.add(self._key(path))
+        try:
+            entries = list(os.scandir(path))
+        except OSError as error:
+            raise UserError(f"{path} cannot be listed: {error.strerror}") from error
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.name.lower().endswith(EXTENSIONS):
-                yield prefix + entry.name
-            elif entry.is_dir() and not _is_circular(entry):
-                yield from find_images(root, prefix + entry.name + os.sep)
+            name = os.path.join(folder, entry.name)
+            if entry.is_symlink() and not entry.is_dir():
+                self._file_links.append(name)
+            elif entry.is_symlink():
+                if not _contains(entry.path, path):
+                    self._folder_links.append(name)
+            elif entry.is_dir():
+                yield from self._images(name)
+            elif entry.is_file():
+                yield from self._image(name)
+
+    def _image(self, name: str) -> Iterator[str]:
+        if is_image(os.path.join(self._root, name)):
+            yield name
+        else:
+            self._left_out.append(name)
+
+    def _lists(self, file: str) -> bool:
+        """Returns whether a file is in one of the folders listed so far."""
+        folder, name = os.path.split(file)
+        return os.path.exists(file) and self._key(folder) in self._seen and name[0] != "."
+
+    @staticmethod
+    def _key(folder: str) -> tuple[int, int]:
+        """Identifies a folder under all of its names, without a stat call per file."""
+        stat = os.stat(folder)
+        return stat.st_dev, stat.st_ino
 
 
-def _is_circular(entry: "os.DirEntry[str]") -> bool:
-    """Returns whether a folder is a link to one of its own parents."""
-    if not entry.is_symlink():
-        return False
-    target, here = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))
-    return os.path.commonpath([target, here]) == target
+def _contains(link: str, folder: str) -> bool:
+    """Returns whether the target of a link is a folder, or one of the folders above it."""
+    target = os.path.realpath(link)
+    return os.path.commonpath([target, os.path.realpath(folder)]) == target

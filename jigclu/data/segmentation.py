@@ -194,7 +194,7 @@ class SegmentationFolders(MaskedFiles):
         with naming("root"):
             root = require_folder(root)
         with naming("images"):
-            files = list_images(require_folder(os.path.join(root, images)))
+            files, notes = list_images(require_folder(os.path.join(root, images)))
         with naming("masks"):
             require_folder(os.path.join(root, masks))
         stems = [os.path.splitext(file)[0] for file in files]
@@ -208,6 +208,7 @@ class SegmentationFolders(MaskedFiles):
             )
         files = [os.path.join(images, file) for file in files]
         super().__init__(root, files, mask_files, names, ignore_value, decoding)
+        self.notes = notes
 
 
 def _check_no_duplicates(names: Sequence[str], where: str) -> None:

@@ -4,6 +4,7 @@ Sources are pickled to every worker process and are therefore compact: file name
 one array, decoded images in one tensor, which torch shares between processes.
 """
 
+import dataclasses
 import hashlib
 from typing import Protocol
 
@@ -53,6 +54,19 @@ def digest(*parts: object) -> str:
         data = part if isinstance(part, bytes) else repr(part).encode()
         sha.update(len(data).to_bytes(8, "little") + data)
     return sha.hexdigest()
+
+
+def find_notes(value: object) -> list[str]:
+    """Returns the lines of the plan about a source, or about those in the fields of an object."""
+    if hasattr(value, "notes"):
+        return list(value.notes)
+    if isinstance(value, (list, tuple)):
+        parts = list(value)
+    elif dataclasses.is_dataclass(value):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    else:
+        return []
+    return list(dict.fromkeys(note for part in parts for note in find_notes(part)))
 
 
 def fingerprint_decoding(decoding: Decoding) -> list[object]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.lists import read_list
-from jigclu.data.sources import Source, digest
+from jigclu.data.sources import Source, digest, find_notes
 from jigclu.system import files, progress, seeds
 from jigclu.system.dry_run import check_download
 from jigclu.system.errors import UserError, check, naming
@@ -36,6 +36,11 @@ class SubsetSource:
         self.labels: list[int] = labels[indices].tolist()
         self._source = source
         self._indices = indices
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines of the plan about the source."""
+        return find_notes(self._source)
 
     def __len__(self) -> int:
         return len(self._indices)

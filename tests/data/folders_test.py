@@ -6,7 +6,8 @@ import shutil
 from unittest import mock
 
 import torch
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
+from PIL import Image
 
 from jigclu.data import folders, sources
 from jigclu.data.decode import UnreadableImageError
@@ -49,6 +50,41 @@ class ImageFolderTest(FilesTestCase):
         self.assertEqual((image.dtype, image.shape), (torch.uint8, (3, 4, 6)))
         self.assertTrue((image == len("cat/ä é.png")).all())
 
+    @parameterized.parameters("Train", "training", "TRAINING")
+    def test_splits_have_their_usual_names_in_any_case(self, name: str) -> None:
+        self.add(f"{name}/cat/a.png", "valid/cat/b.png", "Test/cat/c.png")
+        for split, folder in (("train", name), ("val", "valid"), ("validation", "valid")):
+            (file,) = self.names(folders.ImageFolder(self.root, split))
+            self.assertEqual(file.split("/")[0], folder)
+
+    def test_rejects_two_folders_of_one_split(self) -> None:
+        self.add("val/cat/a.png", "Validation/cat/b.png")
+        with self.assertRaisesRegex(UserError, "split val, .*/Validation or .*/val: bind"):
+            folders.ImageFolder(self.root, "val")
+
+    def test_rejects_a_split_beside_classes(self) -> None:
+        self.add("boat/a.png", "train/engine/b.png")
+        with self.assertRaisesRegex(UserError, "train can be a split, .* or a class like boat"):
+            folders.ImageFolder(self.root, "train")
+        self.add("other/deep/a.png")
+        os.remove(os.path.join(self.root, "boat/a.png"))
+        self.assertEqual(folders.ImageFolder(self.root, "train").classes, ["engine"])
+
+    def test_folders_named_like_images_are_folders(self) -> None:
+        self.add("scene8.jpg/a.png", "scene8.jpg/deep.tif/b.png")
+        source = folders.ImageFolder(self.root, "train")
+        self.assertEqual(source.classes, ["scene8.jpg"])
+        self.assertEqual(self.names(source), ["scene8.jpg/a.png", "scene8.jpg/deep.tif/b.png"])
+
+    def test_linked_classes_follow_the_files_that_are_not_linked(self) -> None:
+        self.add("b/1.png", "c/2.png")
+        os.symlink(os.path.join(self.root, "b"), os.path.join(self.root, "a"))
+        os.symlink(os.path.join(self.root, "b/1.png"), os.path.join(self.root, "c/1.png"))
+        source = folders.ImageFolder(self.root, "train")
+        self.assertEqual(source.classes, ["a", "b", "c"])
+        self.assertEqual(self.names(source), ["b/1.png", "c/2.png"])
+        self.assertEqual(source.labels, [1, 2])
+
     def test_deleted_files_are_unreadable(self) -> None:
         self.add("cat/a.png")
         source = folders.ImageFolder(self.root, "train")
@@ -89,6 +125,44 @@ class UnlabeledImagesTest(FilesTestCase):
         os.symlink(os.path.join(self.root, "elsewhere"), os.path.join(self.root, "a", "link"))
         names = self.names(folders.UnlabeledImages(os.path.join(self.root, "a")))
         self.assertEqual(names, ["a/b.png", "a/link/c.png"])
+
+    def test_reads_circles_of_links_and_siblings_once(self) -> None:
+        self.add("a/1.png", "b/2.png")
+        os.symlink("../b", os.path.join(self.root, "a", "x"))
+        os.symlink("../a", os.path.join(self.root, "b", "y"))
+        os.symlink("a", os.path.join(self.root, "A"))
+        os.symlink("1.png", os.path.join(self.root, "a", "0.png"))
+        source = folders.UnlabeledImages(self.root)
+        self.assertEqual(self.names(source), ["a/1.png", "b/2.png"])
+        self.assertEmpty(source.notes)
+
+    def test_reads_all_formats_of_pillow_with_and_without_extensions(self) -> None:
+        for name, kind in (
+            ("a.jfif", "JPEG"),
+            ("b.jpe", "JPEG"),
+            ("c.AVIF", "AVIF"),
+            ("d.pgm", "PPM"),
+            ("e.tga", "TGA"),
+            ("f.jp2", "JPEG2000"),
+            ("ILSVRC2012_1", "JPEG"),
+            ("photo.2024", "PNG"),
+        ):
+            mode = "L" if kind == "PPM" else "RGB"
+            Image.new(mode, (9, 5), 77).save(os.path.join(self.root, name), kind)
+        source = folders.UnlabeledImages(self.root)
+        self.assertLen(source, 8)
+        for index in range(8):
+            self.assertEqual(source.read(index).shape, (3, 5, 9), source.name(index))
+
+    def test_counts_files_that_are_left_out(self) -> None:
+        self.add("a.png")
+        for name in ("README", "notes.txt", "movie.mpg", ".hidden"):
+            with open(os.path.join(self.root, name), "w") as file:
+                file.write("not an image")
+        notes = folders.UnlabeledImages(self.root).notes
+        self.assertEqual(
+            notes, [f"left out 3 files that are not images, such as {self.root}/README"]
+        )
 
     def test_expands_the_home_folder(self) -> None:
         self.add("data/b.png")

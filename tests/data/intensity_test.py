@@ -107,7 +107,7 @@ class UnreadableTest(parameterized.TestCase):
         ((RAMP * 16).astype(np.uint16), "PNG", "values from 0 to 4080, .* nearly black .* bind"),
         ((RAMP / 9999).astype(np.float32), "TIFF", "nearly black in the range 0 to 1: bind"),
         (RAMP.astype(np.float32), "TIFF", "values from 0 to 255, expected 0 to 1: bind"),
-        (np.float32([[0.5, np.nan]]), "TIFF", "not finite"),
+        (np.array([[0.5, np.nan]], np.float32), "TIFF", "not finite"),
         (RAMP.astype(np.int32), "TIFF", "32-bit or signed integers, values from 0 to 255"),
     )
     def test_images_without_a_range_are_unreadable(

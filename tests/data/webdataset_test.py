@@ -1,5 +1,6 @@
 """Tests of jigclu.data.webdataset."""
 
+import gzip
 import io
 import os
 import tarfile
@@ -7,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from jigclu.data import webdataset
 from jigclu.data.folders import ImageFolder
@@ -63,9 +64,81 @@ class WebDatasetImagesTest(FolderTestCase):
 
     def test_rejects_samples_with_two_images(self) -> None:
         with tarfile.open(self.root / "c.tar", "w") as tar:
-            for suffix in ("png", "seg.png"):
+            for suffix in ("png", "jpg"):
                 tar.addfile(tarfile.TarInfo(f"0.{suffix}"), io.BytesIO())
-        with self.assertRaisesRegex(UserError, r"c\.tar: 0\.seg\.png is a second image"):
+        with self.assertRaisesRegex(UserError, r"c\.tar: 0\.jpg is a second image .* 0\.png"):
+            self.open()
+
+    def add(self, contents: dict[str, bytes], name: str = "c.tar") -> None:
+        """Writes a third shard."""
+        with tarfile.open(self.root / name, "w") as tar:
+            for file, data in contents.items():
+                member = tarfile.TarInfo(file)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+    def open_added(self, contents: dict[str, bytes]) -> WebDatasetImages:
+        """Opens a shard that contains these files."""
+        self.add(contents)
+        return WebDatasetImages(str(self.root), "c.tar", str(self.folder / "index"))
+
+    def test_other_images_of_a_sample_and_files_of_macos_are_not_read(self) -> None:
+        images = self.open_added(
+            {"._0.png": b"x", "0.mask.png": b"x", "0.png": b"x", "0.cls": b"1", "0.seg.jpg": b"x"}
+        )
+        self.assertLen(images, 1)
+        self.assertEqual(images.labels, [1])
+
+    def test_names_may_contain_dots(self) -> None:
+        images = self.open_added(
+            {"d/2024.01.a.jpg": b"x", "d/2024.01.a.cls": b"3", "d/2024.01.b.JPEG": b"x"}
+            | {"d/2024.01.b.CLS": b"2\n", "d/x.image.png": b"x", "d/x.cls": b"01"}
+        )
+        self.assertEqual(images.labels, [3, 2, 1])
+        self.assertEqual(images.classes, ["0", "1", "2", "3"])
+
+    def test_class_names_and_labels_in_json_are_read(self) -> None:
+        images = self.open_added(
+            {"0.png": b"x", "0.cls": b"dog\n", "1.png": b"x", "1.json": b'{"label": "cat"}'}
+        )
+        self.assertEqual((images.classes, images.labels), (["cat", "dog"], [1, 0]))
+        images = self.open_added({"0.png": b"x", "0.json": b'{"label": 2, "caption": "a cat"}'})
+        self.assertEqual((images.classes, images.labels), (["0", "1", "2"], [2]))
+        self.assertIsNone(self.open_added({"0.png": b"x", "0.json": b'{"url": "?"}'}).labels)
+        self.assertIsNone(self.open_added({"0.png": b"x", "0.cls": b"-1"}).labels)
+
+    @parameterized.parameters(
+        ({"0.cls": b"3000000000"}, "0.cls contains the class number 3000000000: expected class"),
+        ({"0.cls": b" "}, "0.cls contains '': expected one class number or name"),
+        ({"0.json": b"{"}, "0.json is not JSON"),
+    )
+    def test_rejects_invalid_labels(self, label: dict[str, bytes], message: str) -> None:
+        with self.assertRaisesRegex(UserError, f"c.tar: {message}"):
+            self.open_added({"0.png": b"x"} | label)
+
+    def test_one_shard_may_be_empty_but_not_all(self) -> None:
+        self.add({})
+        self.assertLen(self.open(), 7)
+        with self.assertRaisesRegex(UserError, "the shards c.tar are empty"):
+            self.open_added({})
+        (self.root / "c.tar").write_bytes(b"")
+        with self.assertRaisesRegex(UserError, "c.tar has 0 bytes"):
+            self.open()
+
+    def test_rejects_compressed_shards(self) -> None:
+        (self.root / "c.tar").write_bytes(gzip.compress((self.root / "b.tar").read_bytes()))
+        with self.assertRaisesRegex(UserError, "c.tar is compressed with gzip: decompress it"):
+            self.open()
+        os.rename(self.root / "c.tar", self.root / "c.tar.gz")
+        with self.assertRaisesRegex(UserError, "no c.tar: .*; c.tar.gz is compressed: decompress"):
+            WebDatasetImages(str(self.root), "c.tar", str(self.folder / "index"))
+
+    def test_rejects_links(self) -> None:
+        with tarfile.open(self.root / "c.tar", "w") as tar:
+            member = tarfile.TarInfo("0.png")
+            member.type, member.linkname = tarfile.LNKTYPE, "1.png"
+            tar.addfile(member)
+        with self.assertRaisesRegex(UserError, "c.tar: 0.png is a link: expected a file"):
             self.open()
 
     def test_shards_are_indexed_once(self) -> None:
