@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jigclu.data.decode import Reduction, at_full_size
-from jigclu.data.lists import read_list
+from jigclu.data.lists import read_list, spellings
 from jigclu.data.sources import Source, digest, find_notes
 from jigclu.system import files, progress, seeds
 from jigclu.system.dry_run import check_download
@@ -61,8 +61,9 @@ class SubsetSource:
 class ListedSubset(SubsetSource):
     """The images of a labeled source named in a list (path or URL), one per line.
 
-    A line is a file name, as in SimCLR's lists (n04235860_14959.JPEG), or <class>/<file>. Parent
-    folders in the source are ignored.
+    A line is a file name, as in SimCLR's lists (n04235860_14959.JPEG), or <class>/<file>; see
+    `jigclu.data.lists` for its spelling. Parent folders in the source are ignored, labels in the
+    list, too.
     """
 
     def __init__(self, source: Source, path: str, download_to: str) -> None:
@@ -83,10 +84,12 @@ class ListedSubset(SubsetSource):
             path = _download(path, download_to)
         with naming("path"):
             lines = read_list(path)
+        depths = {name.count("/") + 1 for line in lines for name in spellings(line)}
+        indices = _index_by_name(source, depths)
+        lines = [next((n for n in spellings(line) if n in indices), line) for line in lines]
         twice = [line for line, count in Counter(lines).items() if count > 1]
         if twice:
             raise UserError(f"{path} lists {twice[0]} twice: list every image once")
-        indices = _index_by_name(source, {line.count("/") + 1 for line in lines})
         missing = [line for line in lines if line not in indices]
         if missing:
             raise UserError(

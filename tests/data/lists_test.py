@@ -27,6 +27,39 @@ class ImageListTest(FilesTestCase):
         with self.assertRaisesRegex(UserError, "2 of the 3 images .* the first one is b.png"):
             self.read_list("a.png\nb.png\nc.png\n")
 
+    def test_reads_the_lines_of_find_windows_and_other_trainers(self) -> None:
+        self.add("n01/a.png", "n01/b.png", "n01/c.png", "n02/d 1.png", "n02/e,2.png", "#f.png")
+        source = self.read_list(
+            "# path, label\n./n01/a.png\nn01\\b.png\nn01/c.png 0\nn02/d 1.png,12\nn02/e,2.png\n"
+        )
+        self.assertEqual(
+            self.names(source),
+            ["n01/a.png", "n01/b.png", "n01/c.png", "n02/d 1.png", "n02/e,2.png"],
+        )
+        self.assertEmpty(source.notes)
+
+    def test_an_image_counts_once(self) -> None:
+        self.add("a.png", "b/c.png")
+        os.symlink("a.png", os.path.join(self.root, "link.png"))
+        source = self.read_list("a.png\n./a.png\nb/../link.png\na.png 3\nb/c.png\n")
+        self.assertEqual(self.names(source), ["a.png", "b/c.png"])
+        self.assertRegex(source.notes[0], "^3 lines of .* repeat an image")
+
+    def test_rejects_files_that_are_not_images(self) -> None:
+        self.add("a.png")
+        with open(os.path.join(self.root, "notes.txt"), "w") as file:
+            file.write("notes")
+        with self.assertRaisesRegex(UserError, "lists notes.txt, which is not an image"):
+            self.read_list("a.png\nnotes.txt\n")
+
+    def test_file_names_need_not_be_utf8(self) -> None:
+        name = os.fsdecode(b"caf\xe9.png")
+        self.add(name)
+        path = os.path.join(self.root, "list.txt")
+        with open(path, "wb") as file:
+            file.write(b"./caf\xe9.png\n")
+        self.assertEqual(self.names(lists.ImageList(path, self.root)), [name])
+
     def test_rejects_an_empty_or_missing_list(self) -> None:
         with self.assertRaisesRegex(UserError, "lists no images"):
             self.read_list("\n \n")
