@@ -9,13 +9,14 @@ from pathlib import Path
 from absl import app, flags
 
 from jigclu.system import dry_run, progress
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, printable
 
 with progress.status("loading libraries"):
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from jigclu import config
     from jigclu.system.device import launched_rank
+    from jigclu.system.files import expand_home
 
 _GIN_FILES = flags.DEFINE_multi_string(
     "gin_file", None, "gin file to read; repeatable, later files override earlier ones."
@@ -45,7 +46,8 @@ def _run() -> None:
         raise UserError("--gin_file is missing; pass one, such as --gin_file=gin/demo.gin")
     # torch's compiler emits warnings about its own use of torch, which users cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    workdir = Path(_WORKDIR.value or config.default_workdir(_GIN_FILES.value))
+    given = _WORKDIR.value
+    workdir = Path(expand_home(given)) if given else config.default_workdir(_GIN_FILES.value)
     if not _DRY_RUN.value:
         _load(_GIN_FILES.value, workdir).run(workdir)
         return
@@ -53,7 +55,7 @@ def _run() -> None:
         configuration = _load(_GIN_FILES.value, workdir)
         if launched_rank() == 0:
             plan = configuration.plan(workdir)
-            print(f"{configuration.resolved}\n\n{plan}\nworkdir: {workdir}")
+            print(printable(f"{configuration.resolved}\n\n{plan}\nworkdir: {workdir}"))
 
 
 def _load(files: list[str], workdir: Path) -> config.Configuration:

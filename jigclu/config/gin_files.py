@@ -10,6 +10,7 @@ from gin.config_parser import BindingStatement, ImportStatement, IncludeStatemen
 
 from jigclu.config import messages, syntax
 from jigclu.system.errors import UserError
+from jigclu.system.files import expand_home
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The folder that holds gin/: the package in a wheel (setup.cfg puts it there), else the checkout.
@@ -116,6 +117,7 @@ def _find(file: str, including_folder: Path | None) -> Path:
     It is looked up in the folder of the file that includes it, if any, in the working directory,
     and in the project, with and without "gin/" in its name.
     """
+    file = expand_home(file)
     folders = [including_folder] if including_folder is not None else []
     for folder in (*folders, Path(), ROOT, ROOT / "gin"):
         if (folder / file).is_file():

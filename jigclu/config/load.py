@@ -30,7 +30,8 @@ from jigclu.training.task import TrainingTask
 _LONG = 10**6  # Characters, so that every binding stays on one line.
 _GIVEN = "config.gin"
 _TASK = re.compile(r"^launch\.task = @(?:\w+/)*(\w+)\(\)", re.MULTILINE)
-_MACRO = re.compile(r"%(\w+)")
+# A quoted text, which may contain anything, or a macro.
+_TEXT_OR_MACRO = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|%(\w+)""")
 
 
 class Configuration(NamedTuple):
@@ -183,7 +184,8 @@ def load(
             choices = chosen.choose(_bindings(gin.config_str(max_line_length=_LONG)), workdir)
             config = gin.config_str()
             given = _bindings(gin.config_str(max_line_length=_LONG))
-            derived = sizes.derive(given, set(_MACRO.findall(" ".join(given.values()))))
+            macros = set(_TEXT_OR_MACRO.findall(" ".join(given.values()))) - {""}
+            derived = sizes.derive(given, macros)
             gin.parse_config([f"{name} = {value}" for name, value in derived.items()])
             task = gin.get_configurable("launch")()
         except DownloadNeeded as missing:
@@ -265,10 +267,16 @@ def _replaced_reference(layers: Sequence[Layer], after: int) -> bool:
     for index, layer in enumerate(layers):
         for name, value in layer.bindings.items():
             old = values.get(name, "")
-            if index > after and ("@" in old or "%" in old) and old != value:
+            if index > after and old != value and _refers(old):
                 return True
         values |= layer.bindings
     return False
+
+
+def _refers(value: str) -> bool:
+    """Returns whether a value contains a reference or a macro outside of quoted texts."""
+    outside = _TEXT_OR_MACRO.sub(lambda match: "%" if match[1] else "", value)
+    return "@" in outside or "%" in outside
 
 
 def _used_names() -> list[str]:
@@ -278,12 +286,14 @@ def _used_names() -> list[str]:
 
 def _resolve(operative: Mapping[str, str]) -> str:
     def expand(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0]
         # Without the data, a macro may have no value yet.
         value = operative.get(match[1])
-        return match[0] if value is None else _MACRO.sub(expand, value)
+        return match[0] if value is None else _TEXT_OR_MACRO.sub(expand, value)
 
     return "\n".join(
-        f"{name} = {_MACRO.sub(expand, value)}"
+        f"{name} = {_TEXT_OR_MACRO.sub(expand, value)}"
         for name, value in sorted(operative.items())
         if "." in name
     )

@@ -21,6 +21,7 @@ from jigclu.data.decode import (
 from jigclu.data.sources import digest, fingerprint_decoding
 from jigclu.system import progress
 from jigclu.system.errors import UserError
+from jigclu.system.files import expand_home
 
 # Formats that Pillow recognizes but cannot read, or only with other programs.
 _UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -116,7 +117,7 @@ def _stat(path: str) -> tuple[int, int] | None:
 
 def require_folder(root: str) -> str:
     """Returns the path with ~ expanded; raises UserError unless it is a folder."""
-    root = os.path.expanduser(root)
+    root = expand_home(root)
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder: expected the root folder of the images")
     return root

@@ -14,6 +14,7 @@ from jigclu.data.decode import USUAL_DECODING, Decoding
 from jigclu.data.image_files import ImageFiles, is_image, require_folder
 from jigclu.system import progress
 from jigclu.system.errors import UserError, naming
+from jigclu.system.files import expand_home
 
 _LABEL = re.compile(r"[\s,;]+-?\d+$")
 
@@ -82,7 +83,7 @@ def read_list(path: str) -> list[str]:
     Raises:
       UserError: the file is missing or empty.
     """
-    path = os.path.expanduser(path)
+    path = expand_home(path)
     if not os.path.isfile(path):
         raise UserError(f"{path} is not a file: expected a list of images, one path per line")
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections.abc import Callable
+from multiprocessing import util
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
@@ -14,6 +16,9 @@ from jigclu.data.crops import CropDataset, CropSample
 from jigclu.data.images import LabeledImage, RandomCropDataset
 from jigclu.data.sampler import GlobalBatchSampler
 from jigclu.data.segmentation import MaskedCrops, MaskedImage
+
+# Characters of a temporary folder that leave enough for the names of folder and socket in it.
+_LONGEST_SOCKET_FOLDER = 75
 
 
 class Batch(NamedTuple):
@@ -187,6 +192,23 @@ def worker_context() -> BaseContext:
     """Returns the multiprocessing context that starts worker processes."""
     # A plain fork copies locks that threads of CUDA, NCCL and OpenMP may hold. The fork server
     # has no such threads and imports torch once for all workers.
+    _shorten_sockets()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jigclu.data.crops"])
     return context
+
+
+def _shorten_sockets() -> None:
+    """Makes sure that worker processes can connect, whatever the length of $TMPDIR.
+
+    They do so through sockets in a folder of their own, which `get_temp_dir` creates on its first
+    call and removes at exit, and whose paths can have at most 107 characters.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= _LONGEST_SOCKET_FOLDER:
+        return
+    tempfile.tempdir = "/tmp"
+    try:
+        util.get_temp_dir()
+    finally:
+        tempfile.tempdir = folder

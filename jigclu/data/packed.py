@@ -56,7 +56,7 @@ class PackedImages:
         Raises:
           UserError: the pack is missing, incomplete or corrupt.
         """
-        self._root = Path(root).expanduser()
+        self._root = Path(files.expand_home(root))
         with naming("root"):
             index = _read_index(self._root)
         self.classes: list[str] = index["classes"]

@@ -81,7 +81,7 @@ class ListedSubset(SubsetSource):
         """
         if path.startswith(("http://", "https://")):
             # From here on, errors name the local copy, which the user may have to replace.
-            path = _download(path, download_to)
+            path = _download(path, files.expand_home(download_to))
         with naming("path"):
             lines = read_list(path)
         depths = {name.count("/") + 1 for line in lines for name in spellings(line)}
@@ -244,8 +244,12 @@ def check_labeled(train: Source, val: Source, train_name: str, val_name: str) ->
 
 
 def check_same_classes(train: list[str], val: list[str], train_name: str, val_name: str) -> None:
-    """Raises UserError unless training and evaluation have the same classes in the same order."""
-    if train != val:
+    """Raises UserError unless training and evaluation have the same classes in the same order.
+
+    The last classes may be missing in evaluation, as in shards with class numbers, which have
+    the classes up to the highest number.
+    """
+    if train[: len(val)] != val:
         differing = sorted(set(train) ^ set(val)) or ["their order"]
         raise UserError(
             f"{train_name} has {len(train)} classes and {val_name} {len(val)}; "

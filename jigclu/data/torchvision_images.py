@@ -12,8 +12,9 @@ from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.folders import ImageFolder
 from jigclu.data.sources import ImageArray, Source
 from jigclu.system import progress
-from jigclu.system.dry_run import check_download, is_dry_run
+from jigclu.system.dry_run import check_download
 from jigclu.system.errors import UserError
+from jigclu.system.files import expand_home
 
 _TORCHVISION_SPLITS = {
     "CIFAR10": ("train", "val"),
@@ -44,16 +45,15 @@ class TorchvisionImages:
         if split not in _TORCHVISION_SPLITS[name]:
             known = _TORCHVISION_SPLITS[name]
             raise UserError(f"split: {_unknown_message(f'split of {name}', split, known)}")
-        may_download = download and not is_dry_run()
+        root = expand_home(root)
         try:
-            # torchvision shows the progress of a download.
-            with _lock(root) if may_download else progress.status(f"reading {name}"):
-                self._source = _open_torchvision(name, root, split, may_download)
+            with progress.status(f"reading {name}"):
+                self._source = _open_torchvision(name, root, split, download=False)
         except (RuntimeError, OSError) as error:
-            if download:
-                check_download(name, root)
-            advice = "check the network" if download else "set download to True to fetch it"
-            raise UserError(f"{name} is not in {root} ({error}): {advice}") from error
+            if not download:
+                advice = "set download to True to fetch it"
+                raise UserError(f"{name} is not in {root} ({error}): {advice}") from error
+            self._source = _download(name, root, split)
         self.classes = self._source.classes
         self.labels = self._source.labels
 
@@ -73,10 +73,23 @@ class TorchvisionImages:
         return self._source.fingerprint(deep)
 
 
-def _lock(root: str) -> FileLock:
-    """Returns a lock that lets only one rank at a time download to a folder."""
-    os.makedirs(root, exist_ok=True)
-    return FileLock(os.path.join(root, ".download.lock"))
+def _download(name: str, root: str, split: str) -> Source:
+    """Downloads a data set and opens it; only one rank at a time downloads to a folder."""
+    check_download(name, root)
+    try:
+        os.makedirs(root, exist_ok=True)
+        lock = FileLock(os.path.join(root, ".download.lock")).acquire()
+    except OSError as error:
+        raise UserError(
+            f"root {root} does not contain {name} and cannot be written ({error.strerror}): "
+            "choose a folder that contains it or can be written"
+        ) from error
+    try:
+        # torchvision shows the progress.
+        with lock:
+            return _open_torchvision(name, root, split, download=True)
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{name} is not in {root} ({error}): check the network") from error
 
 
 def _open_torchvision(name: str, root: str, split: str, download: bool) -> Source:

@@ -62,7 +62,7 @@ class WebDatasetImages:
           UserError: there are no shards, a shard is corrupt or compressed or contains other files
             but no images, a label is invalid, or only some images have labels.
         """
-        folder = Path(root).expanduser()
+        folder = Path(files.expand_home(root))
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
         self._shards = [folder / name for name in fnmatch.filter(names, pattern) if name[0] != "."]
         if not self._shards:
@@ -72,7 +72,7 @@ class WebDatasetImages:
                 f"root {root} contains no {pattern}: expected tar shards in WebDataset's layout"
                 f"{hint}"
             )
-        saved = Path(index_folder).expanduser()
+        saved = Path(files.expand_home(index_folder))
         shards = progress.track(self._shards, f"indexing the shards of {root}")
         rows = [_load_rows(shard, saved) for shard in shards]
         self._first = np.cumsum([0, *map(len, rows)])

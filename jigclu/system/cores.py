@@ -4,10 +4,29 @@ import math
 import os
 from pathlib import Path
 
+from jigclu.system.errors import UserError
+
+
+def launch_number(variable: str, default: int) -> int:
+    """Returns a number that torchrun sets in the environment, or a default without it.
+
+    Raises:
+      UserError: the variable is set to something else.
+    """
+    value = os.environ.get(variable)
+    if value is None:
+        return default
+    if not value.isdecimal():
+        raise UserError(
+            f"{variable} is {value!r}; it must be a number, as torchrun sets it: start with "
+            f"torchrun, or unset {variable}"
+        )
+    return int(value)
+
 
 def local_ranks() -> int:
     """Returns the number of processes that torchrun started on this machine, 1 without it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return launch_number("LOCAL_WORLD_SIZE", 1)
 
 
 def available_cores() -> int:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from jigclu.system import compile_cache, progress
+from jigclu.system.cores import launch_number
 from jigclu.system.errors import UserError
 from jigclu.system.files import unwritable
 
@@ -38,7 +39,7 @@ def local_device(name: str) -> torch.device:
             "compute.device is 'cuda', but torch sees no GPU: check nvidia-smi, or bind "
             "compute.device = 'auto'"
         )
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = launch_number("LOCAL_RANK", 0)
     if local_rank >= count:
         raise UserError(
             f"local rank {local_rank} has no GPU, because torch sees only {count}: "
@@ -53,7 +54,7 @@ def launched_processes() -> int:
     Raises:
       UserError: WORLD_SIZE names several processes, but not all of torchrun's variables are set.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = launch_number("WORLD_SIZE", 1)
     absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if processes > 1 and absent:
         raise UserError(
@@ -65,7 +66,7 @@ def launched_processes() -> int:
 
 def launched_rank() -> int:
     """Returns the rank of this process among those that torchrun started, 0 without it."""
-    return int(os.environ.get("RANK", 0))
+    return launch_number("RANK", 0)
 
 
 def compiler_problem() -> str | None:

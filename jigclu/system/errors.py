@@ -4,6 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def printable(text: str) -> str:
+    """Escapes the parts of file names that are not UTF-8, which cannot be printed or saved."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class UserError(ValueError):
     """Invalid user input, reported as one line without a traceback.
 
@@ -14,7 +19,8 @@ class UserError(ValueError):
     def __init__(self, message: str) -> None:
         # An error of a worker process arrives as its traceback, which ends with our message.
         own = message.rpartition(f"{__name__}.UserError: ")[2]
-        super().__init__(" ".join(line.strip() for line in own.strip().splitlines()))
+        lines = [line.strip() for line in own.strip().splitlines()]
+        super().__init__(printable(" ".join(lines)))
 
 
 def check(condition: bool, name: str, value: object, expected: str) -> None:

@@ -14,6 +14,11 @@ from jigclu.system.errors import UserError
 TEMPORARY_SUFFIX = ".tmp"
 
 
+def expand_home(path: str) -> str:
+    """Returns a path as users write it with ~ replaced by the home directory."""
+    return os.path.expanduser(path)
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file that replaces an older one only once it is complete and on disk.
 

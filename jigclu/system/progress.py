@@ -21,6 +21,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TextIO, TypeVar
 
+from jigclu.system.errors import printable
+
 _PATIENCE = 3.0  # Seconds of work before the first line.
 _LOG_SECONDS = 30.0  # Between the lines in a log file.
 _TICK_SECONDS = 0.5  # Between the updates of a live line.
@@ -97,7 +99,7 @@ class Console:
         """Prints text above the live line."""
         with self._lock:
             self._draw("")
-            self._stream.write(f"{text}\n")
+            self._stream.write(f"{printable(text)}\n")
             self._draw(self._current_line())
 
     def set_line(self, line: str) -> None:
@@ -127,7 +129,7 @@ class Console:
         """
         work = Work(what, total, self._clock())
         # Data sets are opened before there is a process group, so the launcher's rank counts.
-        if int(os.environ.get("RANK", 0)) != 0:
+        if os.environ.get("RANK", "0") != "0":
             yield work
             return
         self._begin(work, patience)
@@ -153,7 +155,7 @@ class Console:
             if self.is_live:
                 self._draw(self._current_line())
             else:
-                self._stream.write(f"{self._description(None)}\n")
+                self._stream.write(f"{printable(self._description(None))}\n")
                 self._stream.flush()
                 self._due = self._clock() + _LOG_SECONDS
 
@@ -205,7 +207,7 @@ class Console:
             return
         if self._drawn:
             self._stream.write("\r" + " " * len(self._drawn) + "\r")
-        self._stream.write(line)
+        self._stream.write(printable(line))
         self._stream.flush()
         self._drawn = line
 

@@ -28,7 +28,7 @@ from jigclu.models.encoder import (
 from jigclu.ops.normalize import pool
 from jigclu.system import files, progress
 from jigclu.system.device import launched_rank
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, printable
 from jigclu.tasks.export_formats import FORMATS, Description
 from jigclu.training import initial_weights
 from jigclu.training.encoder_task import EncoderTask
@@ -132,7 +132,7 @@ class ExportTask(EncoderTask):
                     f"{written[-1].difference:.2g} at most"
                 )
             card = self._card(written, expected, initial_weights.contents(self.origin))
-            files.write_file(workdir / "card.md", card.encode())
+            files.write_file(workdir / "card.md", printable(card).encode())
             monitor.text("card", 0, card)
 
     def _encoder(self) -> Encoder:

@@ -18,6 +18,7 @@ from jigclu.data.sources import digest
 from jigclu.models.encoder import Encoder
 from jigclu.system import collectives
 from jigclu.system.errors import UserError, check
+from jigclu.system.files import expand_home
 from jigclu.system.on_resume import Free
 from jigclu.training.features import FeatureSettings, encode
 
@@ -66,7 +67,7 @@ class FeatureCache:
         transform = settings.transform
         depends = (_FORMAT, encoder_digest(encoder), about, transform.mean, transform.std)
         name = digest(*depends, str(settings.precision), torch.__version__)[:32]
-        path = os.path.join(self.folder, f"features_{name}.npy")
+        path = os.path.join(expand_home(self.folder), f"features_{name}.npy")
         try:
             if not collectives.broadcast(os.path.exists(path)):
                 self._compute(path, encoder, images, settings)

@@ -131,8 +131,8 @@ class FinetuneTask(SupervisedTask):
         counts = evaluate_probe(
             ((features, batch.label) for features, batch in batches),
             network.fc,
-            len(self.val.classes),
+            len(self.source.classes),
             process.device,
         )
-        scores = log_classification(monitor, step, counts, self.val.classes)
+        scores = log_classification(monitor, step, counts, self.source.classes)
         return {"top1": scores.top1, "top5": scores.top5}

@@ -192,10 +192,10 @@ class LinearTask(SupervisedTask):
         counts = evaluate_probe(
             features.evaluation_batches(self.val),
             lambda batch: probes.probe_logits(chosen, batch)[0],
-            len(self.val.classes),
+            len(self.source.classes),
             device,
         )
-        scores = log_classification(monitor, step, counts, self.val.classes)
+        scores = log_classification(monitor, step, counts, self.source.classes)
         return {"top1": scores.top1, "top5": scores.top5} | selection
 
     def _summarize(self, history: History) -> list[str]:

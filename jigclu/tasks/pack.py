@@ -15,26 +15,31 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from jigclu.data.decode import UnreadableImageError
+from jigclu.data.decode import UnreadableImageError, has_one_color
 from jigclu.data.loader import worker_context
 from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, build_index, shard_files
 from jigclu.data.sources import Source, digest
 from jigclu.system import files, progress
 from jigclu.system.device import launched_rank
-from jigclu.system.errors import UserError, check
+from jigclu.system.errors import UserError, check, printable
 from jigclu.system.machine import Auto, check_workers, choose_pack_workers
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
 
 
 class _Shard(NamedTuple):
-    """Contents of a finished shard. unreadable: names of images that were left out."""
+    """Contents of a finished shard.
+
+    unreadable: names of images that were left out.
+    one_color: names of images whose pixels are all the same.
+    """
 
     images: int
     bytes: int
     sha256: str
     records_sha256: str
     unreadable: list[str]
+    one_color: list[str]
 
     def is_whole(self, images: Path, records: Path) -> bool:
         """Returns whether its files exist with the checksums with which they were written."""
@@ -111,8 +116,8 @@ class PackTask:
                 self._finish(workdir, shards, monitor)
         except OSError as error:
             raise UserError(
-                f"{workdir} cannot be written ({error.strerror}): free some disk space or use "
-                "another --workdir; finished shards are kept"
+                f"{workdir} cannot be written ({error.strerror or error}): free some disk space "
+                "or use another --workdir; finished shards are kept"
             ) from error
 
     def _count(self) -> int:
@@ -152,10 +157,17 @@ class PackTask:
         images = sum(shard.images for shard in shards)
         unreadable = [name for shard in shards for name in shard.unreadable]
         if unreadable:
-            (workdir / "unreadable.txt").write_text("\n".join(unreadable) + "\n", encoding="utf-8")
+            (workdir / "unreadable.txt").write_text(
+                printable("\n".join(unreadable)) + "\n", encoding="utf-8"
+            )
             monitor.message(
                 f"{len(unreadable)} unreadable images were left out, the first of them "
                 f"{unreadable[0]}; {workdir / 'unreadable.txt'} names all"
+            )
+        one_color = [name for shard in shards for name in shard.one_color]
+        if one_color:
+            monitor.message(
+                f"{len(one_color)} images have only one color, the first of them {one_color[0]}"
             )
         if not images:
             raise UserError(f"none of the {len(unreadable)} images can be read: check the source")
@@ -172,11 +184,14 @@ def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
     images, records = shard_files(workdir, number)
     summary = images.with_suffix(".json")
     if summary.exists():
-        shard = _Shard(**json.loads(summary.read_text(encoding="utf-8")))
+        # Summaries of earlier versions have no images of one color.
+        contents = {"one_color": []} | json.loads(summary.read_text(encoding="utf-8"))
+        shard = _Shard(**contents)
         if shard.is_whole(images, records):
             return shard
     rows: list[tuple[int, ...]] = []
     unreadable: list[str] = []
+    one_color: list[str] = []
     data = io.BytesIO()
     first = number * task.images_per_shard
     for index in range(first, min(first + task.images_per_shard, len(task.source))):
@@ -185,6 +200,8 @@ def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
         except UnreadableImageError as error:
             unreadable.append(f"{task.source.name(index)} ({error})")
             continue
+        if has_one_color(image):
+            one_color.append(task.source.name(index))
         label = -1 if task.source.labels is None else task.source.labels[index]
         offset = data.tell()
         data.write(_encode(image, task.image_format, task.quality))
@@ -192,7 +209,7 @@ def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
     files.write_atomically(images, lambda file: file.write(data.getbuffer()))
     files.write_atomically(records, lambda file: np.save(file, np.array(rows, RECORD)))
     checksums = files.sha256(images), files.sha256(records)
-    shard = _Shard(len(rows), data.tell(), *checksums, unreadable)
+    shard = _Shard(len(rows), data.tell(), *checksums, unreadable, one_color)
     _write_json(summary, shard._asdict())
     return shard
 

@@ -11,6 +11,7 @@ from jigclu.models.weights import Architecture, Weights, match_weights, select_w
 from jigclu.system import tensor_files
 from jigclu.system.download import download
 from jigclu.system.errors import UserError
+from jigclu.system.files import expand_home
 from jigclu.training import checkpoint
 
 
@@ -55,6 +56,7 @@ def find(init_from: str) -> Place:
     Raises:
       UserError: a folder without weights, or with more than one exported encoder.
     """
+    init_from = expand_home(init_from)
     path = Path(init_from)
     if path.is_dir():
         return Place(checkpoint.latest(path) or _exported(path))

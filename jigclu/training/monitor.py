@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from jigclu.system import progress
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, printable
 
 _REDRAW_SECONDS = 0.2
 _SEPARATOR = "  "
@@ -223,7 +223,7 @@ class Monitor:
     def text(self, tag: str, step: int, text: str) -> None:
         """Adds a text (Markdown) to TensorBoard."""
         if self._writer is not None:
-            self._writer.add_text(tag, text, step)
+            self._writer.add_text(tag, printable(text), step)
 
     def message(self, text: str) -> None:
         """Prints a separate line, above the live line if there is one."""

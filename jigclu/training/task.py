@@ -14,6 +14,7 @@ from jigclu.data.sources import Source
 from jigclu.system import collectives, machine, seeds
 from jigclu.system.device import check_compiler, launched_processes, local_device, process_group
 from jigclu.system.errors import UserError, check, naming
+from jigclu.system.files import expand_home
 from jigclu.system.machine import Machine
 from jigclu.system.on_resume import ByContent, Free
 from jigclu.system.tensor_files import check_exists
@@ -170,7 +171,7 @@ class TrainingTask(EncoderTask):
 
     def starting_checkpoint(self, workdir: Path) -> Path | None:
         """Returns the checkpoint to resume: the latest of the workdir, else `resume_from`."""
-        named = None if self.resume_from is None else Path(self.resume_from)
+        named = None if self.resume_from is None else Path(expand_home(self.resume_from))
         return checkpoint.latest(workdir) or named
 
     def choose_machine(self, workdir: Path | None) -> Machine:

@@ -39,12 +39,29 @@ class TorchvisionImagesTest(FilesTestCase):
         dataset = mock.Mock(data=pixels, classes=["cat", "dog"], targets=[0, 1, 1, 0, 1])
         with mock.patch.object(datasets, "CIFAR10", return_value=dataset) as opened:
             source = TorchvisionImages("CIFAR10", self.root, "val", download=True)
-        opened.assert_called_once_with(self.root, train=False, download=True)
+        opened.assert_called_once_with(self.root, train=False, download=False)
+        # Not even a lock file is written, which a read-only share would not allow.
+        self.assertEmpty(os.listdir(self.root))
         source = pickle.loads(pickle.dumps(source))
         self.assertLen(source, 5)
         self.assertEqual((source.classes, source.labels), (["cat", "dog"], [0, 1, 1, 0, 1]))
         np.testing.assert_array_equal(source.read(3).numpy(), pixels[3].transpose(2, 0, 1))
         self.assertEqual(source.name(3), "CIFAR10 val image 3")
+
+    def test_downloads_missing_data_once(self) -> None:
+        def open_or_fail(root: str, train: bool, download: bool) -> mock.Mock:
+            if not download:
+                raise RuntimeError("Dataset not found")
+            return mock.Mock(data=np.zeros((2, 32, 32, 3), np.uint8), classes=["a"], targets=[0, 0])
+
+        with mock.patch.object(datasets, "CIFAR10", side_effect=open_or_fail) as opened:
+            self.assertLen(TorchvisionImages("CIFAR10", self.root, "train", download=True), 2)
+        self.assertEqual(opened.call_args.kwargs, {"train": True, "download": True})
+
+    def test_missing_data_in_a_folder_that_cannot_be_written_are_reported(self) -> None:
+        path = self.create_tempfile().full_path
+        with self.assertRaisesRegex(UserError, "root .* does not contain CIFAR10 and cannot be"):
+            TorchvisionImages("CIFAR10", os.path.join(path, "data"), "train", download=True)
 
     def test_unlabeled_stl10_has_no_labels(self) -> None:
         pixels = np.zeros((2, 3, 96, 96), dtype=np.uint8)
