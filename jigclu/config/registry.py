@@ -11,6 +11,7 @@ import gin
 from jigclu.config import gin_files, messages, syntax, types
 from jigclu.data.decode import Decoding
 from jigclu.data.folders import ImageFolder, UnlabeledImages, open_folder
+from jigclu.data.hugging_face import HuggingFaceImages
 from jigclu.data.lists import ImageList
 from jigclu.data.packed import PackedImages
 from jigclu.data.procedural import ProceduralImages
@@ -99,6 +100,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "open_folder": open_folder,
     "ImageList": ImageList,
     "TorchvisionImages": TorchvisionImages,
+    "HuggingFaceImages": HuggingFaceImages,
     "PackedImages": PackedImages,
     "WebDatasetImages": WebDatasetImages,
     "ProceduralImages": ProceduralImages,

@@ -107,7 +107,7 @@ def _open(path: str, split: str) -> Any:
         import datasets
     except ImportError as error:
         raise UserError(
-            "HuggingFaceImages needs the library datasets: pip install 'jigclu[datasets]'"
+            "HuggingFaceImages needs the library datasets: pip install datasets"
         ) from error
     folder = expand_home(path)
     try:

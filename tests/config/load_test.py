@@ -2,6 +2,7 @@
 
 import os
 from typing import Any
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 from PIL import Image
@@ -45,6 +46,27 @@ class LoadTest(ConfigTestCase):
         self.assertEqual(list(task.method.crop_scale), [0.5, 1])
         self.assertEqual(task.schedule.warmup_epochs, 0.5)
         self.assertEqual(task.schedule.decay, schedules.StepDecay(milestones=[2, 3], factor=0.1))
+
+    def test_percent_signs_in_texts_are_no_macros(self) -> None:
+        for path in ("100%done", "my%20data", "%MEAN", "a'%DATA"):
+            (self.folder / path).mkdir()
+            Image.new("RGB", (9, 9)).save(self.folder / path / "a.png")
+            loaded = config.load(
+                [DEMO],
+                [
+                    "pretrain.source=@UnlabeledImages()",
+                    f"UnlabeledImages.root={path!r}",
+                    "pretrain.evaluators=()",
+                ],
+            )
+            self.assertIn(f"UnlabeledImages.root = {path!r}\n", loaded.resolved)
+
+    def test_gin_files_and_paths_can_be_in_the_home_directory(self) -> None:
+        with mock.patch.dict(os.environ, HOME=str(self.folder)):
+            file = self.file(f"include '{DEMO}'\npretrain.seed = 5\n", "a.gin")
+            task = config.load([f"~/{os.path.basename(file)}"], []).task
+        assert isinstance(task, PretrainTask)
+        self.assertEqual(task.seed, 5)
 
     def test_scoped_bindings_apply_to_one_reference_only(self) -> None:
         task = self.load("loading.workers=3")

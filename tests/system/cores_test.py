@@ -8,6 +8,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jigclu.system import cores
+from jigclu.system.errors import UserError
 from tests.folder_case import FolderTestCase
 
 
@@ -67,6 +68,14 @@ class CoresTest(FolderTestCase):
             self.assertEqual(cores.local_ranks(), 1)
             os.environ["LOCAL_WORLD_SIZE"] = "4"
             self.assertEqual(cores.local_ranks(), 4)
+
+    @parameterized.parameters("", "abc", "-1")
+    def test_rejects_other_values_of_the_variables_of_torchrun(self, value: str) -> None:
+        with (
+            mock.patch.dict(os.environ, LOCAL_WORLD_SIZE=value),
+            self.assertRaisesRegex(UserError, f"LOCAL_WORLD_SIZE is '{value}'; .* unset LOCAL"),
+        ):
+            cores.local_ranks()
 
 
 if __name__ == "__main__":

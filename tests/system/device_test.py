@@ -82,6 +82,19 @@ class DeviceTest(absltest.TestCase):
             os.environ["MASTER_PORT"] = "29500"
             self.assertEqual(device.launched_processes(), 16)
 
+    def test_rejects_other_values_of_the_variables_of_torchrun(self) -> None:
+        for value in ("", "abc"):
+            with (
+                mock.patch.dict(os.environ, WORLD_SIZE=value),
+                self.assertRaisesRegex(UserError, f"WORLD_SIZE is '{value}'; it must be a number"),
+            ):
+                device.launched_processes()
+            with (
+                mock.patch.dict(os.environ, RANK=value),
+                self.assertRaisesRegex(UserError, f"RANK is '{value}'; it must be a number"),
+            ):
+                device.launched_rank()
+
     def test_single_process_has_no_process_group(self) -> None:
         with device.process_group(torch.device("cpu")):
             self.assertFalse(dist.is_initialized())

@@ -1,5 +1,6 @@
 """Tests of jigclu.system.errors."""
 
+import os
 import pickle
 
 from absl.testing import absltest
@@ -31,6 +32,10 @@ class UserErrorTest(absltest.TestCase):
         with self.assertRaises(UserError) as caught:
             list(DataLoader(Broken(), num_workers=1))
         self.assertEqual(str(caught.exception), "image a.png is unreadable: fix or remove it")
+
+    def test_message_can_be_printed_whatever_the_encoding_of_file_names(self) -> None:
+        message = str(UserError(os.fsdecode(b"caf\xe9.png is missing")))
+        self.assertEqual(message.encode(), rb"caf\udce9.png is missing")
 
     def test_survives_pickling(self) -> None:
         copy = pickle.loads(pickle.dumps(UserError("epochs is 0")))

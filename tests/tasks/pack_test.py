@@ -1,6 +1,7 @@
 """Tests of jigclu.tasks.pack: packed images equal those of the source."""
 
 import functools
+import os
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 from unittest import mock
@@ -112,6 +113,17 @@ class PackTest(FolderTestCase):
         self.assertEqual(images.labels, [0, 0, 0, 1, 1, 1])
         named = (self.workdir / "unreadable.txt").read_text(encoding="utf-8")
         self.assertRegex(named, r"cat/2.png \(UnidentifiedImageError")
+
+    def test_names_of_files_and_classes_need_not_be_utf8(self) -> None:
+        folder = os.path.join(os.fsencode(self.tree), b"caf\xe9")
+        os.makedirs(folder)
+        for name in (b"\xe9.png", b"\xe8.png"):
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write((self.tree / "cat" / "0.png").read_bytes() if name < b"\xe9" else b"x")
+        images = self.pack()
+        self.assertEqual(images.classes, [os.fsdecode(b"caf\xe9"), "cat", "dog"])
+        named = (self.workdir / "unreadable.txt").read_text(encoding="utf-8")
+        self.assertIn(r"caf\udce9/\udce9.png (", named)
 
     def test_rejects_a_source_without_readable_images(self) -> None:
         for path in self.tree.rglob("*.png"):
