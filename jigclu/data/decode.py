@@ -27,7 +27,7 @@ Reduction = Callable[[int, int], int]
 
 
 # Pixels that are converted at a time, so that large images need little memory beside their own.
-_STRIP_PIXELS = 2**24
+_STRIP_PIXELS = 2**20
 _pillow_limit = threading.Lock()
 
 

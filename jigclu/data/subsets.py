@@ -87,9 +87,6 @@ class ListedSubset(SubsetSource):
         depths = {name.count("/") + 1 for line in lines for name in spellings(line)}
         indices = _index_by_name(source, depths)
         lines = [next((n for n in spellings(line) if n in indices), line) for line in lines]
-        twice = [line for line, count in Counter(lines).items() if count > 1]
-        if twice:
-            raise UserError(f"{path} lists {twice[0]} twice: list every image once")
         missing = [line for line in lines if line not in indices]
         if missing:
             raise UserError(
@@ -103,7 +100,12 @@ class ListedSubset(SubsetSource):
                 f"{path} lists {ambiguous[0]}, of which the source has more than one: "
                 "list it as <class>/<file>"
             )
-        super().__init__(source, np.array([indices[line] for line in lines], np.int64))
+        chosen = [indices[line] for line in lines]
+        twice = [index for index, count in Counter(chosen).items() if count > 1]
+        if twice:
+            line = lines[chosen.index(twice[0])]
+            raise UserError(f"{path} lists {line} twice: list every image once")
+        super().__init__(source, np.array(chosen, np.int64))
 
 
 def _index_by_name(source: Source, depths: set[int]) -> dict[str, int]:

@@ -217,10 +217,10 @@ class _Reader:
         """Yields this rank's crops for each step from start_step on."""
         name = self._task.source.name
         for batch in self._task.batches(start_step, self._process.device, self._process.machine):
-            for index in batch.unreadable.keys() - self._unreadable:
+            for index in sorted(batch.unreadable.keys() - self._unreadable):
                 reason = batch.unreadable[index]
                 logging.warning("skipped an unreadable image: %s (%s)", name(index), reason)
-            for index in set(batch.one_color) - self._one_color:
+            for index in sorted(set(batch.one_color) - self._one_color):
                 logging.warning("all pixels have one color: %s", name(index))
             self._unreadable.update(batch.unreadable)
             self._one_color.update(batch.one_color)

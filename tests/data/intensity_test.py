@@ -1,7 +1,10 @@
 """Tests of jigclu.data.intensity: deep images as they are decoded."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from typing import Any
 from unittest import mock
@@ -135,6 +138,47 @@ class LimitTest(absltest.TestCase):
         smaller = Decoding(intensity_range=None, most_pixels=599)
         with self.assertRaisesRegex(UnreadableImageError, "30x20 pixels are more than decoding"):
             decode.decode_image(data, decoding=smaller)
+
+
+# Prints the memory that decoding a file from standard input takes at most, in bytes.
+MEMORY_SCRIPT = """
+import sys
+from jigclu.data.decode import decode_image
+
+data = sys.stdin.buffer.read()
+
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if name in line)
+
+
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = status("VmRSS")
+decode_image(data)
+print(status("VmHWM") - before)
+"""
+
+
+class MemoryTest(parameterized.TestCase):
+    @parameterized.parameters(("RGB", 1), ("RGB", 6), ("I;16", 1))
+    def test_large_images_take_at_most_the_documented_memory(
+        self, mode: str, orientation: int
+    ) -> None:
+        if not os.access("/proc/self/clear_refs", os.W_OK):
+            self.skipTest("the peak of memory cannot be measured here")
+        width, height = 8000, 5000
+        values = np.full((height, width), 40000, np.uint16)
+        image = Image.fromarray(values) if mode == "I;16" else Image.new(mode, (width, height), 99)
+        tags = Image.Exif()
+        tags[0x0112] = orientation
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=1, exif=tags)
+        command = [sys.executable, "-c", MEMORY_SCRIPT]
+        result = subprocess.run(command, input=file.getvalue(), capture_output=True, check=True)
+        # Strips and the decoder itself take some memory, too, whatever the size of the image.
+        self.assertLess(int(result.stdout), 11 * width * height + 50e6)
 
 
 class OneColorTest(absltest.TestCase):

@@ -64,7 +64,12 @@ class ListedSubsetTest(parameterized.TestCase):
         path = self.create_tempfile(content=text).full_path
         return subsets.ListedSubset(self.whole, path, self.root)
 
-    @parameterized.parameters("n02_1.JPEG\nn01_2.JPEG\n", "n02/n02_1.JPEG\nn01_2.JPEG\n")
+    @parameterized.parameters(
+        "n02_1.JPEG\nn01_2.JPEG\n",
+        "n02/n02_1.JPEG\nn01_2.JPEG\n",
+        "# a comment\n./n02/n02_1.JPEG\nn01\\n01_2.JPEG\n",
+        "n02_1.JPEG 1\nn01/n01_2.JPEG,0\n",
+    )
     def test_follows_the_order_of_the_list(self, text: str) -> None:
         part = self.read_list(text)
         self.assertEqual(part.labels, [1, 0])
@@ -80,6 +85,7 @@ class ListedSubsetTest(parameterized.TestCase):
             "2 of the 3 images .* the first ones are n03_1.JPEG, n03_2.JPEG:",
         ),
         ("n02_1.JPEG\nn02_1.JPEG\n", "lists n02_1.JPEG twice"),
+        ("n02_1.JPEG\n./n02/n02_1.JPEG\n", "lists n02_1.JPEG twice"),
         ("x.JPEG\n", "more than one: list it as <class>/<file>"),
         ("", "lists no images"),
     )
@@ -201,6 +207,9 @@ class CheckLabeledTest(absltest.TestCase):
         pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
         other = sources.ImageArray("val", pixels, list("abcdx"), [0, 1])
         self.assert_rejected(train, other, "source has 5 classes and val 5; .*differ in e, x")
+        fewer = sources.ImageArray("val", pixels, list("abcd"), [0, 1])
+        subsets.check_labeled(train, fewer, "source", "val")
+        self.assert_rejected(fewer, train, "source has 4 classes and val 5; .*differ in e")
         one = [sources.ImageArray(title, pixels, ["a"], [0, 0]) for title in ("train", "val")]
         self.assert_rejected(one[0], one[1], "source only has images of class a")
         self.assert_rejected(train, memory([1, 1], "val"), "val only has images of class b")
