@@ -35,6 +35,7 @@ FOLDER = config.ROOT / "gin"
 FILES = sorted(str(path.relative_to(config.ROOT)) for path in FOLDER.rglob("*.gin"))
 # No run file includes it: see test_linear_probe_beside_knn.
 PROBE = "gin/base/probe.gin"
+DECODING = "gin/base/decoding.gin"
 RUN_FILES = [file for file in FILES if not file.startswith("gin/base/")]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The task of a file, and the bindings that its user must add, by the base that it includes.
@@ -152,7 +153,7 @@ class GinFilesTest(parameterized.TestCase):
 
     def test_all_files_are_reached(self) -> None:
         reached = {include for file in RUN_FILES for include in includes_of(file)}
-        self.assertCountEqual(reached | {*RUN_FILES, PROBE}, FILES)
+        self.assertCountEqual(reached | {*RUN_FILES, PROBE, DECODING}, FILES)
 
     @parameterized.parameters(*RUN_FILES)
     def test_every_binding_takes_effect(self, file: str) -> None:

@@ -49,17 +49,19 @@ class LoadTest(ConfigTestCase):
 
     def test_percent_signs_in_texts_are_no_macros(self) -> None:
         for path in ("100%done", "my%20data", "%MEAN", "a'%DATA"):
-            (self.folder / path).mkdir()
-            Image.new("RGB", (9, 9)).save(self.folder / path / "a.png")
+            root = str(self.folder / path)
+            os.mkdir(root)
+            for number in range(4):
+                Image.new("RGB", (9, 9)).save(f"{root}/{number}.png")
             loaded = config.load(
                 [DEMO],
                 [
                     "pretrain.source=@UnlabeledImages()",
-                    f"UnlabeledImages.root={path!r}",
+                    f"UnlabeledImages.root={root!r}",
                     "pretrain.evaluators=()",
                 ],
             )
-            self.assertIn(f"UnlabeledImages.root = {path!r}\n", loaded.resolved)
+            self.assertIn(f"UnlabeledImages.root = {root!r}\n", loaded.resolved)
 
     def test_gin_files_and_paths_can_be_in_the_home_directory(self) -> None:
         with mock.patch.dict(os.environ, HOME=str(self.folder)):

@@ -1,11 +1,14 @@
 """Tests of jigclu.data.intensity: deep images as they are decoded."""
 
+import dataclasses
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -129,6 +132,12 @@ class UnreadableTest(parameterized.TestCase):
 
 
 class LimitTest(absltest.TestCase):
+    def test_usual_settings_are_those_of_the_gin_file(self) -> None:
+        file = Path(__file__).parents[2] / "gin" / "base" / "decoding.gin"
+        bound = dict(re.findall(r"^decoding\.(\w+) = (\w+)", file.read_text(), re.MULTILINE))
+        usual = dataclasses.asdict(decode.USUAL_DECODING)
+        self.assertEqual(bound, {name: str(value) for name, value in usual.items()})
+
     def test_the_limit_replaces_that_of_pillow(self) -> None:
         data = encode(np.zeros((20, 30), np.uint8), "PNG")
         with mock.patch.object(Image, "MAX_IMAGE_PIXELS", 10):
