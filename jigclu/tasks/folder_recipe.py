@@ -15,7 +15,7 @@ import numpy as np
 
 from jigclu.data.decode import UnreadableImageError, read_size
 from jigclu.data.folders import scan_folder
-from jigclu.data.image_files import ImageFiles, find_images, require_folder
+from jigclu.data.image_files import ImageFiles, ImageWalk, require_folder
 from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labeled
 from jigclu.system.errors import UserError
@@ -85,7 +85,7 @@ def choose_images(root: str, evaluates: bool) -> list[Choice]:
 
 
 def _has_images(folder: str) -> bool:
-    return os.path.isdir(folder) and any(True for _ in find_images(folder, ""))
+    return os.path.isdir(folder) and any(ImageWalk(folder).images(""))
 
 
 def _choose_evaluation(images: ImageFiles, root: str | None) -> list[Choice]:
