@@ -15,8 +15,8 @@ from tests.small_tasks import KNN, PRETRAINING
 
 SOURCES = (
     "@ImageFolder(), @UnlabeledImages(), @open_folder(), @ImageList(), @TorchvisionImages(), "
-    "@PackedImages(), @WebDatasetImages(), @ProceduralImages(), @VocSegmentation(), "
-    "@SegmentationFolders(), @ListedSubset(), @BalancedSubset(), @HeldOut()"
+    "@HuggingFaceImages(), @PackedImages(), @WebDatasetImages(), @ProceduralImages(), "
+    "@VocSegmentation(), @SegmentationFolders(), @ListedSubset(), @BalancedSubset(), @HeldOut()"
 )
 TASKS = (
     "@pretrain(), @linear(), @finetune(), @segment(), @knn(), @features(), @export(), @pack(), "
