@@ -136,6 +136,12 @@ def _split_folder(root: str, split: str) -> str:
     return root
 
 
+def find_splits(root: str, split: str) -> list[str]:
+    """Returns the folders in root that have a usual name of a split, in any case."""
+    names = [name for name in _subfolders(root) if name.lower() in _split_names(split)]
+    return [os.path.join(root, name) for name in names]
+
+
 def _split_names(split: str) -> tuple[str, ...]:
     """Returns the usual names of a split, in lower case."""
     return next((names for names in _SPLITS if split.lower() in names), (split.lower(),))

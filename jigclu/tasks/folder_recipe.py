@@ -7,6 +7,7 @@ is not chosen, and the choices after it follow from it.
 [P] is Chen et al., CVPR 2021, with its published code; all else is a choice of this project.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -14,14 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jigclu.data.decode import UnreadableImageError, read_size
-from jigclu.data.folders import scan_folder
+from jigclu.data.folders import find_splits, scan_folder
 from jigclu.data.image_files import ImageFiles, ImageWalk, require_folder
 from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labeled
 from jigclu.system.errors import UserError
 
-# Folders of evaluation images beside train/, the preferred one first.
-_VAL_SPLITS = ("val", "valid", "validation", "test")
 _HELD_OUT = 0.1  # Share of each class, at least one image; gin/pretrain_folder.gin binds it, too.
 _MOST_HELD_OUT = 0.2  # Share of all images, which small classes may exceed.
 _NEIGHBORS = 20
@@ -74,18 +73,19 @@ def choose_images(root: str, evaluates: bool) -> list[Choice]:
       UserError: root is missing or contains no images.
     """
     root = require_folder(root)
-    train = os.path.join(root, "train")
-    folder = train if _has_images(train) else root
+    splits = [folder for folder in find_splits(root, "train") if _has_images(folder)]
+    folder = splits[0] if len(splits) == 1 else root
     images = scan_folder(folder)
     classes = f", {len(images.classes)} class folders" if images.classes else ""
     chosen = Choice("open_folder.root", repr(folder), f"{len(images):,} images{classes}")
     if not evaluates:
         return [chosen, Choice("pretrain.source", _ALL, "all of these images")]
-    return [chosen, *_choose_evaluation(images, root if folder == train else None)]
+    return [chosen, *_choose_evaluation(images, root if folder != root else None)]
 
 
 def _has_images(folder: str) -> bool:
-    return os.path.isdir(folder) and any(ImageWalk(folder).images(""))
+    walk = ImageWalk(folder)
+    return any(itertools.chain(walk.images(""), walk.linked_images()))
 
 
 def _choose_evaluation(images: ImageFiles, root: str | None) -> list[Choice]:
@@ -120,10 +120,9 @@ def _choose_evaluation(images: ImageFiles, root: str | None) -> list[Choice]:
 
 def _find_val(images: ImageFiles, root: str) -> str | None:
     """Returns the folder of evaluation images with the classes of the training images."""
-    for name in _VAL_SPLITS:
-        folder = os.path.join(root, name)
+    for folder in [*find_splits(root, "val"), *find_splits(root, "test")]:
         try:
-            check_labeled(images, scan_folder(folder), "train", name)
+            check_labeled(images, scan_folder(folder), "training images", folder)
         except UserError:
             continue
         return folder

@@ -85,6 +85,17 @@ class ChooseImagesTest(FolderTestCase):
             },
         )
 
+    def test_splits_may_consist_of_links_and_have_any_usual_name(self) -> None:
+        self.add(("images/a", 3), ("images/b", 3), ("Testing/a", 1), ("Testing/b", 1))
+        for name in "ab":
+            for path in (self.folder / "images" / name).iterdir():
+                link = self.folder / "Training" / name / path.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path)
+        values = self.choose()
+        self.assertEqual(values["open_folder.root"], repr(f"{self.folder}/Training"))
+        self.assertEqual(values["val/open_folder.root"], repr(f"{self.folder}/Testing"))
+
     def test_evaluation_images_of_other_classes_are_not_used(self) -> None:
         self.add(("train/a", 20), ("train/b", 20), ("val/a", 5), ("val/c", 5))
         values = self.choose()
