@@ -22,6 +22,7 @@ from jigclu.data.decode import (
 )
 from jigclu.data.sources import digest, fingerprint_decoding
 from jigclu.system import progress
+from jigclu.system.dry_run import check_download
 from jigclu.system.errors import UserError
 from jigclu.system.files import expand_home
 
@@ -52,6 +53,7 @@ class HuggingFaceImages:
         Raises:
           UserError: `datasets` is not installed, the data set or split cannot be opened, or a
             column is missing or of another type.
+          DownloadNeeded: in a dry run, for a data set of the hub.
         """
         self._path = path
         self._split = split
@@ -110,6 +112,10 @@ def _open(path: str, split: str) -> Any:
             "HuggingFaceImages needs the library datasets: pip install datasets"
         ) from error
     folder = expand_home(path)
+    if not os.path.isdir(folder):
+        if path.startswith(("/", ".", "~")):
+            raise UserError(f"path {path} is not a folder: expected Parquet or Arrow files")
+        check_download(path, datasets.config.HF_DATASETS_CACHE)
     try:
         if not os.path.isdir(folder):
             return datasets.load_dataset(path, split=split)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from jigclu.data.decode import UnreadableImageError
 from jigclu.data.hugging_face import HuggingFaceImages
+from jigclu.system import dry_run
 from jigclu.system.errors import UserError
 from tests.folder_case import FolderTestCase
 
@@ -97,6 +98,16 @@ class HuggingFaceImagesTest(FolderTestCase):
 
 
 class LibraryTest(absltest.TestCase):
+    def test_a_dry_run_does_not_download(self) -> None:
+        library = mock.MagicMock()
+        library.config.HF_DATASETS_CACHE = "/cache"
+        with mock.patch.dict("sys.modules", datasets=library), dry_run.dry_run():
+            with self.assertRaisesRegex(dry_run.DownloadNeeded, "owner/name to /cache"):
+                HuggingFaceImages("owner/name", "train", "image", None)
+            with self.assertRaisesRegex(UserError, "^path /nowhere/name is not a folder"):
+                HuggingFaceImages("/nowhere/name", "train", "image", None)
+        library.load_dataset.assert_not_called()
+
     def test_without_the_library_the_message_says_how_to_install_it(self) -> None:
         with (
             mock.patch.dict("sys.modules", datasets=None),
