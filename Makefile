@@ -21,8 +21,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The tests at the top of tests/ mostly wait for commands, beside which a core is free for the others.
+COMMAND_TESTS = $(wildcard tests/*_test.py)
+
 test: lint
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest $(COMMAND_TESTS) & commands=$$!; \
+	$(BIN)/python -m pytest tests $(COMMAND_TESTS:%=--ignore=%); others=$$?; \
+	wait $$commands && exit $$others
 
 # The tests that need detectron2, which `make install` does not install.
 test-detection: install
