@@ -5,9 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu.methods.forward import Forward
-from jigclu.models.classifier import Classifier
-from jigclu.ops.normalize import normalize
+from jigclu.methods.forward import NormalizingForward
 
 
 class ClassificationInputs(NamedTuple):
@@ -28,24 +26,11 @@ class ClassificationLosses(NamedTuple):
     accuracy: Tensor
 
 
-class ClassifierForward(Forward):
+class ClassifierForward(NormalizingForward):
     """The forward pass of a classifier: normalization, network, cross-entropy."""
-
-    def __init__(
-        self,
-        network: Classifier,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        precision: str,
-        channels_last: bool,
-    ) -> None:
-        """Keeps mean and std of RGB in [0, 1]; for the other arguments see `Forward`."""
-        super().__init__(network, precision, channels_last)
-        self.mean = mean
-        self.std = std
 
     def forward(self, images: Tensor, labels: Tensor) -> ClassificationLosses:
         """Returns this rank's loss and accuracy; for the arguments see `ClassificationInputs`."""
-        logits = self.apply_network(normalize(images, self.mean, self.std)).float()
+        logits = self.apply_network(self.normalize(images)).float()
         accuracy = (logits.argmax(1) == labels).float().mean()
         return ClassificationLosses(functional.cross_entropy(logits, labels), accuracy)

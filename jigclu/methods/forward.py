@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from jigclu.methods.method import Method
 from jigclu.ops.augment import Draws
+from jigclu.ops.normalize import normalize
 from jigclu.ops.recompute import recompute
 from jigclu.system.machine import PRECISIONS
 
@@ -44,6 +45,27 @@ class Forward(nn.Module):
 
     def update_state(self) -> None:
         """Updates state that does not follow gradients, after the optimizer step."""
+
+
+class NormalizingForward(Forward):
+    """The forward pass of a network for labeled images, which it normalizes."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        precision: str,
+        channels_last: bool,
+    ) -> None:
+        """Keeps mean and std of RGB in [0, 1]; for the other arguments see `Forward`."""
+        super().__init__(network, precision, channels_last)
+        self.mean = mean
+        self.std = std
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Maps uint8 [batch, 3, height, width] to float32, normalized by mean and std."""
+        return normalize(images, self.mean, self.std)
 
 
 class MethodForward(Forward):

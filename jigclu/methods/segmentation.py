@@ -5,9 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu.methods.forward import Forward
-from jigclu.models.segmenter import Segmenter
-from jigclu.ops.normalize import normalize
+from jigclu.methods.forward import NormalizingForward
 from jigclu.ops.segmentation import IGNORED, upsample
 from jigclu.system import collectives
 
@@ -39,25 +37,12 @@ def segmentation_inputs(images: Tensor, masks: Tensor) -> SegmentationInputs:
     return SegmentationInputs(images, masks, pixels.clamp_min(1))
 
 
-class SegmenterForward(Forward):
+class SegmenterForward(NormalizingForward):
     """The forward pass of a segmenter: normalization, network, upsampling, cross-entropy."""
-
-    def __init__(
-        self,
-        network: Segmenter,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        precision: str,
-        channels_last: bool,
-    ) -> None:
-        """Keeps mean and std of RGB in [0, 1]; for the other arguments see `Forward`."""
-        super().__init__(network, precision, channels_last)
-        self.mean = mean
-        self.std = std
 
     def logits(self, images: Tensor, height: int, width: int) -> Tensor:
         """Maps uint8 [batch, 3, ...] to logits float32 [batch, classes, height, width]."""
-        maps = self.apply_network(normalize(images, self.mean, self.std))
+        maps = self.apply_network(self.normalize(images))
         return upsample(maps, height, width)
 
     def forward(self, images: Tensor, masks: Tensor, pixels: Tensor) -> SegmentationLosses:
