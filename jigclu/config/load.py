@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from jigclu.system.device import launched_rank
 from jigclu.system.dry_run import DownloadNeeded
 from jigclu.system.errors import UserError
 from jigclu.system.files import write_file
+from jigclu.system.workdir_lock import locked
 from jigclu.tasks.reproduce import Task
 from jigclu.training import checkpoint
 from jigclu.training.encoder_task import EncoderTask, resolve_encoder
@@ -94,12 +95,17 @@ class Configuration(NamedTuple):
         return "\n".join(lines)
 
     def run(self, workdir: Path) -> RunResult:
-        """Writes the configuration to the workdir, then runs the task; call `check` before."""
-        if launched_rank() == 0:
-            write_file(workdir / _GIVEN, self.given.encode())
-            write_file(workdir / "operative_config.gin", self.operative.encode())
-            logging.info("workdir %s\n%s", workdir, self.plan(workdir))
-        with _named_bindings(self.task):
+        """Writes the configuration to the workdir, then runs the task; call `check` before.
+
+        Raises:
+          UserError: another run uses the workdir, or an error that shows only in the run.
+        """
+        is_main = launched_rank() == 0
+        with locked(workdir) if is_main else nullcontext(), _named_bindings(self.task):
+            if is_main:
+                write_file(workdir / _GIVEN, self.given.encode())
+                write_file(workdir / "operative_config.gin", self.operative.encode())
+                logging.info("workdir %s\n%s", workdir, self.plan(workdir))
             return self.task.run(workdir, self.resolved)
 
 

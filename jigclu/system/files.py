@@ -1,17 +1,43 @@
 """Atomic writes of files, and checksums."""
 
 import contextlib
+import enum
+import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from jigclu.system.dry_run import is_dry_run
 from jigclu.system.errors import UserError
 
 TEMPORARY_SUFFIX = ".tmp"
+
+
+class Lock(enum.Enum):
+    """Outcome of `lock`; the system releases a lock when its process ends, however it ends.
+
+    TAKEN: this process holds it until it closes the file.
+    HELD: another process holds it.
+    UNSUPPORTED: the file system has no locks.
+    """
+
+    TAKEN = enum.auto()
+    HELD = enum.auto()
+    UNSUPPORTED = enum.auto()
+
+
+def lock(file: IO[Any]) -> Lock:
+    """Locks a file that is open for writing, without waiting."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Lock.HELD
+    except OSError:
+        return Lock.UNSUPPORTED
+    return Lock.TAKEN
 
 
 def expand_home(path: str) -> str:
@@ -31,6 +57,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "xb") as file:
+            # Shows `remove_leftovers` of other processes that this one is alive.
+            lock(file)
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -45,6 +73,19 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: Path, stem: str) -> None:
+    """Removes the temporary files of killed processes, but not those of running ones.
+
+    Args:
+      folder: need not exist.
+      stem: pattern of the names of the files that were to be written, without suffix.
+    """
+    for leftover in folder.glob(f"{stem}.*{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(OSError), open(leftover, "r+b") as file:
+            if lock(file) is Lock.TAKEN:
+                leftover.unlink()
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -62,9 +103,16 @@ def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
       UserError: the file cannot be written (disk full, no permission).
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, write)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Reports an OSError of the block as UserError: the path cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): free some disk space or choose "

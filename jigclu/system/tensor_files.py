@@ -1,8 +1,11 @@
 """Files of tensors and plain values, read without running code."""
 
 import argparse
+import errno
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,10 @@ _PLAIN_CLASSES: list[Any] = [
 _FORBIDDEN = re.compile(r"(?:GLOBAL|class) ([\w.]+)")
 
 
+class UnusableFileError(UserError):
+    """A file exists, but its content cannot be used."""
+
+
 def check_exists(path: Path) -> None:
     """Raises UserError, which lists the weights in its folder, unless the file exists."""
     if path.is_dir():
@@ -43,7 +50,8 @@ def read(path: Path, device: torch.device | str) -> dict[Any, Any]:
     The metadata of a .safetensors file are below `METADATA`.
 
     Raises:
-      UserError: the file is missing, unreadable, or holds something else.
+      UnusableFileError: the file is corrupt, or holds something else.
+      UserError: the file is missing, or the system cannot read it.
     """
     return _read(path, device, mapped=False)
 
@@ -56,9 +64,33 @@ def peek(path: Path) -> dict[Any, Any]:
     return _read(path, "cpu", mapped=True)
 
 
+def check_sums(path: Path) -> None:
+    """Reads a file of torch.save and compares its checksums, which torch itself does not verify.
+
+    Raises: as `read`.
+    """
+    check_exists(path)
+    with _one_line_errors(path):
+        _check_sums(path)
+
+
+@contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # An unsuitable file can raise any error.
+        # Offsets of a damaged file may be out of range.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            denied = isinstance(error, PermissionError)
+            reason = "you have no permission" if denied else error.strerror
+            raise UserError(f"checkpoint {path} cannot be read: {reason}") from error
+        reason = _reason(path, error)
+        raise UnusableFileError(f"checkpoint {path} cannot be read: {reason}") from error
+
+
 def _read(path: Path, device: torch.device | str, mapped: bool) -> dict[Any, Any]:
     check_exists(path)
-    try:
+    with _one_line_errors(path):
         if path.suffix == ".safetensors":
             return _read_safetensors(path, device)
         if not mapped:
@@ -71,12 +103,9 @@ def _read(path: Path, device: torch.device | str, mapped: bool) -> dict[Any, Any
                 weights_only=True,
                 mmap=mapped and zipfile.is_zipfile(path),
             )
-    except PermissionError as error:
-        raise UserError(f"checkpoint {path} cannot be read: you have no permission") from error
-    except Exception as error:  # An unsuitable file can raise any error.
-        raise UserError(f"checkpoint {path} cannot be read: {_reason(path, error)}") from error
     if not isinstance(contents, dict):
-        raise UserError(f"checkpoint {path} holds a {type(contents).__name__}; expected a dict")
+        kind = type(contents).__name__
+        raise UnusableFileError(f"checkpoint {path} holds a {kind}; expected a dict")
     return contents
 
 

@@ -1,30 +1,25 @@
 """Checkpoint files: written atomically, read without running code.
 
-A checkpoint is a dict of plain values and tensors (`KEYS`), which `torch.load(weights_only=True)`
-can read. It gets its name only after it is complete and on the disk, so a crash or a full disk
-never destroys an older one.
+A checkpoint is a dict of plain values and tensors (`checkpoint_contents.KEYS`), which
+`torch.load(weights_only=True)` can read. It gets its name only after it is complete and on the
+disk, so a crash or a full disk never destroys an older one. A run resumes from the newest
+checkpoint that is intact.
 """
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import functools
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from jigclu.system import files, tensor_files
 from jigclu.system.errors import UserError
+from jigclu.system.tensor_files import UnusableFileError
+from jigclu.training.checkpoint_contents import NAME, check_contents
 
-KEYS = (
-    *("step", "parameters", "buffers", "optimizer", "rng", "config", "settings", "versions"),
-    *("scores", "data", "machine"),
-)
-# Runs of these versions had other settings.
-_OLD_VERSIONS = ("0.1.0", "0.2.0")
-_EARLIER = "; to resume from an earlier checkpoint of the run, move this file to another folder"
-
-_NAME = re.compile(r"step_(\d{8,})\.pt")
+_CORRUPT, _ABANDONED = ".corrupt", ".abandoned"
 
 
 def save(
@@ -34,7 +29,7 @@ def save(
 
     Args:
       workdir: of the run; created if missing.
-      contents: plain values and tensors for all `KEYS`.
+      contents: plain values and tensors for all `checkpoint_contents.KEYS`.
       step: steps taken so far.
       keep_last: number of latest checkpoints to keep, >= 1.
       keep_every: steps; checkpoints at its multiples are kept forever (0: none).
@@ -48,11 +43,10 @@ def save(
     path = checkpoint_path(workdir, step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(path, lambda file: torch.save(dict(contents), file))
+        files.write_atomically(path, functools.partial(_write, dict(contents)))
         _prune(path, keep_last, keep_every)
     except (OSError, RuntimeError) as error:
-        # torch's writer reports a full disk as RuntimeError.
-        reason = str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"checkpoint {path} cannot be written: {reason}; "
             "free some disk space or choose another --workdir (older checkpoints are kept)"
@@ -60,24 +54,150 @@ def save(
     return path
 
 
+def _write(contents: dict[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(contents, file)
+    except RuntimeError as error:
+        # torch's writer hides the error of the file behind its own.
+        if isinstance(error.__context__, (OSError, KeyboardInterrupt)):
+            raise error.__context__ from None
+        raise
+
+
 def _prune(newest: Path, keep_last: int, keep_every: int) -> None:
     for step, path in _steps(newest.parent)[:-keep_last]:
         # A run that resumed from an earlier step writes checkpoints that are not the latest.
         if path != newest and not (keep_every and step % keep_every == 0):
             path.unlink(missing_ok=True)
-    for leftover in newest.parent.glob(f"step_*{files.TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:
-    names = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("step_*.pt"))
+    names = ((path, NAME.fullmatch(path.name)) for path in folder.glob("step_*.pt"))
     return sorted((int(name[1]), path) for path, name in names if name)
 
 
 def latest(workdir: Path) -> Path | None:
-    """Returns the checkpoint with the most steps in workdir/checkpoints, or None."""
-    found = _steps(workdir / "checkpoints")
-    return found[-1][1] if found else None
+    """Returns the newest intact checkpoint in workdir/checkpoints, or None if there is none at all.
+
+    Raises:
+      UserError: there are checkpoints, but none is intact.
+    """
+    problems = {}
+    for _, path in reversed(_steps(workdir / "checkpoints")):
+        problem = _problem(path)
+        if problem is None:
+            return path
+        problems[path] = problem
+    if not problems:
+        return None
+    newest, *_ = problems.values()
+    raise UserError(
+        f"{newest}; no checkpoint in {workdir / 'checkpoints'} is intact: use another --workdir to "
+        "start a new run"
+    )
+
+
+def _problem(path: Path) -> str | None:
+    """Returns why a checkpoint is not intact, or None; reads the whole file once."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"checkpoint {path} cannot be read: {error.strerror}"
+    return _problem_of_file(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache
+def _problem_of_file(path: Path, modified: int, size: int) -> str | None:
+    del modified, size  # Of this version of the file.
+    try:
+        tensor_files.check_sums(path)
+        peek(path)
+    except UnusableFileError as error:
+        return str(error)
+    except UserError:
+        # Not damaged: whoever reads it reports the error.
+        return None
+    return None
+
+
+def tidy(workdir: Path, start: Path | None) -> list[str]:
+    """Prepares the checkpoints of a workdir for a run that starts from one of them.
+
+    Removes incomplete files of killed runs. Renames checkpoints with more steps than the first:
+    corrupt ones get the suffix .corrupt, and those of a run that goes back to an earlier step the
+    suffix .abandoned.
+
+    Args:
+      workdir: of the run.
+      start: checkpoint from which the run starts, which may be in another folder; None for a new
+        run.
+
+    Returns:
+      A warning for each renamed file.
+    """
+    folder = workdir / "checkpoints"
+    files.remove_leftovers(folder, "step_*")
+    if start is None or not is_own(workdir, start):
+        return []
+    messages: list[str] = []
+    first = next(step for step, path in _steps(folder) if path.name == start.name)
+    for step, path in _steps(folder):
+        if step <= first:
+            continue
+        problem = _problem(path)
+        reason = problem or f"{path} is newer than resume_from"
+        kept = _set_aside(path, _CORRUPT if problem else _ABANDONED)
+        messages.append(f"warning: {reason}; the file is now {kept.name}")
+    return messages
+
+
+def _set_aside(path: Path, suffix: str) -> Path:
+    target, number = path.with_name(path.name + suffix), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{path.name}{suffix}{number}")
+    path.rename(target)
+    return target
+
+
+def is_own(workdir: Path, path: Path) -> bool:
+    """Returns whether a path is that of a checkpoint of the workdir, and exists."""
+    own = (workdir / "checkpoints").resolve()
+    return path.is_file() and path.resolve().parent == own and NAME.fullmatch(path.name) is not None
+
+
+def check_room(
+    workdir: Path, size: int, to_come: Sequence[int], keep_last: int, keep_every: int
+) -> None:
+    """Checks that the disk has room for the checkpoints of a run.
+
+    Args:
+      workdir: of the run; its existing checkpoints are pruned as `save` does.
+      size: of one checkpoint in bytes.
+      to_come: steps at which the run saves, ascending.
+      keep_last: see `save`.
+      keep_every: see `save`.
+
+    Raises:
+      UserError: the checkpoints do not fit, or the folder cannot be created.
+    """
+    folder = workdir / "checkpoints"
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    existing = {step: path.stat().st_size for step, path in _steps(folder)}
+    sizes = existing | dict.fromkeys(to_come, size)
+    kept = set(sorted(sizes)[-keep_last:])
+    kept |= {step for step in sizes if keep_every and step % keep_every == 0}
+    # A new checkpoint is complete before an old one is removed.
+    needed = size + max(0, sum(sizes[step] for step in kept) - sum(existing.values()))
+    free = shutil.disk_usage(folder).free
+    if to_come and needed > free:
+        raise UserError(
+            f"{folder} has room for {free / 1e6:,.0f} MB, but the checkpoints to come need "
+            f"{needed / 1e6:,.0f} MB, {size / 1e6:,.0f} MB each: free some disk space, use another "
+            f"--workdir, or keep fewer (saving.keep_last is {keep_last}, saving.keep_every is "
+            f"{keep_every})"
+        )
 
 
 def checkpoint_path(workdir: Path, step: int) -> Path:
@@ -91,9 +211,7 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any]:
     Raises:
       UserError: the file is missing, unreadable, or not a checkpoint of this project.
     """
-    with _advice(path):
-        contents = tensor_files.read(path, device)
-    return _check(contents, path)
+    return check_contents(tensor_files.read(path, device), path)
 
 
 def peek(path: Path) -> dict[str, Any]:
@@ -101,44 +219,4 @@ def peek(path: Path) -> dict[str, Any]:
 
     Raises the same errors as `load`, but does not detect corrupt tensors.
     """
-    with _advice(path):
-        contents = tensor_files.peek(path)
-    return _check(contents, path)
-
-
-@contextmanager
-def _advice(path: Path) -> Iterator[None]:
-    """Adds to the error about an existing file how to resume without it."""
-    try:
-        yield
-    except UserError as error:
-        if not path.is_file():
-            raise
-        raise UserError(f"{error}{_EARLIER}") from error
-
-
-def _check(contents: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns the contents if they are those of a checkpoint of this project."""
-    versions = contents.get("versions")
-    version = versions.get("jigclu") if isinstance(versions, dict) else None
-    if version in _OLD_VERSIONS:
-        raise UserError(
-            f"checkpoint {path} was written by version {version}, whose settings had other "
-            "names: its run cannot resume; bind init_from to this file and use another --workdir "
-            "to start a new run from its weights"
-        )
-    missing = [key for key in KEYS if key not in contents]
-    if missing:
-        raise UserError(
-            f"checkpoint {path} lacks {', '.join(missing)}: it is not from a run of this project; "
-            "bind init_from to it to start from its weights"
-        )
-    kinds = {"step": int, "config": str, "data": str, "scores": list} | dict.fromkeys(
-        ("rng", "versions", "parameters", "buffers", "optimizer", "settings", "machine"), dict
-    )
-    wrong = [key for key, kind in kinds.items() if not isinstance(contents[key], kind)]
-    if wrong:
-        raise UserError(
-            f"checkpoint {path} is corrupt: {', '.join(wrong)} have unexpected types{_EARLIER}"
-        )
-    return contents
+    return check_contents(tensor_files.peek(path), path)

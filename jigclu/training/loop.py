@@ -79,12 +79,13 @@ def train(
       should_stop: called after every step, and returns the same on every rank. True saves a
         checkpoint and ends the run early.
     """
-    path = task.starting_checkpoint(process.workdir)
+    path, warnings = _choose_start(task, process)
     recipe = task.recipe()
     start = resume.start(path, task.init_from, process, state, recipe, initialize)
     state, history = start.state, start.history
+    _check_room(task, process, state)
     with _monitor(task, process, state.step) as monitor, ExitStack() as first_step:
-        _introduce(monitor, process, start)
+        _introduce(monitor, process, start, warnings)
         if state.step == 0:
             initial = [item for item in evaluations if item.before_training]
             history += _evaluate(initial, monitor, state.step)
@@ -110,6 +111,26 @@ def train(
     return RunResult(history[-1][1] if history else {}, path)
 
 
+def _choose_start(task: TrainingTask, process: Process) -> tuple[Path | None, list[str]]:
+    """Returns the checkpoint to resume, the same on all ranks, and warnings about others."""
+    path, warnings = None, []
+    if collectives.rank() == 0:
+        path = task.starting_checkpoint(process.workdir)
+        warnings = checkpoint.tidy(process.workdir, path)
+    return collectives.broadcast(path), warnings
+
+
+def _check_room(task: TrainingTask, process: Process, state: TrainState) -> None:
+    """Raises UserError unless the disk has room for the checkpoints to come."""
+    saving = task.saving
+    to_come = [*range(0, task.total_steps, saving.every), task.total_steps]
+    to_come = [step for step in to_come if step > state.step]
+    if collectives.rank() == 0:
+        checkpoint.check_room(
+            process.workdir, state.nbytes, to_come, saving.keep_last, saving.keep_every
+        )
+
+
 def time_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
     """Yields each batch with the seconds spent waiting for it."""
     started = time.monotonic()
@@ -130,12 +151,14 @@ def _monitor(task: TrainingTask, process: Process, step: int) -> Monitor:
     )
 
 
-def _introduce(monitor: Monitor, process: Process, start: resume.Start) -> None:
+def _introduce(
+    monitor: Monitor, process: Process, start: resume.Start, warnings: Sequence[str]
+) -> None:
     monitor.text("config", start.state.step, f"```\n{process.config}\n```")
     if start.changes:
         monitor.text("changes", start.state.step, start.changes)
     warning = machine.precision_warning(process.machine.precision, process.device)
-    for line in (start.message, start.changes, warning and f"warning: {warning}"):
+    for line in (*warnings, start.message, start.changes, warning and f"warning: {warning}"):
         if line:
             monitor.message(line)
 

@@ -159,7 +159,7 @@ def _task(recorded: Mapping[str, str]) -> str:
 def to_checkpoint(
     state: TrainState, process: Process, recipe: Recipe, history: History
 ) -> dict[str, Any]:
-    """Returns the contents of a checkpoint (`checkpoint.KEYS`).
+    """Returns the contents of a checkpoint (`checkpoint_contents.KEYS`).
 
     Args:
       state: after its last step.
@@ -218,7 +218,7 @@ def restore(
     for own, found in (
         (state.parameters, contents["parameters"]),
         (state.buffers, contents["buffers"]),
-        *((values, optimizer[name]) for name, values in state.moments.items()),
+        *((values, optimizer.get(name, {})) for name, values in state.moments.items()),
     ):
         copy(own, load_strict(found, own, path))
     torch.set_rng_state(contents["rng"]["cpu"].cpu())

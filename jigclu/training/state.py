@@ -27,3 +27,18 @@ class TrainState(NamedTuple):
     updates: Tensor
     loss_scale: Tensor
     good_steps: Tensor
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters, buffers and moments, by names that are unique."""
+        moments = {
+            f"{moment} of {name}": value
+            for moment, values in self.moments.items()
+            for name, value in values.items()
+        }
+        return self.parameters | self.buffers | moments
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors in bytes, about that of a checkpoint."""
+        return sum(value.nbytes for value in self.tensors.values())

@@ -16,7 +16,7 @@ from jigclu.system.device import check_compiler, launched_processes, local_devic
 from jigclu.system.errors import UserError, check, naming
 from jigclu.system.files import expand_home
 from jigclu.system.machine import Machine
-from jigclu.system.on_resume import ByContent, Free
+from jigclu.system.on_resume import ByContent, Free, Logged
 from jigclu.system.tensor_files import check_exists
 from jigclu.training import checkpoint, resume
 from jigclu.training.encoder_task import EncoderTask
@@ -41,7 +41,8 @@ class TrainingTask(EncoderTask):
       title: of the task, in messages.
       source: training images.
       batch_size: images of the global batch.
-      resume_from: checkpoint to resume from if the workdir has none, or None.
+      resume_from: checkpoint to resume if the workdir has none, or an earlier one of the workdir,
+        to which the run goes back once; or None.
     """
 
     title: ClassVar[str]
@@ -49,7 +50,7 @@ class TrainingTask(EncoderTask):
     seed: int
     source: ByContent[Source]
     batch_size: int
-    resume_from: Free[str | None]
+    resume_from: Logged[str | None]
     schedule: Schedule
     compute: Free[Compute]
     loading: Free[Loading]
@@ -149,9 +150,15 @@ class TrainingTask(EncoderTask):
         contents = checkpoint.peek(found)
         resume.check_same_run(contents, self.recipe(), found, self._new_run(found, workdir))
         if self.total_steps < contents["step"]:
+            stop = self.schedule.stop_after_steps
+            if stop is None:
+                raise UserError(
+                    f"{found} has {contents['step']} steps, more than the {self.total_steps} of "
+                    "the whole run: it is not from this run; use another --workdir"
+                )
             raise UserError(
-                f"stop_after_steps is {self.schedule.stop_after_steps}, but {found} already has "
-                f"{contents['step']} steps: use a larger number, or None to train to the end"
+                f"stop_after_steps is {stop}, but {found} already has {contents['step']} steps: "
+                "use a larger number, or None to train to the end"
             )
 
     def recipe(self) -> resume.Recipe:
@@ -170,9 +177,17 @@ class TrainingTask(EncoderTask):
         return " ".join([f'--workdir="{other}"', *flags])
 
     def starting_checkpoint(self, workdir: Path) -> Path | None:
-        """Returns the checkpoint to resume: the latest of the workdir, else `resume_from`."""
-        named = None if self.resume_from is None else Path(expand_home(self.resume_from))
-        return checkpoint.latest(workdir) or named
+        """Returns the checkpoint to resume: the latest of the workdir, or `resume_from`."""
+        if self.resume_from is None:
+            return checkpoint.latest(workdir)
+        named = Path(expand_home(self.resume_from))
+        if not checkpoint.is_own(workdir, named):
+            return checkpoint.latest(workdir) or named
+        # After the run went back to it, it resumes from the checkpoints that it has written since.
+        latest = checkpoint.latest(workdir)
+        assert latest is not None
+        recorded = checkpoint.peek(latest)["settings"].get("resume_from")
+        return latest if recorded == repr(self.resume_from) else named
 
     def choose_machine(self, workdir: Path | None) -> Machine:
         """Chooses the settings that depend on the machine, with one precision on all ranks.

@@ -4,6 +4,7 @@ import os
 from typing import Any
 from unittest import mock
 
+import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
 
@@ -224,7 +225,14 @@ class ResumeTest(ConfigTestCase):
         task = self.load()
         recipe = task.recipe()
         contents: dict[str, Any] = {
-            **{key: {} for key in ("parameters", "buffers", "optimizer", "rng")},
+            "parameters": {},
+            "buffers": {},
+            "optimizer": {
+                "momentum": {},
+                "loss_scale": torch.tensor(1.0),
+                "good_steps": torch.tensor(0),
+            },
+            "rng": {"cpu": torch.get_rng_state()},
             "step": 1,
             "config": "",
             "settings": {"task": recipe.task} | recipe.settings,

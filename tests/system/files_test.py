@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from typing import IO
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -43,6 +44,28 @@ class FilesTest(FolderTestCase):
         ):
             self._write(b"new")
         self.assertEqual([call.args[0] for call in calls.mock_calls], ["fsync", "replace", "fsync"])
+
+    def test_leftovers_are_removed_but_not_those_of_a_running_write(self) -> None:
+        for name in ("file.1.tmp", "file.txt", "other.2.tmp"):
+            (self.folder / name).touch()
+        seen: list[str] = []
+
+        def write(file: IO[bytes]) -> None:
+            files.remove_leftovers(self.folder, "fi*")
+            seen.extend(path.name for path in self.folder.iterdir())
+
+        files.write_atomically(self.folder / "file.new", write)
+        (running,) = set(seen) - {"file.txt", "other.2.tmp"}
+        self.assertRegex(running, r"^file\.[0-9a-f]{32}\.tmp$")
+        self.assertNotIn(running, [path.name for path in self.folder.iterdir()])
+
+    def test_without_locks_no_leftover_is_removed(self) -> None:
+        (self.folder / "file.1.tmp").touch()
+        with mock.patch("fcntl.flock", side_effect=OSError(38, "Function not implemented")):
+            files.remove_leftovers(self.folder, "*")
+            self._write(b"new")
+        self.assertTrue((self.folder / "file.1.tmp").exists())
+        files.remove_leftovers(self.folder / "missing", "*")
 
     def test_write_file_creates_folders(self) -> None:
         path = self.folder / "a" / "b" / "c.txt"

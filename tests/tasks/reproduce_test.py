@@ -161,15 +161,15 @@ class ReproduceTest(FolderTestCase):
     def test_stages_rerun_if_the_weights_of_the_first_changed(self) -> None:
         self.run_task(self.task())
         weights = self.folder / "one" / "checkpoints" / "step_00000007.pt"
-        weights.write_bytes(b"of another seed, and the same name")
+        torch.save({"seed": "another, and the same name"}, weights)
         self.calls.clear()
         self.run_task(self.task())
         self.assertEqual([call for call in self.calls if "run" in call], ["run b.gin"])
 
         # Resuming the checkpoint of the stage would continue with the older weights.
         (self.folder / "two" / "checkpoints").mkdir()
-        (self.folder / "two" / "checkpoints" / "step_00000001.pt").touch()
-        weights.write_bytes(b"of a third seed")
+        torch.save({}, self.folder / "two" / "checkpoints" / "step_00000001.pt")
+        torch.save({"seed": "a third"}, weights)
         with self.assertRaisesRegex(UserError, "two has a run that started from older weights"):
             self.run_task(self.task())
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO
 from unittest import mock
 
 import torch
@@ -10,22 +10,7 @@ from absl.testing import absltest, parameterized
 
 from jigclu.system.errors import UserError
 from jigclu.training import checkpoint
-
-
-def _contents(step: int = 7) -> dict[str, Any]:
-    return {
-        "step": step,
-        "parameters": {"encoder.conv1.weight": torch.arange(6.0).reshape(2, 3)},
-        "buffers": {"encoder.bn1.running_mean": torch.tensor([1.5, -2.0])},
-        "optimizer": {"encoder.conv1.weight": torch.full((2, 3), 0.25)},
-        "rng": {"cpu": torch.get_rng_state()},
-        "config": "pretrain.batch_size = 4\n",
-        "settings": {"batch_size": "4"},
-        "versions": {"torch": "2", "jigclu": "0", "torchvision": "0"},
-        "scores": [(0, {"knn_accuracy": 0.25})],
-        "data": "ab12",
-        "machine": {"precision": ["float32", "bound"]},
-    }
+from tests.training.checkpoint_contents_test import contents
 
 
 class SaveAndLoadTest(parameterized.TestCase):
@@ -38,13 +23,21 @@ class SaveAndLoadTest(parameterized.TestCase):
         return sorted(path.name for path in self.folder.iterdir())
 
     def _save(self, step: int, keep_last: int = 1, keep_every: int = 0) -> Path:
-        return checkpoint.save(self.workdir, _contents(step), step, keep_last, keep_every)
+        return checkpoint.save(self.workdir, contents(step), step, keep_last, keep_every)
 
-    def test_load_returns_saved_contents(self) -> None:
+    def _damage(self, step: int) -> Path:
+        """Changes a byte of a saved tensor."""
+        path = checkpoint.checkpoint_path(self.workdir, step)
+        data = bytearray(path.read_bytes())
+        data[data.index(torch.full((2,), 0.25).numpy().tobytes())] ^= 1
+        path.write_bytes(data)
+        return path
+
+    def test_load_returns_savedcontents(self) -> None:
         path = self._save(1234)
         self.assertEqual(path, self.folder / "step_00001234.pt")
         loaded = checkpoint.load(path, "cpu")
-        for key, value in _contents(1234).items():
+        for key, value in contents(1234).items():
             if key in ("parameters", "buffers", "optimizer", "rng"):
                 torch.testing.assert_close(loaded[key], value, rtol=0, atol=0)
             else:
@@ -69,7 +62,7 @@ class SaveAndLoadTest(parameterized.TestCase):
         self.folder.mkdir()
         for name in ("step_00000003.abc.tmp", "mine.tmp", "step_best.pt"):
             (self.folder / name).touch()
-        self._save(5)
+        checkpoint.tidy(self.workdir, self._save(5))
         self.assertEqual(self._names(), ["mine.tmp", "step_00000005.pt", "step_best.pt"])
 
     @parameterized.parameters(
@@ -115,47 +108,118 @@ class SaveAndLoadTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, r"step_00000001\.pt cannot be read"):
             checkpoint.load(path, "cpu")
 
-    def assert_rejected(self, contents: dict[str, Any], message: str) -> None:
-        path = self.workdir / "other.pt"
-        torch.save(contents, path)
-        for read in (lambda: checkpoint.load(path, "cpu"), lambda: checkpoint.peek(path)):
-            with self.assertRaisesRegex(UserError, rf"checkpoint \S+/other\.pt {message}"):
-                read()
+    def test_latest_is_the_newest_intact_one(self) -> None:
+        for step in (1, 2, 3, 4):
+            self._save(step, keep_last=9)
+        self._damage(3)
+        truncated = checkpoint.checkpoint_path(self.workdir, 4)
+        truncated.write_bytes(truncated.read_bytes()[:-100])
+        self.assertEqual(
+            checkpoint.latest(self.workdir), checkpoint.checkpoint_path(self.workdir, 2)
+        )
+        self.assertLen(self._names(), 4)
 
-    def test_rejects_files_of_other_projects(self) -> None:
-        self.assert_rejected(
-            {"step": 1, "parameters": {}, "buffers": {}, "config": ""},
-            "lacks optimizer, rng, settings, versions, scores, data, machine: .*bind init_from",
+    def test_latest_skips_a_checkpoint_whose_step_is_not_that_of_its_name(self) -> None:
+        self._save(1)
+        torch.save(contents(10**12), checkpoint.checkpoint_path(self.workdir, 2))
+        self.assertEqual(
+            checkpoint.latest(self.workdir), checkpoint.checkpoint_path(self.workdir, 1)
         )
 
-    @parameterized.parameters(*checkpoint.KEYS)
-    def test_rejects_a_checkpoint_that_lacks_a_key(self, key: str) -> None:
-        contents = _contents()
-        del contents[key]
-        self.assert_rejected(contents, f"lacks {key}: ")
+    def test_a_file_that_was_replaced_is_read_again(self) -> None:
+        path = self._save(1)
+        good = path.read_bytes()
+        self._damage(1)
+        with self.assertRaises(UserError):
+            checkpoint.latest(self.workdir)
+        path.write_bytes(good + b"")
+        os.utime(path, ns=(1, 1))
+        self.assertEqual(checkpoint.latest(self.workdir), path)
 
-    def test_rejects_values_of_unexpected_types(self) -> None:
-        self.assert_rejected(
-            _contents() | {"step": "7", "scores": {}},
-            "is corrupt: step, scores have unexpected types",
+    def test_no_intact_checkpoint_is_an_error_that_names_the_newest(self) -> None:
+        for step in (1, 2):
+            self._save(step, keep_last=9)
+            self._damage(step)
+        with self.assertRaisesRegex(
+            UserError, r"^checkpoint \S+step_00000002\.pt .*corrupt.*no checkpoint in \S+ is intact"
+        ):
+            checkpoint.latest(self.workdir)
+
+    def test_corrupt_checkpoints_are_set_aside_once_the_run_starts_from_an_earlier_one(
+        self,
+    ) -> None:
+        for step in (1, 2, 3):
+            self._save(step, keep_last=9)
+        self._damage(3)
+        messages = checkpoint.tidy(self.workdir, checkpoint.checkpoint_path(self.workdir, 2))
+        self.assertEqual(
+            self._names(), ["step_00000001.pt", "step_00000002.pt", "step_00000003.pt.corrupt"]
         )
-        self.assert_rejected(
-            _contents() | {"settings": [], "machine": "cpu"},
-            "is corrupt: settings, machine have unexpected types",
+        self.assertLen(messages, 1)
+        self.assertRegex(messages[0], "^warning: .*checksum.*now step_00000003.pt.corrupt$")
+        self._save(3, keep_last=9)
+        self._damage(3)
+        checkpoint.tidy(self.workdir, checkpoint.checkpoint_path(self.workdir, 2))
+        self.assertEqual(
+            self._names()[2:], ["step_00000003.pt.corrupt", "step_00000003.pt.corrupt2"]
         )
 
-    @parameterized.parameters("0.1.0", "0.2.0")
-    def test_rejects_checkpoints_of_versions_with_other_settings(self, version: str) -> None:
-        contents = _contents() | {"versions": {"jigclu": version}}
-        del contents["settings"]
-        self.assert_rejected(
-            contents, rf"was written by version {version}, .*bind init_from to this file"
+    def test_newer_checkpoints_are_set_aside_when_a_run_goes_back(self) -> None:
+        for step in (99_999_999, 100_000_000):
+            self._save(step, keep_last=9)
+        (message,) = checkpoint.tidy(
+            self.workdir, checkpoint.checkpoint_path(self.workdir, 99_999_999)
         )
+        self.assertIn("is newer than resume_from; the file is now step_100000000.pt.aba", message)
+        self.assertEqual(self._names(), ["step_100000000.pt.abandoned", "step_99999999.pt"])
+
+    def test_a_start_from_another_folder_changes_nothing(self) -> None:
+        other = Path(self.create_tempdir().full_path)
+        start = checkpoint.save(other, contents(1), 1, 1, 0)
+        self._save(5)
+        for path in (start, None):
+            self.assertEmpty(checkpoint.tidy(self.workdir, path))
+        self.assertEqual(self._names(), ["step_00000005.pt"])
+
+    @parameterized.parameters(
+        # 3 saves of 100 bytes; keeps the last, with room for the one before it.
+        ((2, 4, 6), 1, 0, 200),
+        ((2, 4, 6), 2, 0, 300),
+        ((2, 4, 6), 1, 4, 300),
+        ((2, 4, 6), 9, 0, 400),
+        ((), 1, 0, 0),
+    )
+    def test_room_for_the_checkpoints_to_come_is_required(
+        self, to_come: tuple[int, ...], keep_last: int, keep_every: int, needed: int
+    ) -> None:
+        def check(free: int) -> None:
+            with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=free)):
+                checkpoint.check_room(self.workdir, 100, to_come, keep_last, keep_every)
+
+        check(needed)
+        if needed:
+            with self.assertRaisesRegex(UserError, "need .* each: free some disk space"):
+                check(needed - 1)
+
+    def test_checkpoints_that_will_be_removed_count_as_room(self) -> None:
+        size = self._save(1).stat().st_size
+        with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=size)):
+            checkpoint.check_room(self.workdir, size, (2, 3), keep_last=1, keep_every=0)
+
+    def test_the_reason_of_the_system_is_reported_and_not_that_of_torch(self) -> None:
+        def full(file: IO[bytes]) -> None:
+            raise OSError(28, "No space left on device")
+
+        with (
+            mock.patch.object(os, "fsync", side_effect=full),
+            self.assertRaisesRegex(UserError, "cannot be written: No space left on device; free"),
+        ):
+            self._save(1)
 
     def test_peek_reads_plain_values(self) -> None:
         peeked = checkpoint.peek(self._save(7))
         for key in ("step", "config", "settings", "versions", "scores", "data", "machine"):
-            self.assertEqual(peeked[key], _contents()[key])
+            self.assertEqual(peeked[key], contents()[key])
 
 
 if __name__ == "__main__":

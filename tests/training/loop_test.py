@@ -5,11 +5,13 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from absl.testing import absltest
 from torch import Tensor
 
+from jigclu.system.errors import UserError
 from jigclu.system.machine import Choice
 from jigclu.training import checkpoint, loop
 from jigclu.training.loop import Evaluation, RunResult
@@ -157,6 +159,67 @@ class LoopTest(TaskTestCase):
         with self.assertRaisesRegex(ValueError, "loss is nan"):
             diverged.train([], log_every=50)
         self.assertEqual(final(self.folder)["step"], 2)
+
+    def damage(self, step: int) -> Path:
+        path = checkpoint.checkpoint_path(self.folder, step)
+        path.write_bytes(path.read_bytes()[:-50])
+        return path
+
+    def test_a_corrupt_newest_checkpoint_is_set_aside_and_the_one_before_it_resumed(self) -> None:
+        CountingRun(self.folder).train([], every=1, keep_last=9, stop_after_steps=4)
+        path = self.damage(4)
+        run = CountingRun(self.folder)
+        _, printed = run.train([], every=3)
+        self.assertEqual(run.calls[0], "read 3")
+        self.assertRegex(printed, rf"warning: checkpoint {path} .*end is missing.*4.pt.corrupt\n")
+        self.assertIn("step_00000003.pt at step 3\n", printed)
+        self.assertEqual(final(self.folder)["parameters"]["w"].item(), 6.0)
+        self.assertTrue(path.with_name(f"{path.name}.corrupt").exists())
+
+    def test_a_run_without_intact_checkpoints_stops(self) -> None:
+        CountingRun(self.folder).train([], keep_last=9)
+        for step in (2, 4, 6):
+            self.damage(step)
+        run = CountingRun(self.folder)
+        with self.assertRaisesRegex(UserError, "step_00000006.pt .*no checkpoint in .* is intact"):
+            run.train([])
+        self.assertEmpty(run.calls)
+
+    def test_a_corrupt_checkpoint_that_the_user_named_stops_the_run(self) -> None:
+        CountingRun(self.folder).train([], keep_last=9)
+        path = self.damage(4)
+        with self.assertRaisesRegex(UserError, "step_00000004.pt cannot be read"):
+            CountingRun(self.folder).train([], resume_from=str(path))
+        self.assertTrue(path.exists())
+
+    def test_a_run_goes_back_to_an_earlier_checkpoint_once(self) -> None:
+        CountingRun(self.folder).train([], every=1, keep_last=9, stop_after_steps=4)
+        back: dict[str, Any] = {
+            "resume_from": str(checkpoint.checkpoint_path(self.folder, 2)),
+            "every": 1,
+        }
+        run = CountingRun(self.folder)
+        _, printed = run.train([], keep_last=9, stop_after_steps=3, **back)
+        self.assertEqual(run.calls, ["read 2", "step 2"])
+        for step in (3, 4):
+            self.assertIn(f"the file is now step_0000000{step}.pt.abandoned\n", printed)
+        self.assertRegex(printed, r"changed since step 2: resume_from was None and is '\S+0002.pt'")
+        again = CountingRun(self.folder)
+        _, printed = again.train([], **back)
+        self.assertEqual(again.calls[0], "read 3")
+        self.assertNotIn("abandoned", printed)
+        self.assertEqual(final(self.folder)["parameters"]["w"].item(), 6.0)
+
+    def test_a_disk_without_room_for_the_checkpoints_stops_the_run_before_its_first_step(
+        self,
+    ) -> None:
+        run = CountingRun(self.folder)
+        with (
+            mock.patch("shutil.disk_usage", return_value=mock.Mock(free=0)),
+            self.assertRaisesRegex(UserError, "has room for 0 MB, but the checkpoints to come"),
+        ):
+            run.train([])
+        self.assertEmpty(run.calls)
 
     def test_compilation_is_announced_with_its_cache(self) -> None:
         compiling = process()

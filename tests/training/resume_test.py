@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from jigclu.system.errors import UserError
 from jigclu.system.machine import Choice, Machine
 from jigclu.system.on_resume import Rule
-from jigclu.training import checkpoint, resume
+from jigclu.training import checkpoint, checkpoint_contents, resume
 from jigclu.training.process import Process
 from jigclu.training.resume import Recipe
 from jigclu.training.state import TrainState
@@ -150,7 +150,7 @@ class ResumeTest(TaskTestCase):
     def test_state_is_restored_from_a_file(self) -> None:
         torch.manual_seed(7)
         contents = contents_of(5.0)
-        self.assertCountEqual(contents, checkpoint.KEYS)
+        self.assertCountEqual(contents, checkpoint_contents.KEYS)
         path = checkpoint.save(self.folder, contents, 5, keep_last=1, keep_every=0)
         expected = torch.rand(3)
 

@@ -146,6 +146,7 @@ AUGMENTATION_FIELDS = [
     *("flip_probability", "mean", "std"),
 ]
 TRAINING_FIELDS = [
+    "resume_from",
     *("seed", "batch_size", "encoder", "small_stem"),
     *("schedule", "schedule.epochs", "schedule.warmup_epochs", "schedule.decay"),
     "schedule.per_epoch",
@@ -223,6 +224,7 @@ class LearningSettingsTest(parameterized.TestCase):
         (PRETRAINING, "micro_batch_size", Rule.LOGGED),
         (PRETRAINING, "learning_rate", Rule.LOGGED),
         (PRETRAINING, "init_from", Rule.INITIAL),
+        (PRETRAINING, "resume_from", Rule.LOGGED),
         (PRETRAINING, "source", Rule.BY_CONTENT),
         (PRETRAINING, "evaluators", Rule.FREE),
         (PRETRAINING, "schedule.stop_after_steps", Rule.FREE),
@@ -254,7 +256,6 @@ class LearningSettingsTest(parameterized.TestCase):
         (PRETRAINING, {"every": 1, "keep_last": 3, "keep_every": 0}),
         (PRETRAINING, {"log_every": 1, "picture_every": 0, "evaluators": (KNN,)}),
         (PRETRAINING, {"source": VAL}),
-        (PRETRAINING, {"resume_from": "checkpoint.pt"}),
         (LINEAR, {"cache": FeatureCache(folder="other", views=2), "workers": 1}),
         (LINEAR, {"val": OTHER_VAL, "val_batch_size": 3}),
         (FINETUNING, {"evaluate_every": 0, "precision": "bfloat16"}),
