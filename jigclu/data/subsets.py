@@ -4,9 +4,7 @@ A subset keeps the classes and class numbers of its source, even of classes with
 that they agree with those of other splits.
 """
 
-import http.client
 import os
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from jigclu.data.decode import Reduction, at_full_size
 from jigclu.data.lists import read_list, spellings
 from jigclu.data.sources import Source, digest, find_notes
 from jigclu.system import files, progress, seeds
-from jigclu.system.dry_run import check_download
+from jigclu.system.download import download
 from jigclu.system.errors import UserError, check, naming
 
 PARTS = ("train", "held_out")
@@ -131,24 +129,10 @@ def _names(source: Source) -> Iterator[str]:
 
 def _download(url: str, folder: str) -> str:
     """Downloads a file unless it is in the folder already; returns its path there."""
-    path = os.path.join(folder, url.rsplit("/", 1)[1])
-    if not os.path.exists(path):
-        check_download(url, path)
-        try:
-            os.makedirs(folder, exist_ok=True)
-            with (
-                progress.status(f"downloading {url}"),
-                urllib.request.urlopen(url, timeout=60) as response,
-            ):
-                content = response.read()
-            # Several ranks may download at once: each writes its own file, and the last one wins.
-            files.write_atomically(Path(path), lambda file: file.write(content))
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise UserError(
-                f"{url} cannot be downloaded to {path} ({error}): download it on a machine "
-                "with a network connection and pass its path instead"
-            ) from error
-    return path
+    path = Path(folder) / url.rpartition("/")[2]
+    if not path.exists():
+        download(url, path)
+    return str(path)
 
 
 class BalancedSubset(SubsetSource):

@@ -1,11 +1,12 @@
 """Tests of jigclu.data.subsets."""
 
-import http.client
+import contextlib
+import io
 import os
 import pickle
 from collections import Counter
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
@@ -14,6 +15,7 @@ from PIL import Image
 from jigclu.data import folders, sources, subsets
 from jigclu.system import dry_run
 from jigclu.system.errors import UserError
+from tests.file_server import FileServer
 
 
 def memory(labels: list[int] | None, title: str = "memory") -> sources.ImageArray:
@@ -93,35 +95,34 @@ class ListedSubsetTest(parameterized.TestCase):
         with self.assertRaisesRegex(UserError, message):
             self.read_list(text)
 
-    def test_lists_are_downloaded_once(self) -> None:
-        url, folder = "https://example.org/lists/1percent.txt", f"{self.root}/lists"
-        response = mock.mock_open(read_data=b"n02_1.JPEG\n")
-        with mock.patch("urllib.request.urlopen", response) as opened:
+    def download(self, content: bytes) -> subsets.ListedSubset:
+        """Reads the list of a server, twice."""
+        self.server = FileServer("1percent.txt", content)
+        self.addCleanup(self.server.close)
+        with contextlib.redirect_stderr(io.StringIO()):
             for _ in range(2):
-                self.assertEqual(subsets.ListedSubset(self.whole, url, folder).labels, [1])
-        opened.assert_called_once()
-        self.assertEqual(os.listdir(folder), ["1percent.txt"])
+                part = subsets.ListedSubset(self.whole, self.server.url, f"{self.root}/lists")
+        return part
+
+    def test_lists_are_downloaded_once(self) -> None:
+        self.assertEqual(self.download(b"n02_1.JPEG\n").labels, [1])
+        self.assertEqual(self.server.requests, [None])
 
     def test_errors_in_a_downloaded_list_name_the_local_copy(self) -> None:
-        response = mock.mock_open(read_data=b"<html>sign in\n")
-        with (
-            mock.patch("urllib.request.urlopen", response),
-            self.assertRaisesRegex(UserError, f"1 of the 1 images of {self.root}/lists/a.txt"),
-        ):
-            subsets.ListedSubset(self.whole, "https://example.org/a.txt", f"{self.root}/lists")
+        message = f"1 of the 1 images of {self.root}/lists/1percent.txt"
+        with self.assertRaisesRegex(UserError, message):
+            self.download(b"<html>sign in\n")
 
-    @parameterized.parameters(
-        OSError("no route"), http.client.IncompleteRead(b"n02_1.JPEG", 90), ValueError("bad port")
-    )
-    def test_failed_downloads_leave_no_file_and_suggest_a_local_path(
-        self, error: Exception
-    ) -> None:
+    def test_failed_downloads_leave_no_list_and_name_its_place(self) -> None:
+        folder = Path(f"{self.root}/lists")
+        message = rf"a.txt cannot be downloaded .* store it as {folder}/a.txt$"
         with (
-            mock.patch("urllib.request.urlopen", side_effect=error),
-            self.assertRaisesRegex(UserError, "a.txt cannot be downloaded .* pass its path"),
+            contextlib.redirect_stderr(io.StringIO()),
+            self.assertRaisesRegex(UserError, message),
         ):
-            subsets.ListedSubset(self.whole, "https://example.org/a.txt", f"{self.root}/lists")
-        self.assertEmpty(os.listdir(f"{self.root}/lists"))
+            # Nothing listens at this port.
+            subsets.ListedSubset(self.whole, "http://127.0.0.1:9/a.txt", str(folder))
+        self.assertEmpty(list(folder.glob("a.txt*")))
 
     def test_dry_run_names_the_list_to_download(self) -> None:
         url, folder = "https://example.org/a.txt", f"{self.root}/lists"

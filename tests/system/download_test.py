@@ -1,7 +1,6 @@
 """Downloads from a server on this machine that interrupts, forgets ranges or lies about sizes."""
 
 import contextlib
-import http.server
 import io
 import threading
 from typing import Any
@@ -12,66 +11,18 @@ from absl.testing import absltest, parameterized
 from jigclu.system import progress
 from jigclu.system.download import PARTIAL_SUFFIX, download
 from jigclu.system.errors import UserError
+from tests.file_server import FileServer
 from tests.folder_case import FolderTestCase
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT as /weights.pth.
-
-    ranges: whether it supports them.
-    most: bytes of a response before it ends early.
-    announced: size in the headers; None for no size.
-    requests: value of the Range header of each request.
-    """
-
-    ranges = True
-    most = len(CONTENT)
-    announced: int | None = len(CONTENT)
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.requests: list[str | None] = []
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        server = self.server
-        assert isinstance(server, Server)
-        asked = self.headers.get("Range")
-        server.requests.append(asked)
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-        if self.path != "/weights.pth":
-            self.send_error(404)
-            return
-        if not server.ranges:
-            start = 0
-        if start >= len(CONTENT):
-            self.send_error(416)
-            return
-        self.send_response(206 if asked and server.ranges else 200)
-        if asked and server.ranges:
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-        if server.announced is not None:
-            self.send_header("Content-Length", str(server.announced - start))
-        self.end_headers()
-        self.wfile.write(CONTENT[start:][: server.most])
-
-    def log_message(self, *arguments: Any) -> None:
-        """Prints nothing."""
-
-
 class DownloadTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.server = Server()
-        thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        thread.start()
-        self.addCleanup(thread.join)
-        self.addCleanup(self.server.server_close)
-        self.addCleanup(self.server.shutdown)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/weights.pth"
+        self.server = FileServer("weights.pth", CONTENT)
+        self.addCleanup(self.server.close)
+        self.url = self.server.url
         self.path = self.folder / "cache" / "weights.pth"
         self.partial = self.path.with_name(f"weights.pth{PARTIAL_SUFFIX}")
 
