@@ -125,6 +125,7 @@ def create_encoder(name: str, small_stem: bool, dilated_stages: int = 0) -> Enco
 
 
 def _create_timm_encoder(name: str, small_stem: bool, dilated_stages: int) -> TimmEncoder:
+    network, channels = timm_networks.create_network(name.removeprefix(timm_networks.PREFIX))
     if small_stem:
         raise UserError(
             f"small_stem is True, which only ResNets of torchvision can have; encoder is {name!r}: "
@@ -132,7 +133,6 @@ def _create_timm_encoder(name: str, small_stem: bool, dilated_stages: int) -> Ti
         )
     expected = f"0 for {name}: only ResNets of torchvision dilate their stages"
     check(dilated_stages == 0, "dilated_stages", dilated_stages, expected)
-    network, channels = timm_networks.create_network(name.removeprefix(timm_networks.PREFIX))
     return TimmEncoder.adopt(network, channels)
 
 

@@ -241,10 +241,14 @@ def _lack(
         )
     names = [key for _, tensors in _dicts_of_tensors(contents, ()) for key in tensors]
     names = names or [str(key) for key in contents if key != tensor_files.METADATA]
-    expected = "torchvision's names of a ResNet, such as conv1.weight"
+    expected = (
+        "torchvision's names of a ResNet, such as conv1.weight, after any prefix, or encoder bound "
+        "to 'timm/<name>' for a network of timm"
+    )
     if named is not None:
-        expected = f"timm's names of {named.encoder}, such as {next(iter(_layers(named)))}"
-    return f"expected {expected}, after any prefix; found {state_dicts.first(names) or 'none'}"
+        first = next(iter(_layers(named)))
+        expected = f"timm's names of {named.encoder}, such as {first}, after any prefix"
+    return f"expected {expected}; found {state_dicts.first(names) or 'none'}"
 
 
 def _distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> int:

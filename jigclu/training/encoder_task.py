@@ -101,8 +101,11 @@ def resolve_encoder(task: Task, workdir: Path) -> Task:
         return _in_place_of_auto(task, known._asdict())
     if task.init_from is None:
         return task
+    if task.encoder != AUTO:
+        with torch.device("meta"):  # An unknown one is not a fault of the weights.
+            create_encoder(task.encoder, small_stem=False)
     with naming("init_from"):
-        known = initial_weights.architecture(task.init_from)
+        known = initial_weights.architecture(task.init_from, task.encoder)
     return _in_place_of_auto(task, known._asdict())
 
 

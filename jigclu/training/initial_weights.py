@@ -113,15 +113,19 @@ def select(values: Mapping[Any, Any], init_from: str, encoder: str | None = None
     return select_weights(values, place.path, place.address, encoder)
 
 
-def architecture(init_from: str) -> Architecture:
+def architecture(init_from: str, encoder: str | None = None) -> Architecture:
     """Returns the architecture of weights from their names and shapes; never downloads.
+
+    Args:
+      init_from: see `find`.
+      encoder: that is expected; see `select_weights`.
 
     Raises: as `read`, except for corrupt tensors.
     """
     place = find(init_from)
     if place.release is not None:
         return place.release.architecture
-    return select(tensor_files.peek(place.path), init_from).architecture
+    return select(tensor_files.peek(place.path), init_from, encoder).architecture
 
 
 def load_into(init_from: str, tensors: Mapping[str, Tensor], encoder: str | None = None) -> str:

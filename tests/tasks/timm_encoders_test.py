@@ -22,7 +22,7 @@ from jigclu.tasks.finetune import FinetuneTask
 from jigclu.tasks.knn import KnnTask
 from jigclu.tasks.linear import LinearTask
 from jigclu.training import initial_weights
-from jigclu.training.encoder_task import resolve_encoder
+from jigclu.training.encoder_task import EncoderTask, resolve_encoder
 from jigclu.training.settings import with_settings
 from tests.samples import ADAMW, SIMCLR
 from tests.small_tasks import (
@@ -34,6 +34,8 @@ from tests.small_tasks import (
     final,
     run_task,
 )
+from tests.tasks.segment_test import small_task as small_segmentation
+from tests.tasks.segment_test import write_images
 
 # With layer normalization, and with batch normalization and activation in one.
 CONVNEXT, EFFICIENTNET = "timm/test_convnext", "timm/test_efficientnet"
@@ -103,6 +105,34 @@ class TimmEncodersTest(TaskTestCase):
             printed = run_task(resolved, self.folder / name)
             self.assertIn("initial weights of", printed, name)
 
+    @parameterized.parameters("linear", "fcn")
+    def test_segmentation_finds_the_encoder_of_a_run(self, head: str) -> None:
+        workdir = self.pretrained()
+        for split, seed in (("train", 0), ("val", 1)):
+            write_images(self.folder / "data" / split, 4, seed, classes=4)
+        task = small_segmentation(
+            str(self.folder / "data"),
+            head=head,
+            encoder="auto",
+            small_stem="auto",
+            init_from=str(workdir),
+            train_size=64,
+            stop_after_steps=1,
+        )
+        task = resolve_encoder(task, self.folder / head)
+        self.assertEqual((task.encoder, task.small_stem), (EFFICIENTNET, False))
+        printed = run_task(task, self.folder / head)
+        self.assertIn("initial weights of", printed)
+        self.assertIn("of 4 images of val, after 1 steps", printed)
+        result, kept = final(self.folder / head), final(workdir)
+        encoder = {k: v for k, v in kept["buffers"].items() if k.startswith("encoder.")}
+        encoder |= {k: v for k, v in kept["parameters"].items() if k.startswith("encoder.")}
+        trained = result["parameters"] | result["buffers"]
+        changed = [k for k, v in encoder.items() if not torch.equal(trained[k], v)]
+        self.assertEqual(bool(changed), head == "fcn")
+        with self.assertRaisesRegex(UserError, "dilated_stages is 1; it must be 0 for timm/"):
+            with_settings(task, dilated_stages=1).check(self.folder / "other")
+
     def test_api_loads_the_encoder_of_a_run(self) -> None:
         workdir = self.pretrained()
         extractor = jigclu.load_encoder(workdir)
@@ -161,6 +191,16 @@ class TimmEncodersTest(TaskTestCase):
         found = initial_weights.read(str(path), CONVNEXT)
         for name, value in encoder.state_dict().items():
             torch.testing.assert_close(found.tensors[f"encoder.{name}"], value)
+
+    def test_a_bound_network_needs_no_stem_and_a_missing_one_is_asked_for(self) -> None:
+        theirs, _ = networks(CONVNEXT)
+        path = self.folder / "w.pth"
+        torch.save(theirs.state_dict(), path)
+        bound: dict[str, Any] = {"init_from": str(path), "small_stem": "auto"}
+        task = EncoderTask(encoder=CONVNEXT, **bound)
+        self.assertIs(resolve_encoder(task, self.folder).small_stem, False)
+        with self.assertRaisesRegex(UserError, "^init_from: .* encoder bound to 'timm/<name>'"):
+            resolve_encoder(EncoderTask(encoder="auto", **bound), self.folder)
 
     def test_weights_of_another_network_are_rejected_in_one_line(self) -> None:
         theirs, _ = networks(CONVNEXT)

@@ -39,7 +39,8 @@ class ResolveTest(FolderTestCase):
     @parameterized.parameters(
         ({"encoder": "resnet50"}, "weights.pth holds another encoder, encoder = 'resnet18'"),
         ({"small_stem": False}, "encoder = 'resnet18' and small_stem = True: bind these"),
-        ({"encoder": "resnet19"}, "encoder 'resnet19' is unknown; did you mean"),
+        ({"encoder": "resnet19"}, "^encoder 'resnet19' is unknown; did you mean"),
+        ({"encoder": "timm/resnet19"}, "^encoder 'timm/resnet19' "),
         ({"init_from": None}, "encoder is 'auto', but there are no weights .* bind init_from"),
         ({"init_from": None, "encoder": "resnet18"}, "small_stem is 'auto', .* such as False"),
         ({"init_from": "none.pth"}, "init_from: checkpoint none.pth does not exist"),
