@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gin
+import torch
 
-from jigclu.system.device import launched_processes, local_device
+from jigclu.models.weights import Architecture
+from jigclu.system import collectives
+from jigclu.system.device import launched_processes, local_device, process_group
 from jigclu.system.errors import UserError, naming
 from jigclu.system.memory import device_memory
 from jigclu.tasks import folder_recipe
 from jigclu.tasks.folder_recipe import PLACES, Choice, Facts
-from jigclu.training import checkpoint
+from jigclu.training import checkpoint, initial_weights
 
 MARKER = "%CHOSEN"
 _MACRO = re.compile(r"%(\w+)")
@@ -110,15 +113,32 @@ def _choose_training(known: Mapping[str, Any], left: Collection[str]) -> list[Ch
     # A copy of a reference is the object to which it refers.
     source = copy.deepcopy(gin.query_parameter("pretrain.source"))
     device = local_device(known["compute.device"])
+    weights = _initial_weights(known)
     with naming("DATA"):
         facts = Facts(
             images=len(source),
             side=folder_recipe.typical_side(source),
             on_gpu=device.type == "cuda",
-            memory=device_memory(device),
+            memory=least_memory(device),
             processes=launched_processes(),
+            weights=weights,
         )
         return folder_recipe.choose_training(facts, known, left)
+
+
+def _initial_weights(known: Mapping[str, Any]) -> Architecture | None:
+    """Returns the encoder of the initial weights, without a download."""
+    if known["pretrain.init_from"] is None:
+        return None
+    with naming("pretrain.init_from"):
+        return initial_weights.architecture(known["pretrain.init_from"], known["pretrain.encoder"])
+
+
+def least_memory(device: torch.device) -> int:
+    """Returns the memory of the smallest device of all ranks, in bytes: all choose alike."""
+    with process_group(device):
+        own = torch.tensor([device_memory(device)], device=device)
+        return int(collectives.gather(own, 0).min())
 
 
 def _checkpoint(known: Mapping[str, Any], workdir: Path | None) -> Path | None:

@@ -19,6 +19,8 @@ from jigclu.data.folders import find_splits, scan_folder
 from jigclu.data.image_files import ImageFiles, ImageWalk, require_folder
 from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labeled
+from jigclu.models.encoder import is_of_timm
+from jigclu.models.weights import Architecture
 from jigclu.system.errors import UserError
 
 _HELD_OUT = 0.1  # Share of each class, at least one image; gin/pretrain_folder.gin binds it, too.
@@ -26,7 +28,9 @@ _MOST_HELD_OUT = 0.2  # Share of all images, which small classes may exceed.
 _NEIGHBORS = 20
 _SAMPLE = 100  # Images whose size is read.
 
-_EPOCHS, _BATCH_SIZE, _LEARNING_RATE = 200, 256, 0.03  # [P]
+_EPOCHS, _BATCH_SIZE = 200, 256  # [P]
+# For that batch, by optimizer: [P], and those of gin/base/convnext.gin and gin/base/lars.gin.
+_LEARNING_RATES = {"sgd": 0.03, "adamw": 2.5e-4, "lars": 0.3}
 _LEAST_STEPS = 5_000
 _LEAST_BATCH_SIZE = 32
 _RESNET50_IMAGES = 10_000
@@ -148,8 +152,9 @@ class Facts(NamedTuple):
     images: number of training images.
     side: typical shorter side of an image, pixels.
     on_gpu: whether GPUs train.
-    memory: of each process's device, bytes.
+    memory: of the smallest device, bytes.
     processes: number of processes that train together.
+    weights: encoder of the initial weights; None for random ones.
     """
 
     images: int
@@ -157,6 +162,7 @@ class Facts(NamedTuple):
     on_gpu: bool
     memory: float
     processes: int
+    weights: Architecture | None
 
 
 def typical_side(source: Source) -> int:
@@ -219,16 +225,31 @@ Rule = Callable[[Facts, Mapping[str, Any]], tuple[Any, str]]
 
 def _size(facts: Facts, values: Mapping[str, Any]) -> tuple[int, str]:
     side = f"the shorter side of images typically has {facts.side} pixels"
-    if not facts.on_gpu:
+    if facts.on_gpu:
+        size = min(max(facts.side // 32 * 32, 32), _MOST_SIZE)
+        reason = f"{side}; a multiple of 32, at most {_MOST_SIZE}"
+    else:
         size = _CPU_SIZE if facts.side > _CPU_LARGE else _CPU_SMALL_SIZE
-        return size, f"{side}; a CPU trains"
-    size = min(max(facts.side // 32 * 32, 32), _MOST_SIZE)
-    return size, f"{side}; a multiple of 32, at most {_MOST_SIZE}"
+        reason = f"{side}; a CPU trains"
+    small = _known_stem(facts, values)
+    if small is None or small == (size <= _SMALL_STEM_SIZE):
+        return size, reason
+    return _SMALL_STEM_SIZE, f"{side}; the encoder has a {'small' if small else 'standard'} stem"
+
+
+def _known_stem(facts: Facts, values: Mapping[str, Any]) -> bool | None:
+    """Returns whether the stem is small, if that does not follow from the images."""
+    if facts.weights is not None:
+        return facts.weights.small_stem
+    if is_of_timm(values.get("pretrain.encoder", "")):
+        return False
+    bound = values.get("pretrain.small_stem")
+    return bound if isinstance(bound, bool) else None
 
 
 def _encoder(facts: Facts, values: Mapping[str, Any]) -> tuple[str, str]:
-    if values["pretrain.init_from"] is not None:
-        return "auto", "as in the initial weights"
+    if facts.weights is not None:
+        return facts.weights.encoder, "as in the initial weights"
     if not facts.on_gpu:
         return "resnet18", "a CPU trains"
     if values["SIZE"] <= _SMALL_STEM_SIZE:
@@ -238,9 +259,11 @@ def _encoder(facts: Facts, values: Mapping[str, Any]) -> tuple[str, str]:
     return "resnet50", f"there are {_RESNET50_IMAGES:,} images or more"
 
 
-def _small_stem(facts: Facts, values: Mapping[str, Any]) -> tuple[bool | str, str]:
-    if values["pretrain.init_from"] is not None:
-        return "auto", "as in the initial weights"
+def _small_stem(facts: Facts, values: Mapping[str, Any]) -> tuple[bool, str]:
+    if facts.weights is not None:
+        return facts.weights.small_stem, "as in the initial weights"
+    if is_of_timm(values["pretrain.encoder"]):
+        return False, "only ResNets of torchvision can have a small stem"
     if values["SIZE"] <= _SMALL_STEM_SIZE:
         return True, f"montages have {_SMALL_STEM_SIZE} pixels or fewer"
     return False, f"montages have more than {_SMALL_STEM_SIZE} pixels"
@@ -248,7 +271,7 @@ def _small_stem(facts: Facts, values: Mapping[str, Any]) -> tuple[bool | str, st
 
 def _pooling_map(facts: Facts, values: Mapping[str, Any]) -> tuple[int | None, str]:
     positions = values["SIZE"] // (8 if values["pretrain.small_stem"] is True else 32)
-    if values["pretrain.small_stem"] == "auto" or positions % 2:
+    if positions % 2:
         return 8, "published; the map's side may be odd"
     return None, f"the map has {positions}x{positions} positions, an even number"
 
@@ -279,8 +302,16 @@ def _step_memory(facts: Facts, values: Mapping[str, Any]) -> float:
 
 
 def _learning_rate(facts: Facts, values: Mapping[str, Any]) -> tuple[float, str]:
-    rate = _LEARNING_RATE * values["pretrain.batch_size"] / _BATCH_SIZE
-    return round(rate, 6), f"{_LEARNING_RATE} for {_BATCH_SIZE} images, in proportion"
+    optimizer = values["pretrain.optimizer"].strip("@()").rpartition("/")[2]
+    if optimizer not in _LEARNING_RATES:
+        known = ", ".join(f"@{name}()" for name in _LEARNING_RATES)
+        raise UserError(
+            f"pretrain.learning_rate is left to the rules, which know those of {known}, but "
+            f"pretrain.optimizer is @{optimizer}(): bind pretrain.learning_rate"
+        )
+    usual = _LEARNING_RATES[optimizer]
+    rate = usual * values["pretrain.batch_size"] / _BATCH_SIZE
+    return float(f"{rate:.6g}"), f"{usual} for {_BATCH_SIZE} images by {optimizer}, in proportion"
 
 
 def _epochs(facts: Facts, values: Mapping[str, Any]) -> tuple[int, str]:

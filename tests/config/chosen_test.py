@@ -1,18 +1,22 @@
 """What a file leaves to the rules is chosen, shown, stored, and kept by a resumed run."""
 
+import os
 from pathlib import Path
 from unittest import mock
 
+import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu import config
 from jigclu.config import chosen
+from jigclu.system import collectives
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training import checkpoint
 from jigclu.training.knn_evaluator import KnnEvaluator
 from tests.config.config_test_case import ConfigTestCase
+from tests.ranks import run_on_ranks
 
 FOLDER = "gin/pretrain_folder.gin"
 # Short enough for a test.
@@ -23,6 +27,13 @@ SHORT = (
     "schedule.epochs=2",
     "loading.workers=0",
 )
+
+
+def least_memory_on_rank() -> int:
+    """Returns what a rank, of which the first has more memory, finds."""
+    own = 9 - collectives.rank()
+    with mock.patch.object(chosen, "device_memory", return_value=own):
+        return chosen.least_memory(torch.device("cpu"))
 
 
 class ChosenTestCase(ConfigTestCase):
@@ -76,7 +87,7 @@ class ChooseTest(ChosenTestCase):
         self.assertEmpty(loaded.unused)
         task = loaded.task
         assert isinstance(task, PretrainTask)
-        self.assertEqual((task.batch_size, task.learning_rate), (4, 0.000469))
+        self.assertEqual((task.batch_size, task.learning_rate), (4, 0.00046875))
         self.assertLen(task.source, 11)  # Nothing is held out.
         self.assertIn("jigsaw.patch_size = 32", loaded.resolved.splitlines())
         self.assertNotIn("SIZE", loaded.chosen.bindings())
@@ -136,6 +147,20 @@ class ChooseTest(ChosenTestCase):
         self.assertEmpty(self.loaded().unused)
         message = self.rejected_folder(f"DATA='{self.photos}'", "knn_evaluator.every=5")
         self.assertStartsWith(message, "knn_evaluator.every = 5 never takes effect")
+
+    def test_initial_weights_determine_network_and_size(self) -> None:
+        home = {"TORCH_HOME": str(self.folder / "torch")}
+        with mock.patch.dict(os.environ, home):
+            loaded = self.loaded("pretrain.init_from='jigclu_200e'", "compute.device='cpu'")
+            loaded.check(self.folder / "run")
+        task = loaded.task
+        assert isinstance(task, PretrainTask)
+        self.assertEqual((task.encoder, task.small_stem), ("resnet50", False))
+        message = self.rejected_folder(f"DATA='{self.photos}'", "pretrain.init_from='none.pth'")
+        self.assertStartsWith(message, "pretrain.init_from: checkpoint none.pth does not exist")
+
+    def test_the_smallest_device_counts_for_every_rank(self) -> None:
+        self.assertEqual(run_on_ranks(least_memory_on_rank, 2), [8, 8])
 
     def test_files_without_the_marker_choose_nothing(self) -> None:
         self.assertEmpty(config.load(["gin/demo.gin"], []).chosen.choices)

@@ -12,20 +12,21 @@ from PIL import Image
 
 from jigclu.data.folders import scan_folder
 from jigclu.data.sources import ImageArray
+from jigclu.models.weights import Architecture
 from jigclu.system.errors import UserError
 from jigclu.tasks import folder_recipe
 from jigclu.tasks.folder_recipe import Facts
 from tests.folder_case import FolderTestCase
 
-GPU = Facts(images=300, side=500, on_gpu=True, memory=24e9, processes=1)
+GPU = Facts(images=300, side=500, on_gpu=True, memory=24e9, processes=1, weights=None)
 CPU = GPU._replace(on_gpu=False)
 
 
 def chosen(facts: Facts, **bound: Any) -> dict[str, Any]:
     """Returns all values, with those that are bound; in names, _ stands for the dot."""
     names = {name.replace(".", "_"): name for name in folder_recipe.RULES}
-    names["pretrain_init_from"] = "pretrain.init_from"
-    known = {"pretrain.init_from": None} | {names[name]: value for name, value in bound.items()}
+    names["pretrain_optimizer"] = "pretrain.optimizer"
+    known = {"pretrain.optimizer": "@sgd()"} | {names[name]: value for name, value in bound.items()}
     left = [name for name in folder_recipe.RULES if name not in known]
     choices = folder_recipe.choose_training(facts, known, left)
     assert [choice.name for choice in choices] == left
@@ -241,10 +242,41 @@ class ChooseTrainingTest(parameterized.TestCase):
         self.assertEqual(values["pretrain.learning_rate"], 0.00375)
         self.assertEqual((values["schedule.warmup_epochs"], values["knn_evaluator.every"]), (2, 4))
 
-    def test_initial_weights_determine_the_network(self) -> None:
-        values = chosen(GPU, pretrain_init_from="jigclu_200e")
-        names = ("pretrain.encoder", "pretrain.small_stem", "jigsaw.pooling_map")
-        self.assertEqual([values[name] for name in names], ["auto", "auto", 8])
+    @parameterized.parameters(
+        (GPU, 500, Architecture("resnet50", False), 224, 8),
+        (GPU, 32, Architecture("resnet50", False), 64, None),
+        (CPU, 32, Architecture("resnet50", False), 64, None),
+        (CPU, 500, Architecture("resnet18", True), 64, None),
+        (GPU, 500, Architecture("timm/convnext_tiny", False), 224, 8),
+    )
+    def test_initial_weights_determine_the_network(
+        self, facts: Facts, side: int, weights: Architecture, size: int, pooling_map: int | None
+    ) -> None:
+        values = chosen(facts._replace(side=side, weights=weights))
+        network = (values["pretrain.encoder"], values["pretrain.small_stem"])
+        self.assertEqual(network, weights)
+        self.assertEqual((values["SIZE"], values["jigsaw.pooling_map"]), (size, pooling_map))
+
+    @parameterized.parameters(
+        {"pretrain_encoder": "timm/convnext_tiny"}, {"pretrain_small_stem": False}
+    )
+    def test_images_are_large_enough_for_a_bound_network(self, **bound: Any) -> None:
+        values = chosen(GPU._replace(side=32), **bound)
+        self.assertEqual((values["SIZE"], values["pretrain.small_stem"]), (64, False))
+
+    @parameterized.parameters(
+        ("@sgd()", 0.03), ("@adamw()", 2.5e-4), ("@own/adamw()", 2.5e-4), ("@lars()", 0.3)
+    )
+    def test_learning_rate_is_that_of_the_optimizer(self, optimizer: str, usual: float) -> None:
+        values = chosen(GPU._replace(images=10**6), pretrain_optimizer=optimizer)
+        self.assertEqual(values["pretrain.learning_rate"], usual)
+        values = chosen(GPU, pretrain_optimizer=optimizer)
+        self.assertEqual(values["pretrain.learning_rate"], usual / 4)
+
+    def test_learning_rate_of_an_unknown_optimizer_must_be_bound(self) -> None:
+        with self.assertRaisesRegex(UserError, r"is @lion\(\): bind pretrain.learning_rate"):
+            chosen(GPU, pretrain_optimizer="@lion()")
+        chosen(GPU, pretrain_optimizer="@lion()", pretrain_learning_rate=0.1)
 
     def test_rejects_a_single_image(self) -> None:
         with self.assertRaisesRegex(UserError, "^there is 1 image to train on: use 2 or more"):
@@ -253,7 +285,7 @@ class ChooseTrainingTest(parameterized.TestCase):
     def test_every_choice_has_a_reason_in_one_line(self) -> None:
         left = list(folder_recipe.RULES)
         for facts in (GPU, CPU, GPU._replace(images=10**6, memory=8e9)):
-            choices = folder_recipe.choose_training(facts, {"pretrain.init_from": None}, left)
+            choices = folder_recipe.choose_training(facts, {"pretrain.optimizer": "@sgd()"}, left)
             for choice in choices:
                 self.assertRegex(choice.reason, r"^[^\n]{5,100}$", choice.name)
 
