@@ -50,10 +50,10 @@ def parse_binding(binding: str, valid: Sequence[str]) -> dict[str, str]:
     Raises:
       UserError: the binding cannot be parsed.
     """
+    if re.match(r"\s*include\b", binding):
+        raise UserError(f"--gin_bindings={binding!r} is not a binding; use --gin_file")
     with messages.one_line_errors(f"--gin_bindings={binding!r}", valid, is_flag=True):
         statements = syntax.statements(binding)
-        if any(isinstance(item, IncludeStatement) for item in statements):
-            raise UserError(f"--gin_bindings={binding!r} is not a binding; use --gin_file")
         gin.parse_config(binding)
     return _bindings(statements)
 
@@ -122,7 +122,14 @@ def _find(file: str, including_folder: Path | None) -> Path:
     for folder in (*folders, Path(), ROOT, ROOT / "gin"):
         if (folder / file).is_file():
             return folder / file
-    raise UserError(f"gin file {file} does not exist{messages.hint(file, shipped_files())}")
+    problem = "is a folder" if Path(file).is_dir() else "does not exist"
+    raise UserError(f"gin file {file} {problem}{messages.hint(file, shipped_files())}")
+
+
+def files_that_bind(name: str) -> list[str]:
+    """Returns those of gin/base that bind a name."""
+    base = [file for file in shipped_files() if is_base(file)]
+    return [file for file in base if f"\n{name} = " in (ROOT / file).read_text(encoding="utf-8")]
 
 
 def is_base(file: str) -> bool:

@@ -287,7 +287,7 @@ def _refers(value: str) -> bool:
 
 def _used_names() -> list[str]:
     operative = _bindings(gin.operative_config_str(max_line_length=_LONG))
-    return [name for name in operative if "." in name]
+    return list(operative)
 
 
 def _resolve(operative: Mapping[str, str]) -> str:

@@ -65,18 +65,23 @@ def _name_readers(message: str) -> str:
     if not call:
         return line
     reference = f"@{call[2]}/{call[1]}()" if call[2] else f"@{call[1]}()"
-    bindings = [
-        text.split(" = ", 1) for text in gin.config_str(_LONG).splitlines() if " = " in text
-    ]
+    bindings = _bindings()
     similar = [name for name, value in bindings if f"{call[1]}()" in value]
     readers = [name for name, value in bindings if reference in value]
     return f"{line} (read for {', '.join(readers)})" if readers and len(similar) > 1 else line
 
 
+def _bindings() -> list[tuple[str, str]]:
+    """Returns names and values of all bindings that gin has read."""
+    lines = gin.config_str(_LONG).splitlines()
+    return [(name, value) for name, equals, value in (x.partition(" = ") for x in lines) if equals]
+
+
 def hint(name: str, valid: Sequence[str]) -> str:
     """Returns "; did you mean …?" with the nearest valid name, or "" if none is near."""
-    near = difflib.get_close_matches(name, valid, 1, 0.65)
-    return f"; did you mean {near[0]}?" if near else ""
+    spelled = {other.lower(): other for other in valid}
+    near = difflib.get_close_matches(name.lower(), spelled, 1, 0.65)
+    return f"; did you mean {spelled[near[0]]}?" if near else ""
 
 
 def find_owner(root: Any, path: Sequence[str], field: str) -> Any:
@@ -124,6 +129,8 @@ def _line_number(error: Exception) -> int | None:
 def _explain(error: Exception, valid: Sequence[str], is_flag: bool) -> str:
     if isinstance(error, RecursionError):
         return "a reference or macro refers to itself"
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8 text; save it in that encoding"
     if isinstance(error, tokenize.TokenError):
         return str(error.args[0])
     if isinstance(error, SyntaxError):
@@ -133,7 +140,8 @@ def _explain(error: Exception, valid: Sequence[str], is_flag: bool) -> str:
     message = re.sub(r" In bindings string line \d.*", "", message).rstrip(".")
     macro = re.search(r"configurable 'macro' .* in scope '(.+)'", message)
     if macro:
-        return f"%{macro[1]} is read but not bound; bind it as {macro[1]} = …"
+        near = hint(macro[1], [name for name, _ in _bindings() if "." not in name])
+        return f"%{macro[1]} is read but not bound; bind it as {macro[1]} = …{near}"
     unknown = re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message)
     if unknown:
         return message + hint(unknown[1], valid)

@@ -208,8 +208,8 @@ def _describe_missing(name: str, missing: Sequence[str]) -> str:
             f"{message}; bind it, or refer to @{scoped[1]}/{name}(), for which "
             f"{scoped[1]}/{missing[0]} is bound"
         )
-    base = f"gin/base/{name}.gin"
-    usual = base if (gin_files.ROOT / base).is_file() else "gin/base"
+    own, found = f"gin/base/{name}.gin", gin_files.files_that_bind(missing[0])
+    usual = own if own in found else found[0] if len(found) == 1 else "gin/base"
     return (
         f"{message}; bind every value in a gin file ({usual} has the usual values) or with "
         "--gin_bindings"
@@ -252,11 +252,20 @@ def _as_written(name: str, parameter: str) -> str:
 
 def _spell(value: Any) -> str:
     """Describes a value with its type, or an object by the reference that built it."""
-    if value is None or type(value) in (bool, int, float, str, tuple, list, dict):
+    if _is_plain(value):
         return f"{value!r}, of type {type(value).__name__}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_spell, value))})"
     if inspect.isfunction(value):
         return f"@{value.__name__} without parentheses"
     return f"a reference to {_NAMES.get(type(value), type(value).__name__)}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns whether a value consists of Python's literals."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str, dict)
 
 
 def _expected(hint: Any) -> str:

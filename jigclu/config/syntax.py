@@ -6,8 +6,13 @@ from typing import Any, NamedTuple
 
 from gin.config_parser import ConfigParser, ParserDelegate
 
+from jigclu.config import sizes
+
+# Macros of the run files, which a value reads as %DATA.
+_MACROS = ("DATA", "SIZE", *sizes.DERIVED)
 # Constants of other languages.
 _CONSTANTS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+_INCLUDE = re.compile(r"include\s+['\"]?([^'\"]+?)['\"]?\s*$")
 _STATEMENT = re.compile(r"[\s-]*([\w./]+)\s*(?:==|=|:)\s*(.+?)\s*$")
 _NEXT_STATEMENT = re.compile(r"[\s,;]+(?=[a-zA-Z_][\w/]*\.\w+\s*=)")
 _QUOTED_OR_REFERENCE = re.compile(r"('[^']*'|\"[^\"]*\"|[@%][\w./]+(?:\(\))?)")
@@ -47,12 +52,15 @@ def correct(line: str, configurables: Collection[str]) -> list[str]:
     """Corrects a line that gin cannot parse.
 
     Args:
-      line: with one binding, or with several, which gin does not accept.
+      line: with one binding, with several, which gin does not accept, or with an include.
       configurables: names that a reference may have.
 
     Returns:
-      The corrected bindings, or none if the mistake is not a common one.
+      The corrected statements, or none if the mistake is not a common one.
     """
+    include = _INCLUDE.match(line)
+    if include:
+        return [f"include '{include[1]}'"]
     corrected = []
     for part in _NEXT_STATEMENT.split(line.partition("#")[0].strip().rstrip(",;")):
         match = _STATEMENT.match(part)
@@ -73,7 +81,8 @@ def similar_values(value: str, configurables: Collection[str]) -> list[str]:
     text = value.strip("'\"")
     unquoted = _correct_value(text, configurables) if text else value
     called = re.sub(r"(@[\w./]+)(?![\w./(])", r"\1()", unquoted)
-    return [text, called, f"({called},)"]
+    nothing = ["()"] if value == "None" else []
+    return [text, called, f"({called},)", value.removesuffix(".0"), *nothing]
 
 
 def _correct_value(value: str, configurables: Collection[str]) -> str:
@@ -88,6 +97,8 @@ def _correct_value(value: str, configurables: Collection[str]) -> str:
             return f"@{word}()"
         if word in ("True", "False", "None"):
             return word
+        if word in _MACROS:
+            return f"%{word}"
         return _CONSTANTS.get(word.lower(), f"'{word}'")
 
     parts = _QUOTED_OR_REFERENCE.split(value)

@@ -117,7 +117,7 @@ class LoadTest(ConfigTestCase):
         ("", "not bound: launch.task"),
         ("include 'gin/base/pretrain.gin'\n", "not bound: schedule.epochs, schedule.decay"),
         ("include 'gin/base/jigsaw.gin'\n", "not bound: pretrain.source"),
-        (b"\xff\xfe\x00", "run.gin", "can't decode byte 0xff"),
+        (b"\xff\xfe\x00", "run.gin: not UTF-8 text; save it in that encoding"),
     )
     def test_rejects_files(self, text: str | bytes, *parts: str) -> None:
         message = self.rejected(files=(self.file(text),))

@@ -22,6 +22,7 @@ class NamesTest(ConfigTestCase):
         ("knn_evaluator.neighbours=3", "'neighbours'", "; did you mean knn_evaluator.neighbors?"),
         ("knn_evaluator.neighbors_=3", "'neighbors_'", "; did you mean knn_evaluator.neighbors?"),
         ("pretrain.optimizer=@sgt()", "'@sgt()'", "; did you mean sgd?"),
+        ("pretrain.optimizer=@SGD()", "'@SGD()'", "; did you mean sgd?"),
         ("eval_transform.normalisation=3", "'normalisation'"),
     )
     def test_misspelled_name_gets_a_hint(self, binding: str, *parts: str) -> None:
@@ -57,7 +58,10 @@ class SyntaxTest(ConfigTestCase):
         ("=3", "expected name = value"),
         ("pretrain.seed=@pretrain()", "a reference or macro refers to itself"),
         ("import no_such_module", "No module named 'no_such_module'"),
+        ("ProceduralImages.size=%size", "bind it as size = …; did you mean SIZE?"),
+        ("sizes=32", "sizes = 32 never takes effect", "did you mean SIZE?"),
         ("include 'gin/demo.gin'", "is not a binding; use --gin_file"),
+        ("include gin/demo.gin", "is not a binding; use --gin_file"),
     )
     def test_is_reported_in_one_line(self, binding: str, *parts: str) -> None:
         message = self.rejected(binding)
@@ -100,6 +104,12 @@ class SyntaxTest(ConfigTestCase):
             f"{file}, line 3: cannot read the value resnet18 in 'pretrain.encoder = resnet18'; "
             "write pretrain.encoder = 'resnet18'",
         )
+
+    def test_include_without_quotes_is_corrected(self) -> None:
+        file = self.file("pretrain.seed = 3\ninclude gin/demo.gin\n")
+        message = self.rejected(files=(file,))
+        self.assertStartsWith(message, f"{file}, line 2: ")
+        self.assertEndsWith(message, "; write include 'gin/demo.gin'")
 
     def test_path_that_does_not_exist_is_reported_with_the_bindings_that_read_it(self) -> None:
         message = self.rejected(

@@ -30,7 +30,11 @@ class TypesTest(ConfigTestCase):
             "pretrain.batch_size='64'",
             "'64', of type str; expected int; write pretrain.batch_size = 64",
         ),
-        ("pretrain.batch_size=64.0", "64.0, of type float; expected int"),
+        (
+            "pretrain.batch_size=1e3",
+            "1000.0, of type float; expected int; write pretrain.batch_size = 1000",
+        ),
+        ("pretrain.batch_size=64.5", "64.5, of type float; expected int"),
         ("pretrain.batch_size=True", "True, of type bool; expected int"),
         ("pretrain.batch_size=None", "None, of type NoneType; expected int"),
         ("compute.compile=1", "1, of type int; expected bool or 'auto'"),
@@ -93,8 +97,12 @@ class TypesTest(ConfigTestCase):
         self.assertEqual(self.rejected(binding), message)
 
     def test_rejects_a_tuple_with_an_item_of_another_type(self) -> None:
-        message = self.rejected("pretrain.evaluators=(@knn_evaluator(), @sgd())")
-        self.assertStartsWith(message, "pretrain.evaluators is (")
+        message = self.rejected("pretrain.evaluators=(@knn_evaluator(), @sgd(), @sgd, 3)")
+        self.assertStartsWith(
+            message,
+            "pretrain.evaluators is (a reference to knn_evaluator, a reference to sgd, @sgd "
+            "without parentheses, 3, of type int)",
+        )
         self.assertEndsWith(message, "expected a tuple of @knn_evaluator(), @probe_evaluator()")
 
     def test_an_option_of_a_union_is_listed_with_none(self) -> None:
@@ -113,6 +121,17 @@ class TypesTest(ConfigTestCase):
             "not bound: linear.encoder, linear.small_stem, linear.init_from "
             f"and {more} more; bind every",
         )
+
+    @parameterized.parameters(
+        ("pretrain.optimizer=@lars()", "gin/base/lars.gin"),
+        ("pretrain.optimizer=@adamw()", "gin/base/convnext.gin"),
+        ("pretrain.method=@simclr()", "gin/base/simclr.gin"),
+        ("schedule.decay=@step_decay()", "gin/base"),  # Several files bind it.
+    )
+    def test_missing_bindings_come_with_the_file_of_their_usual_values(
+        self, binding: str, file: str
+    ) -> None:
+        self.assertIn(f" in a gin file ({file} has the usual values) ", self.rejected(binding))
 
 
 class ValuesTest(ConfigTestCase):

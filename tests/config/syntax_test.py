@@ -29,6 +29,9 @@ class CorrectTest(parameterized.TestCase):
         ("--a.b=3", "a.b = 3"),
         ("a.b = 'text", "a.b = 'text'"),
         ("a.b = resnet18  # comment", "a.b = 'resnet18'"),
+        ("a.b = DATA", "a.b = %DATA"),
+        ("include gin/demo.gin", "include 'gin/demo.gin'"),
+        ('include "../my files/a.gin', "include '../my files/a.gin'"),
     )
     def test_common_mistakes(self, line: str, expected: str) -> None:
         self.assertEqual(syntax.correct(line, NAMES), [expected])
@@ -50,6 +53,8 @@ class SimilarValuesTest(parameterized.TestCase):
         ("@val/ImageFolder", "@val/ImageFolder()"),
         ("@knn_evaluator()", "(@knn_evaluator(),)"),
         ("'sgd'", "@sgd()"),
+        ("1000.0", "1000"),
+        ("None", "()"),
         ("'@sgd()'", "@sgd()"),
     )
     def test_include_the_value_that_was_meant(self, value: str, meant: str) -> None:
