@@ -21,6 +21,8 @@ from jigclu.tasks.linear import LinearTask
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training.settings import with_settings
+from jigclu.training.state import TrainState
+from jigclu.training.step import StepResult
 from tests.launch_test import SMALL
 from tests.samples import write_image_tree
 from tests.small_tasks import PRETRAINING, TaskTestCase, final
@@ -146,9 +148,9 @@ class AdviceTest(TaskTestCase, parameterized.TestCase):
         broken = {"loss": torch.tensor(torch.nan)}
 
         def diverge(
-            task: PretrainTask, step: object, chance: object, state: object, inputs: object
-        ) -> tuple[object, dict[str, torch.Tensor]]:
-            return state._replace(step=state.step + 1), broken  # type: ignore[attr-defined]
+            task: PretrainTask, step: object, references: object, state: TrainState, *_: object
+        ) -> StepResult:
+            return StepResult(state._replace(step=state.step + 1), broken, {})
 
         with mock.patch.object(PretrainTask, "take_step", diverge):
             message = self.rejected()

@@ -29,8 +29,8 @@ class ClassificationLosses(NamedTuple):
 class ClassifierForward(NormalizingForward):
     """The forward pass of a classifier: normalization, network, cross-entropy."""
 
-    def forward(self, images: Tensor, labels: Tensor) -> ClassificationLosses:
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[ClassificationLosses, tuple[()]]:
         """Returns this rank's loss and accuracy; for the arguments see `ClassificationInputs`."""
         logits = self.apply_network(self.normalize(images)).float()
         accuracy = (logits.argmax(1) == labels).float().mean()
-        return ClassificationLosses(functional.cross_entropy(logits, labels), accuracy)
+        return ClassificationLosses(functional.cross_entropy(logits, labels), accuracy), ()

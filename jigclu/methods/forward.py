@@ -16,8 +16,9 @@ from jigclu.system.machine import PRECISIONS
 class Forward(nn.Module):
     """A network and its losses.
 
-    `forward` of a subclass returns a NamedTuple of scalars, the loss first: means over the
-    images of this rank.
+    `forward` of a subclass returns losses and outputs. Losses are a NamedTuple of scalars, the
+    loss to minimize first: means over the images of this rank. Outputs are detached tensors for
+    `measures`, none for most networks.
     """
 
     def __init__(self, network: nn.Module, precision: str, channels_last: bool) -> None:
@@ -45,6 +46,10 @@ class Forward(nn.Module):
 
     def update_state(self) -> None:
         """Updates state that does not follow gradients, after the optimizer step."""
+
+    def measures(self, outputs: Any, inputs: Any) -> dict[str, Tensor]:
+        """Returns measures of a step from its outputs and inputs, see `Method.measures`."""
+        return {}
 
 
 class NormalizingForward(Forward):
@@ -104,10 +109,16 @@ class MethodForward(Forward):
         self._encode = torch.compile(self._apply_to_crops, fullgraph=True, dynamic=False)
         self._compare = torch.compile(self.method.losses, fullgraph=True, dynamic=False)
 
-    def forward(self, crops: Tensor, augmentation: Draws, targets: tuple[Tensor, ...]) -> Any:
-        """Returns the losses of this rank; for the arguments see `StepInputs`."""
+    def forward(
+        self, crops: Tensor, augmentation: Draws, targets: tuple[Tensor, ...]
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        """Returns losses and outputs of this rank; for the arguments see `StepInputs`."""
+        outputs = self._outputs(crops, augmentation)
+        return self._compare(outputs, targets), tuple(value.detach() for value in outputs)
+
+    def _outputs(self, crops: Tensor, augmentation: Draws) -> tuple[Tensor, ...]:
         if self._micro_batch_size is None:
-            return self._compare(self._encode(crops, augmentation), targets)
+            return self._encode(crops, augmentation)
         rows = self._micro_batch_size * self.method.crops_per_image
         outputs = [
             recompute(self._encode, self.network, piece, tuple(drawn))
@@ -115,11 +126,15 @@ class MethodForward(Forward):
                 crops.split(rows), *(values.split(rows) for values in augmentation), strict=True
             )
         ]
-        return self._compare(tuple(map(torch.cat, zip(*outputs, strict=True))), targets)
+        return tuple(map(torch.cat, zip(*outputs, strict=True)))
 
     def update_state(self) -> None:
         """Updates the method's state, such as a momentum teacher, after the optimizer step."""
         self.method.update_state(self.network)
+
+    def measures(self, outputs: Any, inputs: Any) -> dict[str, Tensor]:
+        """Returns the measures of the method; inputs are `StepInputs`."""
+        return self.method.measures(outputs, inputs.targets)
 
     def _apply_to_crops(self, crops: Tensor, augmentation: Draws) -> tuple[Tensor, ...]:
         augmented = self.method.augmentation(crops, augmentation)

@@ -26,7 +26,7 @@ from jigclu.data.sources import Source
 from jigclu.methods.method import StepInputs
 from jigclu.models.encoder import Encoder
 from jigclu.models.jigclu import JigClu
-from jigclu.ops import jigsaw, losses, schedules
+from jigclu.ops import health, jigsaw, losses, metrics, schedules
 from jigclu.ops.augment import Augmentation, draw_augmentation, select_rows
 from jigclu.ops.crops import check_crop, jigsaw_crops
 from jigclu.ops.pictures import SHOWN, image_grid
@@ -177,7 +177,7 @@ class Jigsaw:
           outputs: of `JigClu`: embeddings and location logits of this rank's slots.
           targets: the permutation, int64 [batch * grid**2].
         """
-        embeddings, location_logits = outputs
+        embeddings, location_logits, _ = outputs
         (permutation,) = targets
         pieces, slots = self.grid**2, len(embeddings)
         own = collectives.rank() * slots
@@ -197,6 +197,24 @@ class Jigsaw:
         loss = self.clustering_weight * clustering + self.location_weight * location
         return JigsawLosses(loss, clustering, location, accuracy)
 
+    def measures(
+        self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+    ) -> dict[str, Tensor]:
+        """Returns the health of embeddings and features, and which places are mistaken.
+
+        Args:
+          outputs: see `losses`.
+          targets: see `losses`.
+        """
+        embeddings, location_logits, features = (collectives.gather(v, dim=0) for v in outputs)
+        (permutation,) = targets
+        by_image = losses.embeddings_by_image(embeddings, permutation, self.grid)
+        places = jigsaw.patch_locations(permutation, len(by_image))
+        counts = metrics.add(
+            metrics.no_counts(self.grid**2, places.device), location_logits, places
+        )
+        return {**health.measure(by_image, features), "location_confusion": counts.confusion}
+
     def update_state(self, network: nn.Module) -> None:
         """Does nothing: the method has no state."""
 
@@ -207,6 +225,15 @@ class Jigsaw:
             "clustering_loss": self.temperature / self.base_temperature * math.log(others),
             "location_loss": math.log(self.grid**2),
             "location_accuracy": 1 / self.grid**2,
+            "retrieval": health.chance_retrieval(batch_size, self.grid**2),
+        }
+
+    def floor(self, batch_size: int) -> dict[str, float]:
+        """Returns the clustering loss if equal embeddings of an image are as far as possible."""
+        return {
+            "clustering_loss": losses.least_clustering_loss(
+                batch_size, self.grid**2, self.temperature, self.base_temperature
+            )
         }
 
     def draw(self, inputs: StepInputs) -> Tensor:

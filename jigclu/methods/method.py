@@ -91,11 +91,31 @@ class Method(Protocol):
           targets: of the step inputs.
         """
 
+    def measures(
+        self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+    ) -> dict[str, Tensor]:
+        """Measures what the network has learned; see `losses` for the arguments.
+
+        Called on all ranks after some steps only, without gradients, so that it may wait for the
+        device.
+
+        Returns:
+          By name, scalars [], or confusions int64 [places, places] with the truth as rows: of
+          the global batch, thus the same on every rank.
+        """
+
     def update_state(self, network: nn.Module) -> None:
         """Updates the method's state in place after the optimizer step, without gradients."""
 
     def chance(self, batch_size: int) -> dict[str, float]:
-        """Returns the values of some losses and metrics for a network that has learned nothing.
+        """Returns the values of some losses and measures if the network has learned nothing.
+
+        Args:
+          batch_size: images of the global batch.
+        """
+
+    def floor(self, batch_size: int) -> dict[str, float]:
+        """Returns the least possible values of losses, where these are not 0.
 
         Args:
           batch_size: images of the global batch.

@@ -45,10 +45,12 @@ class SegmenterForward(NormalizingForward):
         maps = self.apply_network(self.normalize(images))
         return upsample(maps, height, width)
 
-    def forward(self, images: Tensor, masks: Tensor, pixels: Tensor) -> SegmentationLosses:
+    def forward(
+        self, images: Tensor, masks: Tensor, pixels: Tensor
+    ) -> tuple[SegmentationLosses, tuple[()]]:
         """Returns this rank's losses; for the arguments see `SegmentationInputs`."""
         logits, truth = self.logits(images, *masks.shape[1:]), masks.long()
         loss = functional.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="sum")
         # No class has the number IGNORED.
         correct = (logits.argmax(1) == truth).sum()
-        return SegmentationLosses(loss / pixels, correct / pixels)
+        return SegmentationLosses(loss / pixels, correct / pixels), ()

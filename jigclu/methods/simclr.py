@@ -18,7 +18,7 @@ from jigclu.data.sources import Source
 from jigclu.methods.method import StepInputs
 from jigclu.models.encoder import Encoder
 from jigclu.models.projector import Projector
-from jigclu.ops import losses
+from jigclu.ops import health, losses
 from jigclu.ops.augment import Augmentation, draw_augmentation, select_rows
 from jigclu.ops.crops import check_crop, two_views
 from jigclu.ops.pictures import SHOWN, image_grid
@@ -118,7 +118,7 @@ class SimClr:
           outputs: of `Projector`: the embeddings of this rank's views, in the order of images.
           targets: none.
         """
-        (embeddings,) = outputs
+        embeddings = outputs[0]
         images = len(embeddings) // VIEWS
         gathered = collectives.gather_with_gradient(embeddings).unflatten(0, (-1, VIEWS))
         first = collectives.rank() * images
@@ -126,12 +126,27 @@ class SimClr:
             losses.clustering_loss(gathered, first, images, self.temperature, self.temperature)
         )
 
+    def measures(
+        self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+    ) -> dict[str, Tensor]:
+        """Returns the health of embeddings and features; see `losses` for the arguments."""
+        embeddings, features = (collectives.gather(values, dim=0) for values in outputs)
+        return health.measure(embeddings.unflatten(0, (-1, VIEWS)), features)
+
     def update_state(self, network: nn.Module) -> None:
         """Does nothing: the method has no state."""
 
     def chance(self, batch_size: int) -> dict[str, float]:
-        """Returns the loss if all embeddings are equal."""
-        return {"loss": math.log(VIEWS * batch_size - 1)}
+        """Returns the loss if all embeddings are equal, and the retrieval of random ones."""
+        return {
+            "loss": math.log(VIEWS * batch_size - 1),
+            "retrieval": health.chance_retrieval(batch_size, VIEWS),
+        }
+
+    def floor(self, batch_size: int) -> dict[str, float]:
+        """Returns the loss if equal embeddings of an image are as far apart as possible."""
+        temperature = self.temperature
+        return {"loss": losses.least_clustering_loss(batch_size, VIEWS, temperature, temperature)}
 
     def draw(self, inputs: StepInputs) -> Tensor:
         """Draws the first views as the network sees them: uint8 [3, height, width]."""

@@ -14,10 +14,12 @@ class Outputs(NamedTuple):
 
     embeddings: float32 [montages * grid**2, channels], L2-normalized.
     location_logits: [montages * grid**2, grid**2].
+    features: [montages * grid**2, channels], of the encoder.
     """
 
     embeddings: Tensor
     location_logits: Tensor
+    features: Tensor
 
 
 class JigClu(nn.Module):
@@ -45,4 +47,4 @@ class JigClu(nn.Module):
         features = split_features(self.encoder(montages), self.grid, self.pooling_map)
         # bfloat16 has 8 bits, too few for cosines that are divided by a temperature.
         embeddings = functional.normalize(self.fc_clu(features).float(), dim=1)
-        return Outputs(embeddings, self.fc_loc(features))
+        return Outputs(embeddings, self.fc_loc(features), features)

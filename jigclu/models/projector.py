@@ -10,9 +10,14 @@ from jigclu.ops.normalize import pool
 
 
 class Projections(NamedTuple):
-    """Embeddings float32 [images, channels], L2-normalized."""
+    """Embeddings of images, and what they are computed from.
+
+    embeddings: float32 [images, embedding_channels], L2-normalized.
+    features: [images, channels], of the encoder.
+    """
 
     embeddings: Tensor
+    features: Tensor
 
 
 class Projector(nn.Module):
@@ -33,6 +38,7 @@ class Projector(nn.Module):
 
     def forward(self, images: Tensor) -> Projections:
         """Maps float [images, 3, height, width] to embeddings."""
-        embeddings = self.projection(pool(self.encoder(images)))
+        features = pool(self.encoder(images))
+        embeddings = self.projection(features)
         # bfloat16 has 8 bits, too few for cosines that are divided by a temperature.
-        return Projections(functional.normalize(embeddings.float(), dim=1))
+        return Projections(functional.normalize(embeddings.float(), dim=1), features)

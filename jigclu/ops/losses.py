@@ -1,5 +1,7 @@
 """The two losses of jigsaw clustering (Chen et al., CVPR 2021, section 3.2)."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -57,6 +59,27 @@ def clustering_loss(
     to_siblings = similarity.sum(2) - similarity.diagonal(dim1=1, dim2=2)
     log_likelihood = to_siblings.flatten() / (patches - 1) - to_others
     return -temperature / base_temperature * log_likelihood.mean()
+
+
+def least_clustering_loss(
+    images: int, patches: int, temperature: float, base_temperature: float
+) -> float:
+    """Returns the least value of `clustering_loss`.
+
+    The patches of an image then have one embedding, and the embeddings of images are the corners
+    of a regular simplex, with cosines of -1 / (images - 1) (Graf et al., ICML 2021, theorem 2).
+    Embeddings with fewer than images - 1 channels do not reach it.
+
+    Args:
+      images: of the global batch, two or more.
+      patches: of each image.
+      temperature: see `clustering_loss`.
+      base_temperature: likewise.
+    """
+    others = (images - 1) * patches
+    distance = (1 + 1 / (images - 1)) / temperature
+    total = math.log(patches - 1 + others * math.exp(-distance))
+    return temperature / base_temperature * total
 
 
 def _log_sum_of_others(anchors: Tensor, own: Tensor, patches: Tensor, temperature: float) -> Tensor:

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor
-
 from jigclu.methods.classification import ClassificationInputs, ClassifierForward
 from jigclu.models.classifier import Classifier
 from jigclu.models.encoder import encoder_tensors
@@ -27,7 +25,7 @@ from jigclu.training.loop import RunResult, never, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
 from jigclu.training.state import TrainState
-from jigclu.training.step import TrainingStep
+from jigclu.training.step import StepResult, TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +116,10 @@ class FinetuneTask(SupervisedTask):
         )
 
     def _take_step(
-        self, step: TrainingStep, state: TrainState, inputs: ClassificationInputs
-    ) -> tuple[TrainState, dict[str, Tensor]]:
-        return step(state, inputs, self.learning_rate * self.learning_rate_factor(state.step))
+        self, step: TrainingStep, state: TrainState, inputs: ClassificationInputs, measured: bool
+    ) -> StepResult:
+        rate = self.learning_rate * self.learning_rate_factor(state.step)
+        return step(state, inputs, rate, measured)
 
     def _evaluate(
         self, network: Classifier, process: Process, monitor: Monitor, step: int

@@ -33,6 +33,7 @@ from jigclu.training.probe_step import ProbeStep, initial_state, to_probes
 from jigclu.training.process import Process
 from jigclu.training.resume import History, Recipe
 from jigclu.training.state import TrainState
+from jigclu.training.step import StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,13 +165,14 @@ class LinearTask(SupervisedTask):
         step: ProbeStep,
         state: TrainState,
         inputs: ClassificationInputs,
-    ) -> tuple[TrainState, dict[str, Tensor]]:
+        measured: bool,
+    ) -> StepResult:
         factor = self.learning_rate_factor(state.step)
         state, metrics = step(
             state, features.features(inputs), inputs.labels, self.batch_size, factor
         )
         rate = torch.full((), factor, device=inputs.labels.device)
-        return state, metrics | {"learning_rate_factor": rate}
+        return StepResult(state, metrics | {"learning_rate_factor": rate}, {})
 
     def _evaluate(
         self,

@@ -27,7 +27,7 @@ from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
 from jigclu.training.resume import History
 from jigclu.training.state import TrainState
-from jigclu.training.step import TrainingStep
+from jigclu.training.step import StepResult, TrainingStep
 from jigclu.training.task import TrainingTask
 
 
@@ -156,7 +156,7 @@ class PretrainTask(TrainingTask):
                 ),
                 batches=reader.batches,
                 prepare=self.prepare,
-                take_step=partial(self.take_step, step, self.chance(process.device)),
+                take_step=partial(self.take_step, step, self.references(process.device)),
                 evaluations=[self._evaluation(item, step, process) for item in self.evaluators],
                 draw=self.method.draw,
                 summarize=lambda history: [*reader.summary(), *_gains(history)],
@@ -178,20 +178,24 @@ class PretrainTask(TrainingTask):
         """Returns the inputs of a step, counted from 0."""
         return self.method.step_inputs(batch.crops, self.seed, step)
 
-    def chance(self, device: torch.device) -> dict[str, Tensor]:
-        """Returns metrics of a network that has learned nothing, by name, float32 []."""
-        values = self.method.chance(self.batch_size)
-        return {
-            f"{name}_chance": torch.tensor(value, device=device) for name, value in values.items()
-        }
+    def references(self, device: torch.device) -> dict[str, Tensor]:
+        """Returns chance levels and floors of losses and measures, by name, float32 []."""
+        values = {f"{k}_chance": v for k, v in self.method.chance(self.batch_size).items()}
+        values |= {f"{k}_floor": v for k, v in self.method.floor(self.batch_size).items()}
+        return {name: torch.tensor(value, device=device) for name, value in values.items()}
 
     def take_step(
-        self, step: TrainingStep, chance: dict[str, Tensor], state: TrainState, inputs: StepInputs
-    ) -> tuple[TrainState, dict[str, Tensor]]:
-        """Takes one step at the scheduled learning rate; returns the next state and metrics."""
+        self,
+        step: TrainingStep,
+        references: dict[str, Tensor],
+        state: TrainState,
+        inputs: StepInputs,
+        measured: bool = False,
+    ) -> StepResult:
+        """Takes one step at the scheduled learning rate; its metrics contain the references."""
         rate = self.learning_rate * self.learning_rate_factor(state.step)
-        state, metrics = step(state, inputs, rate)
-        return state, metrics | chance
+        result = step(state, inputs, rate, measured)
+        return result._replace(metrics=result.metrics | references)
 
     def _evaluation(self, evaluator: Evaluator, step: TrainingStep, process: Process) -> Evaluation:
         encoder, precision = step.network.encoder, PRECISIONS[process.machine.precision.value]

@@ -43,7 +43,7 @@ from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
 from jigclu.training.resume import History
 from jigclu.training.state import TrainState
-from jigclu.training.step import TrainingStep
+from jigclu.training.step import StepResult, TrainingStep
 from jigclu.training.task import TrainingTask
 
 _PICTURES = 4  # Images of val whose predictions TensorBoard shows.
@@ -193,9 +193,10 @@ class SegmentTask(TrainingTask):
             )
 
     def _take_step(
-        self, step: TrainingStep, state: TrainState, inputs: SegmentationInputs
-    ) -> tuple[TrainState, dict[str, Tensor]]:
-        return step(state, inputs, self.learning_rate * self.learning_rate_factor(state.step))
+        self, step: TrainingStep, state: TrainState, inputs: SegmentationInputs, measured: bool
+    ) -> StepResult:
+        rate = self.learning_rate * self.learning_rate_factor(state.step)
+        return step(state, inputs, rate, measured)
 
     @torch.no_grad()
     def _evaluate(

@@ -14,6 +14,7 @@ from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
 from jigclu.training.resume import History
 from jigclu.training.state import TrainState
+from jigclu.training.step import StepResult
 from jigclu.training.task import TrainingTask
 
 Batch = TypeVar("Batch")
@@ -57,7 +58,7 @@ def train(
     initialize: Callable[[str], str],
     batches: Callable[[int], Iterable[Batch]],
     prepare: Callable[[Batch, int], Any],
-    take_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Tensor]]],
+    take_step: Callable[[TrainState, Any, bool], StepResult],
     evaluations: Sequence[Evaluation],
     draw: Callable[[Any], Tensor] | None,
     summarize: Callable[[History], list[str]],
@@ -72,7 +73,8 @@ def train(
       initialize: loads initial weights into the state, and returns a message.
       batches: yields this rank's batches from a given step on, on its device.
       prepare: turns a batch into the inputs of a step, given the number of steps before it.
-      take_step: returns the next state and metrics, scalars [] on the device.
+      take_step: takes a step, given the state, its inputs, and whether it is measured, as is the
+        last step of each log window.
       evaluations: run in this order at their steps.
       draw: draws inputs as uint8 [3, height, width]; None for no pictures.
       summarize: turns the history of scores into messages at the end.
@@ -95,9 +97,11 @@ def train(
             inputs = prepare(batch, state.step)
             if draw is not None and _is_multiple(state.step, task.reporting.picture_every):
                 monitor.image("inputs", state.step, draw(inputs))
-            state, metrics = take_step(state, inputs)
+            measured = monitor.reports_at(state.step + 1)
+            state, metrics, measures = take_step(state, inputs, measured)
             first_step.close()
             monitor.step(state.step, metrics, wait)
+            monitor.measures(state.step, measures)
             is_last = state.step == task.total_steps
             due = [item for item in evaluations if is_last or _is_multiple(state.step, item.every)]
             history += _evaluate(due, monitor, state.step)

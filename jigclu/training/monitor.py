@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from jigclu.ops.pictures import confusion_picture
 from jigclu.system import progress
 from jigclu.system.errors import UserError, printable
 
@@ -110,6 +111,10 @@ class Monitor:
         if self._writer is not None:
             self._writer.close()
 
+    def reports_at(self, step: int) -> bool:
+        """Returns whether a window ends with this step."""
+        return step % self._log_every == 0 or step == self._total_steps
+
     def step(self, step: int, metrics: Mapping[str, Tensor], data_wait: float) -> None:
         """Adds one step; reports at the end of each window of log_every steps and of the run.
 
@@ -132,7 +137,7 @@ class Monitor:
         if step == self._start_step + 1:
             # The first step may compile, so its time does not represent the others.
             self._start_clock(timed_from=step)
-        if step % self._log_every == 0 or step == self._total_steps:
+        if self.reports_at(step):
             self._report(step)
         elif time.monotonic() - self._drawn_at > _REDRAW_SECONDS and self._console.is_live:
             self._draw(step)
@@ -166,6 +171,14 @@ class Monitor:
             self.scalar(name, step, value)
         self._reported = values
         self._draw(step)
+
+    def measures(self, step: int, measures: Mapping[str, Tensor]) -> None:
+        """Reports measures of one step: scalars [] or confusions int64 [places, places]."""
+        for name, value in measures.items():
+            if value.dim():
+                self.image(name, step, confusion_picture(value))
+            else:
+                self.scalar(name, step, value.item())
 
     def means(self, step: int) -> dict[str, float]:
         """Returns the means of the metrics since the last report; waits for the device.

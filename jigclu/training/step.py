@@ -5,7 +5,7 @@ writes into the tensors that DistributedDataParallel holds.
 """
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jigclu.methods.forward import Forward
 from jigclu.ops.optim import LossScaling, Moments, Optimizer, next_loss_scale, update, update_where
 from jigclu.system import collectives
-from jigclu.training.state import TrainState
+from jigclu.training.state import Tensors, TrainState
 
 # Buffers are equal on all ranks already: their statistics are of the global batch.
 # torch 2.15 renamed the option.
@@ -24,6 +24,20 @@ _NO_BROADCAST: dict[str, Any] = {
     else "broadcast_buffers": False
 }
 _UNSCALED = LossScaling(initial=1.0, growth=1.0, backoff=0.5, interval=1)
+
+
+class StepResult(NamedTuple):
+    """Result of a training step.
+
+    state: the next state.
+    metrics: scalars float32 [] on the device, equal on all ranks, of the same names in each step.
+    measures: of measured steps only, by name: scalars [] or confusions int64 [places, places],
+      equal on all ranks.
+    """
+
+    state: TrainState
+    metrics: dict[str, Tensor]
+    measures: dict[str, Tensor]
 
 
 class TrainingStep:
@@ -89,28 +103,36 @@ class TrainingStep:
         )
 
     def __call__(
-        self, state: TrainState, inputs: tuple[Any, ...], learning_rate: float
-    ) -> tuple[TrainState, dict[str, Tensor]]:
+        self,
+        state: TrainState,
+        inputs: tuple[Any, ...],
+        learning_rate: float,
+        measured: bool = False,
+    ) -> StepResult:
         """Takes one step. Parameters, buffers and moments change in place.
 
         Args:
           state: of `initial_state` or an earlier step.
           inputs: arguments of the forward pass, of this rank.
           learning_rate: of this step.
+          measured: whether to measure the step, which copies the parameters and may wait for the
+            device.
 
         Returns:
-          The next state, and metrics float32 [] that are equal on all ranks: the losses of
-          the forward pass as means over the global batch, gradient_norm and learning_rate.
-          In float16 also the new loss_scale, and skipped_steps: 1 if a gradient overflowed,
-          whose norm then counts as 0.
+          Metrics are the losses of the forward pass as means over the global batch, gradient_norm
+          and learning_rate. In float16 also the new loss_scale, and skipped_steps: 1 if a
+          gradient overflowed, whose norm then counts as 0. Measures are those of
+          `Forward.measures`, and for each top-level module of the network the L2 norm of its
+          gradients, of its parameters, and of the update relative to the parameters.
         """
-        losses = self._forward(*inputs)
+        before = [value.clone() for value in state.parameters.values()] if measured else []
+        losses, outputs = self._forward(*inputs)
         (losses[0] * state.loss_scale).backward()
         # A tensor, because a changed Python number would trigger a recompilation.
         rate = torch.full((), learning_rate, device=self._device)
         parameters = [value for value in self.network.parameters() if value.requires_grad]
         with torch.no_grad():
-            updates, loss_scale, good_steps, norm, finite = self._advance(
+            updates, loss_scale, good_steps, norms, finite = self._advance(
                 [parameter.detach() for parameter in parameters],
                 [parameter.grad for parameter in parameters if parameter.grad is not None],
                 {name: list(values.values()) for name, values in state.moments.items()},
@@ -123,12 +145,17 @@ class TrainingStep:
                 parameter.grad = None
             self._own_forward.update_state()
             metrics = _mean_over_ranks(losses)
-            metrics |= {"gradient_norm": norm, "learning_rate": rate}
+            metrics |= {"gradient_norm": norms.norm(), "learning_rate": rate}
             if self._scaling is not _UNSCALED:
                 metrics |= {"loss_scale": loss_scale, "skipped_steps": 1.0 - finite.float()}
-        return state._replace(
+            measures: dict[str, Tensor] = {}
+            if measured:
+                measures = self._own_forward.measures(outputs, inputs)
+                measures |= _measure_modules(state.parameters, before, norms)
+        state = state._replace(
             step=state.step + 1, updates=updates, loss_scale=loss_scale, good_steps=good_steps
-        ), metrics
+        )
+        return StepResult(state, metrics, measures)
 
     def _update(
         self,
@@ -140,11 +167,11 @@ class TrainingStep:
         loss_scale: Tensor,
         good_steps: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Updates in place; returns updates, loss scale, good steps, norm, finite."""
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        """Updates in place; returns updates, loss scale, good steps, gradient norms, finite."""
+        norms = torch.stack(torch._foreach_norm(gradients))
         if self._scaling is _UNSCALED:
-            # Without a loss scale, an overflow must stay visible in the norm.
-            finite = norm.isfinite()
+            # Without a loss scale, an overflow must stay visible in the norms.
+            finite = norms.norm().isfinite()
             new_parameters, new_moments, updates = update_where(
                 finite, parameters, gradients, moments, updates, learning_rate, self._optimizer
             )
@@ -152,13 +179,36 @@ class TrainingStep:
             new_parameters, new_moments, updates, finite = update(
                 parameters, gradients, moments, updates, learning_rate, loss_scale, self._optimizer
             )
-            # An overflow is handled by the loss scale, and its norm counts as 0.
-            norm = torch.where(finite, norm / loss_scale, 0.0)
+            # An overflow is handled by the loss scale, and its norms count as 0.
+            norms = torch.where(finite, norms / loss_scale, 0.0)
             loss_scale, good_steps = next_loss_scale(loss_scale, good_steps, finite, self._scaling)
         torch._foreach_copy_(parameters, new_parameters)
         for name, values in moments.items():
             torch._foreach_copy_(values, new_moments[name])
-        return updates, loss_scale, good_steps, norm, finite
+        return updates, loss_scale, good_steps, norms, finite
+
+
+def _measure_modules(
+    parameters: Tensors, before: list[Tensor], gradient_norms: Tensor
+) -> dict[str, Tensor]:
+    """Returns norms of each top-level module; see `TrainingStep.__call__`.
+
+    Args:
+      parameters: after the step.
+      before: the same before the step.
+      gradient_norms: float32 [parameters].
+    """
+    names = [name.partition(".")[0] for name in parameters]
+    changes = torch._foreach_sub(list(parameters.values()), before)
+    size, change = (torch.stack(torch._foreach_norm(values)) for values in (before, changes))
+    measures = {}
+    for module in dict.fromkeys(names):
+        own = torch.tensor([name == module for name in names], device=size.device)
+        norms = [(values * own).norm() for values in (gradient_norms, size, change)]
+        measures[f"gradient_norm/{module}"] = norms[0]
+        measures[f"parameter_norm/{module}"] = norms[1]
+        measures[f"update_ratio/{module}"] = norms[2] / norms[1]
+    return measures
 
 
 def _mean_over_ranks(losses: Any) -> dict[str, Tensor]:

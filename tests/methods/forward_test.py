@@ -86,7 +86,7 @@ def train_teacher(steps: int, use_compile: bool = False) -> dict[str, dict[str, 
     )
     state = step.initial_state()
     for number in range(steps):
-        state, _ = step(state, method_inputs(SIMCLR, number), 0.5)
+        state, _, _ = step(state, method_inputs(SIMCLR, number), 0.5)
     return {
         "parameters": {name: value.clone() for name, value in state.parameters.items()},
         "buffers": {name: value.clone() for name, value in state.buffers.items()},

@@ -67,20 +67,42 @@ class JigsawTest(parameterized.TestCase):
     def test_chance_is_the_loss_of_equal_outputs(self) -> None:
         (permutation,) = jigsaw_inputs(0).targets
         embeddings = functional.normalize(torch.ones(BATCH * GRID**2, 16), dim=1)
-        outputs = Outputs(embeddings, torch.zeros(BATCH * GRID**2, GRID**2))
+        outputs = Outputs(embeddings, torch.zeros(BATCH * GRID**2, GRID**2), embeddings)
         losses = JIGSAW.losses(outputs, (permutation,))
         chance = JIGSAW.chance(BATCH)
-        self.assertCountEqual(chance, ("clustering_loss", "location_loss", "location_accuracy"))
-        for name, value in chance.items():
-            self.assertAlmostEqual(getattr(losses, name).item(), value, delta=1e-5)
+        for name in ("clustering_loss", "location_loss", "location_accuracy"):
+            self.assertAlmostEqual(getattr(losses, name).item(), chance[name], delta=1e-5)
+        self.assertEqual(chance["retrieval"], 3 / 15)
         self.assertAlmostEqual(chance["clustering_loss"], 0.3 / 0.07 * math.log(15), places=6)
+
+    def test_floor_is_the_loss_of_a_simplex(self) -> None:
+        (permutation,) = jigsaw_inputs(0).targets
+        corners = functional.normalize(torch.eye(BATCH) - 1 / BATCH, dim=1)
+        # In slot order: slot s shows a patch of image permutation[s] % batch.
+        embeddings = corners[permutation % BATCH].requires_grad_()
+        logits = torch.zeros(BATCH * GRID**2, GRID**2)
+        loss = JIGSAW.losses(Outputs(embeddings, logits, embeddings), (permutation,))
+        floor = JIGSAW.floor(BATCH)["clustering_loss"]
+        self.assertAlmostEqual(loss.clustering_loss.item(), floor, delta=1e-5)
+
+    def test_measures_follow_the_permutation(self) -> None:
+        (permutation,) = jigsaw_inputs(0).targets
+        embeddings = torch.eye(BATCH)[permutation % BATCH]
+        # All patches are taken for patch 1 of their image.
+        logits = functional.one_hot(torch.ones(BATCH * GRID**2, dtype=torch.int64), 4).float()
+        measures = JIGSAW.measures(Outputs(embeddings, logits, embeddings), (permutation,))
+        self.assertEqual(measures["retrieval"].item(), 1.0)
+        self.assertAlmostEqual(measures["feature_rank"].item(), BATCH, places=4)
+        expected = torch.zeros(4, 4, dtype=torch.int64)
+        expected[:, 1] = BATCH
+        torch.testing.assert_close(measures["location_confusion"], expected)
 
     def test_loss_is_the_weighted_sum(self) -> None:
         method = dataclasses.replace(JIGSAW, clustering_weight=2.0, location_weight=0.5)
         generator = torch.Generator().manual_seed(0)
         embeddings = functional.normalize(torch.randn(16, 8, generator=generator), dim=1)
         logits = torch.randn(16, 4, generator=generator)
-        losses = method.losses(Outputs(embeddings, logits), jigsaw_inputs(0).targets)
+        losses = method.losses(Outputs(embeddings, logits, embeddings), jigsaw_inputs(0).targets)
         expected = 2.0 * losses.clustering_loss + 0.5 * losses.location_loss
         torch.testing.assert_close(losses.loss, expected)
 

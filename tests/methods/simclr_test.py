@@ -82,6 +82,21 @@ class SimClrTest(TaskTestCase):
         self.assertAlmostEqual(loss, SIMCLR.chance(BATCH)["loss"], delta=1e-5)
         self.assertAlmostEqual(SIMCLR.chance(4)["loss"], math.log(7))
 
+    def test_floor_is_the_loss_of_a_simplex(self) -> None:
+        corners = functional.normalize(torch.eye(BATCH) - 1 / BATCH, dim=1)
+        loss = SIMCLR.losses((corners.repeat_interleave(2, 0),), ()).loss.item()
+        self.assertAlmostEqual(loss, SIMCLR.floor(BATCH)["loss"], delta=1e-5)
+
+    def test_measures_take_neighbors_for_views_of_an_image(self) -> None:
+        embeddings = torch.eye(BATCH).repeat_interleave(2, 0)
+        measures = SIMCLR.measures((embeddings, embeddings[:3]), ())
+        self.assertEqual(measures["retrieval"].item(), 1.0)
+        self.assertEqual(SIMCLR.chance(BATCH)["retrieval"], 1 / (2 * BATCH - 1))
+        # Rows 0 and 1 are equal: singular values sqrt(2) and 1.
+        shares = torch.tensor([2**0.5, 1.0]) / (2**0.5 + 1)
+        expected = (-(shares * shares.log()).sum()).exp().item()
+        self.assertAlmostEqual(measures["feature_rank"].item(), expected, places=5)
+
     def test_loss_and_gradient_on_two_ranks_equal_those_on_one(self) -> None:
         loss, gradient = rank_loss_and_gradient(8)
         ranks = run_on_ranks(rank_loss_and_gradient, 2, 8)

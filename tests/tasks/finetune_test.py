@@ -20,7 +20,7 @@ from jigclu.system.errors import UserError
 from jigclu.tasks.finetune import FinetuneTask
 from jigclu.training.settings import Saving, with_settings
 from jigclu.training.state import TrainState
-from jigclu.training.step import TrainingStep
+from jigclu.training.step import StepResult, TrainingStep
 from tests.ranks import run_on_ranks
 from tests.samples import TinyEncoder
 from tests.small_tasks import LABELED, TaskTestCase, final, run_task
@@ -59,10 +59,8 @@ def score_weights(path: str, workdir: str) -> dict[str, float]:
     return scores
 
 
-def take_no_step(
-    task: FinetuneTask, step: TrainingStep, state: TrainState, inputs: Any
-) -> tuple[TrainState, dict[str, torch.Tensor]]:
-    return state._replace(step=state.step + 1), {"loss": torch.zeros(())}
+def take_no_step(task: FinetuneTask, step: TrainingStep, state: TrainState, *_: Any) -> StepResult:
+    return StepResult(state._replace(step=state.step + 1), {"loss": torch.zeros(())}, {})
 
 
 class FinetuneTest(TaskTestCase):

@@ -10,7 +10,6 @@ from unittest import mock
 import torch
 from absl.testing import absltest, parameterized
 from PIL import Image
-from torch import Tensor
 
 from jigclu.data.folders import UnlabeledImages
 from jigclu.data.procedural import ProceduralImages
@@ -20,7 +19,7 @@ from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training import checkpoint
 from jigclu.training.settings import with_settings
 from jigclu.training.state import TrainState
-from jigclu.training.step import TrainingStep
+from jigclu.training.step import StepResult, TrainingStep
 from tests.ranks import run_on_ranks
 from tests.samples import ADAMW, SIMCLR, published_checkpoint, tiny_model
 from tests.small_tasks import KNN, PRETRAINING, TaskTestCase, final, run_task
@@ -283,9 +282,9 @@ class PretrainTest(TaskTestCase):
 
 
 def take_no_step(
-    task: PretrainTask, step: TrainingStep, chance: Any, state: TrainState, inputs: Any
-) -> tuple[TrainState, dict[str, Tensor]]:
-    return state._replace(step=state.step + 1), {"loss": torch.zeros(())}
+    task: PretrainTask, step: TrainingStep, references: Any, state: TrainState, *_: Any
+) -> StepResult:
+    return StepResult(state._replace(step=state.step + 1), {"loss": torch.zeros(())}, {})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from jigclu.system import collectives
 from jigclu.system.errors import UserError
 from jigclu.tasks.segment import SegmentTask
 from jigclu.training.settings import Reporting, Saving, with_settings
+from jigclu.training.step import StepResult
 from tests.ranks import run_on_ranks
 from tests.samples import TinyEncoder
 from tests.small_tasks import SCHEDULE, TRAINING, TaskTestCase, final, run_task
@@ -248,8 +249,8 @@ class SegmentTest(TaskTestCase):
         self.assertFalse((self.folder / "run").exists())
 
 
-def take_no_step(task: SegmentTask, step: Any, state: Any, inputs: Any) -> Any:
-    return state._replace(step=state.step + 1), {"loss": torch.zeros(())}
+def take_no_step(task: SegmentTask, step: Any, state: Any, *_: Any) -> StepResult:
+    return StepResult(state._replace(step=state.step + 1), {"loss": torch.zeros(())}, {})
 
 
 if __name__ == "__main__":

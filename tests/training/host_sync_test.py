@@ -116,7 +116,7 @@ class HostSyncTest(parameterized.TestCase):
         for number in range(2):
             inputs = method_inputs(method, number)
             with no_host_reads():
-                state, _ = step(state, inputs, 0.1)
+                state, _, _ = step(state, inputs, 0.1)
         self.assertEqual(state.step, 2)
 
     @parameterized.parameters(
@@ -128,7 +128,7 @@ class HostSyncTest(parameterized.TestCase):
         step = build_step(ClassifierForward(classifier, mean, std, "float32", True), optimizer)
         inputs = ClassificationInputs(noise(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))
         with no_host_reads():
-            state, _ = step(step.initial_state(), inputs, 0.1)
+            state, _, _ = step(step.initial_state(), inputs, 0.1)
         self.assertEqual(state.step, 1)
 
     def test_steps_of_probes_never_read_tensors(self) -> None:

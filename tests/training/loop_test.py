@@ -18,6 +18,7 @@ from jigclu.training.loop import Evaluation, RunResult
 from jigclu.training.monitor import Monitor
 from jigclu.training.settings import with_settings
 from jigclu.training.state import TrainState
+from jigclu.training.step import StepResult
 from tests.small_tasks import PRETRAINING, TaskTestCase, final
 from tests.training.resume_test import process
 
@@ -42,11 +43,13 @@ class CountingRun:
         assert batch == step
         return 10 * batch
 
-    def take_step(self, state: TrainState, inputs: int) -> tuple[TrainState, dict[str, Tensor]]:
+    def take_step(self, state: TrainState, inputs: int, measured: bool) -> StepResult:
         assert inputs == 10 * state.step
         self.calls.append(f"step {state.step}")
         state.parameters["w"].add_(1.0)
-        return state._replace(step=state.step + 1), {"loss": torch.tensor(self.loss)}
+        state = state._replace(step=state.step + 1)
+        measures = {"steps": torch.tensor(float(state.step))} if measured else {}
+        return StepResult(state, {"loss": torch.tensor(self.loss)}, measures)
 
     def evaluation(self, name: str, every: int, before_training: bool = False) -> Evaluation:
         def evaluate(monitor: Monitor, step: int) -> dict[str, float]:

@@ -65,7 +65,7 @@ class StepsCudaTest(TaskTestCase):
             # The first step compiles and sets up libraries.
             torch.cuda.set_sync_debug_mode("error" if number else "default")
             try:
-                state, _ = step(state, method.step_inputs(crops, 0, number), 0.03)
+                state, _, _ = step(state, method.step_inputs(crops, 0, number), 0.03)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 

@@ -80,7 +80,7 @@ def train(
         # Another learning rate and permutation at each step, neither of which may recompile.
         with torch._dynamo.config.patch(error_on_recompile=index > 0):
             inputs = method_inputs(method, index, device)
-            state, values = step(state, inputs, 0.03 / (index + 1))
+            state, values, _ = step(state, inputs, 0.03 / (index + 1))
             metrics.append({name: value.item() for name, value in values.items()})
             if index == 0:
                 gradients = _on_cpu(next(iter(state.moments.values())))
@@ -98,6 +98,13 @@ def _on_cpu(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to("cpu", copy=True) for name, value in values.items()}
 
 
+def measure(norm_layer: type[nn.Module]) -> dict[str, Tensor]:
+    """Returns the measures of a first step."""
+    step = pretrain_step(build=double_model, norm_layer=norm_layer)
+    inputs = method_inputs(JIGSAW, 0, "cpu")
+    return step(step.initial_state(), inputs, 0.03, measured=True).measures
+
+
 def explicit_losses(
     model: Callable[[Tensor], Any], inputs: StepInputs
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +114,7 @@ def explicit_losses(
         torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)
         for a, b, c, d in patches.unflatten(0, (-1, 4))
     ]
-    embeddings, logits = model(torch.stack(montages))
+    embeddings, logits, _ = model(torch.stack(montages))
     (permutation,) = inputs.targets
     image, patch = permutation % BATCH, permutation // BATCH
     alike = image[:, None] == image[None]
@@ -189,13 +196,13 @@ class StepsTest(TaskTestCase):
     def test_overflow_does_not_count_as_an_update(self) -> None:
         step = pretrain_step(precision="float16", build=tiny_model, optimizer=ADAMW)
         state = step.initial_state()._replace(loss_scale=torch.tensor(1e38))
-        state, _ = step(state, jigsaw_inputs(0), 1e-3)
+        state, _, _ = step(state, jigsaw_inputs(0), 1e-3)
         self.assertEqual((state.step, state.updates.item()), (1, 0))
         self.assert_tensors_equal(
             state.moments["second_moment"],
             {name: torch.zeros_like(value) for name, value in state.parameters.items()},
         )
-        state, _ = step(state._replace(loss_scale=torch.tensor(8.0)), jigsaw_inputs(1), 1e-3)
+        state, _, _ = step(state._replace(loss_scale=torch.tensor(8.0)), jigsaw_inputs(1), 1e-3)
         self.assertEqual((state.step, state.updates.item()), (2, 1))
 
     def test_compiled_on_two_ranks_equals_eager_on_one(self) -> None:
@@ -281,14 +288,16 @@ class StepsTest(TaskTestCase):
         step = pretrain_step(precision="float16", build=tiny_model)
         state = step.initial_state()._replace(loss_scale=torch.tensor(1e38))
         before = {name: value.clone() for name, value in state.parameters.items()}
-        state, metrics = step(state, jigsaw_inputs(0), 0.03)
+        state, metrics, _ = step(state, jigsaw_inputs(0), 0.03)
         self.assertEqual(metrics["skipped_steps"].item(), 1.0)
         self.assertEqual(metrics["gradient_norm"].item(), 0.0)
         self.assertEqual(state.loss_scale.item(), torch.tensor(5e37).item())
         self.assert_tensors_equal(state.parameters, before)
         self.assertEqual(state.step, 1)
 
-        state, metrics = step(state._replace(loss_scale=torch.tensor(8.0)), jigsaw_inputs(1), 0.03)
+        state, metrics, _ = step(
+            state._replace(loss_scale=torch.tensor(8.0)), jigsaw_inputs(1), 0.03
+        )
         self.assertEqual(metrics["skipped_steps"].item(), 0.0)
         self.assertFalse(torch.equal(state.parameters["fc_loc.weight"], before["fc_loc.weight"]))
 
@@ -301,7 +310,7 @@ class StepsTest(TaskTestCase):
         norms = []
         for scale in (1.0, 4096.0):
             state = step.initial_state()._replace(loss_scale=torch.tensor(scale))
-            _, metrics = step(state, jigsaw_inputs(0), 1e-9)
+            _, metrics, _ = step(state, jigsaw_inputs(0), 1e-9)
             norms.append(metrics["gradient_norm"].item())
         self.assertAlmostEqual(norms[0], norms[1], delta=0.05 * norms[0])
 
@@ -311,18 +320,64 @@ class StepsTest(TaskTestCase):
         with torch.no_grad():
             state.parameters["fc_loc.bias"][0] = torch.nan
         before = {name: value.clone() for name, value in state.parameters.items()}
-        state, metrics = step(state, jigsaw_inputs(0), 0.03)
+        state, metrics, _ = step(state, jigsaw_inputs(0), 0.03)
         self.assertTrue(metrics["loss"].isnan())
         self.assertFalse(metrics["gradient_norm"].isfinite())
         self.assertNotIn("skipped_steps", metrics)
         self.assertTrue(torch.equal(state.parameters["fc_clu.0.bias"], before["fc_clu.0.bias"]))
+
+    def test_measured_steps_take_the_same_step_without_recompilation(self) -> None:
+        torch._dynamo.reset()
+        results = {}
+        for use_compile, measured in ((False, False), (False, True), (True, True)):
+            step = pretrain_step(use_compile, build=tiny_model)
+            state = step.initial_state()
+            for number in range(3):
+                with torch._dynamo.config.patch(error_on_recompile=number > 0):
+                    inputs = jigsaw_inputs(number)
+                    # The first step is not measured.
+                    state, _, measures = step(state, inputs, 0.03, measured and number > 0)
+            results[use_compile, measured] = (_on_cpu(state.parameters), measures)
+        plain, eager, compiled = results.values()
+        self.assertEqual(plain[1], {})
+        for name, value in plain[0].items():
+            self.assertTrue(torch.equal(eager[0][name], value), name)
+        for name, value in eager[1].items():
+            torch.testing.assert_close(compiled[1][name], value, rtol=2e-2, atol=1e-3)
+
+    def test_norms_of_modules(self) -> None:
+        step = pretrain_step(build=tiny_model)
+        state = step.initial_state()
+        before = {name: value.clone() for name, value in state.parameters.items()}
+        state, metrics, measures = step(state, jigsaw_inputs(0), 0.03, measured=True)
+
+        def norm(values: dict[str, Tensor], module: str) -> float:
+            own = [value for name, value in values.items() if name.startswith(f"{module}.")]
+            return torch.cat([value.flatten() for value in own]).norm().item()
+
+        changes = {name: state.parameters[name] - value for name, value in before.items()}
+        squares = 0.0
+        for module in ("encoder", "fc_clu", "fc_loc"):
+            size = norm(before, module)
+            self.assertAlmostEqual(measures[f"parameter_norm/{module}"].item() / size, 1.0, 5)
+            ratio = measures[f"update_ratio/{module}"].item()
+            self.assertAlmostEqual(ratio * size / norm(changes, module), 1.0, delta=1e-4)
+            squares += measures[f"gradient_norm/{module}"].item() ** 2
+        self.assertAlmostEqual(squares**0.5 / metrics["gradient_norm"].item(), 1.0, places=5)
+
+    def test_measures_are_of_all_ranks(self) -> None:
+        first, second = run_on_ranks(measure, 2, nn.Identity)
+        alone = measure(nn.Identity)
+        for name, value in alone.items():
+            self.assertTrue(torch.equal(first[name], second[name]), name)
+            torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4)
 
     def test_state_shares_tensors_with_the_network(self) -> None:
         step = pretrain_step()
         state: TrainState = step.initial_state()
         address = state.parameters["fc_loc.weight"].data_ptr()
         self.assertEqual(step.network.get_parameter("fc_loc.weight").data_ptr(), address)
-        state, _ = step(state, jigsaw_inputs(0), 0.03)
+        state, _, _ = step(state, jigsaw_inputs(0), 0.03)
         self.assertEqual(state.parameters["fc_loc.weight"].data_ptr(), address)
         self.assertTrue(
             torch.equal(

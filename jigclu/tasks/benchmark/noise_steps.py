@@ -83,7 +83,7 @@ def _stepper(step: TrainingStep) -> Callable[[StepInputs | ClassificationInputs]
 
     def take(inputs: StepInputs | ClassificationInputs) -> None:
         nonlocal state
-        state, _ = step(state, inputs, 0.0)
+        state, _, _ = step(state, inputs, 0.0)
 
     return take
 
