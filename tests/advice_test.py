@@ -147,9 +147,7 @@ class AdviceTest(TaskTestCase, parameterized.TestCase):
         self.launch("schedule.stop_after_steps=1")
         broken = {"loss": torch.tensor(torch.nan)}
 
-        def diverge(
-            task: PretrainTask, step: object, references: object, state: TrainState, *_: object
-        ) -> StepResult:
+        def diverge(task: PretrainTask, step: object, state: TrainState, *_: object) -> StepResult:
             return StepResult(state._replace(step=state.step + 1), broken, {})
 
         with mock.patch.object(PretrainTask, "take_step", diverge):

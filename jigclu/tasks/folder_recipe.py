@@ -100,7 +100,7 @@ def _choose_evaluation(images: ImageFiles, root: str | None) -> list[Choice]:
       root: folder with evaluation images beside them, or None.
     """
     all_images = Choice("pretrain.source", _ALL, "all of these images")
-    none = "the log compares losses and location accuracy with chance"
+    none = "the log compares losses, location accuracy and retrieval with chance"
     if images.labels is None or len(images.classes) < 2:
         return [all_images, Choice("pretrain.evaluators", "()", f"no class folders: {none}")]
     split = _find_val(images, root) if root is not None else None

@@ -58,6 +58,7 @@ class PretrainTask(TrainingTask):
     """
 
     title: ClassVar = "pre-training"
+    raises_alarms: ClassVar = True
 
     init_from: Initial[str | None]
     method: Method
@@ -69,6 +70,14 @@ class PretrainTask(TrainingTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_learning_rate(self.learning_rate)
+
+    @property
+    def references(self) -> dict[str, float]:
+        """Chance levels and floors of losses and measures."""
+        chance, floor = self.method.chance(self.batch_size), self.method.floor(self.batch_size)
+        return {f"{name}_chance": value for name, value in chance.items()} | {
+            f"{name}_floor": value for name, value in floor.items()
+        }
 
     @property
     def memory_advice(self) -> str:
@@ -156,7 +165,7 @@ class PretrainTask(TrainingTask):
                 ),
                 batches=reader.batches,
                 prepare=self.prepare,
-                take_step=partial(self.take_step, step, self.references(process.device)),
+                take_step=partial(self.take_step, step),
                 evaluations=[self._evaluation(item, step, process) for item in self.evaluators],
                 draw=self.method.draw,
                 summarize=lambda history: [*reader.summary(), *_gains(history)],
@@ -178,24 +187,16 @@ class PretrainTask(TrainingTask):
         """Returns the inputs of a step, counted from 0."""
         return self.method.step_inputs(batch.crops, self.seed, step)
 
-    def references(self, device: torch.device) -> dict[str, Tensor]:
-        """Returns chance levels and floors of losses and measures, by name, float32 []."""
-        values = {f"{k}_chance": v for k, v in self.method.chance(self.batch_size).items()}
-        values |= {f"{k}_floor": v for k, v in self.method.floor(self.batch_size).items()}
-        return {name: torch.tensor(value, device=device) for name, value in values.items()}
-
     def take_step(
         self,
         step: TrainingStep,
-        references: dict[str, Tensor],
         state: TrainState,
         inputs: StepInputs,
         measured: bool = False,
     ) -> StepResult:
-        """Takes one step at the scheduled learning rate; its metrics contain the references."""
+        """Takes one step at the scheduled learning rate."""
         rate = self.learning_rate * self.learning_rate_factor(state.step)
-        result = step(state, inputs, rate, measured)
-        return result._replace(metrics=result.metrics | references)
+        return step(state, inputs, rate, measured)
 
     def _evaluation(self, evaluator: Evaluator, step: TrainingStep, process: Process) -> Evaluation:
         encoder, precision = step.network.encoder, PRECISIONS[process.machine.precision.value]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jigclu.system import collectives, machine, progress
 from jigclu.training import checkpoint, resume
+from jigclu.training.alarms import Alarms
 from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
 from jigclu.training.resume import History
@@ -100,8 +101,7 @@ def train(
             measured = monitor.reports_at(state.step + 1)
             state, metrics, measures = take_step(state, inputs, measured)
             first_step.close()
-            monitor.step(state.step, metrics, wait)
-            monitor.measures(state.step, measures)
+            monitor.step(state.step, metrics, wait, measures)
             is_last = state.step == task.total_steps
             due = [item for item in evaluations if is_last or _is_multiple(state.step, item.every)]
             history += _evaluate(due, monitor, state.step)
@@ -152,6 +152,8 @@ def _monitor(task: TrainingTask, process: Process, step: int) -> Monitor:
         log_every=task.reporting.log_every,
         divergence_advice=task.divergence_advice,
         is_main=collectives.rank() == 0,
+        references=task.references,
+        alarms=Alarms(task.total_steps) if task.raises_alarms else None,
     )
 
 

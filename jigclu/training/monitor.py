@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from jigclu.ops.pictures import confusion_picture
 from jigclu.system import progress
 from jigclu.system.errors import UserError, printable
+from jigclu.training.alarms import Alarms
 
 _REDRAW_SECONDS = 0.2
 _SEPARATOR = "  "
@@ -44,6 +45,8 @@ class Monitor:
       log_every: steps per window, >= 1.
       divergence_advice: what to do if a metric is not finite.
       is_main: whether this rank writes and prints.
+      references: constants that are reported with the metrics, such as their chance levels.
+      alarms: of the measures; None for none.
       console: where to print; by default the console of the process.
     """
 
@@ -57,6 +60,8 @@ class Monitor:
         log_every: int,
         divergence_advice: str,
         is_main: bool,
+        references: Mapping[str, float] = MappingProxyType({}),
+        alarms: Alarms | None = None,
         console: progress.Console | None = None,
     ) -> None:
         self._folder = workdir / "tensorboard"
@@ -66,6 +71,8 @@ class Monitor:
         self._log_every = log_every
         self._divergence_advice = divergence_advice
         self._is_main = is_main
+        self._references = references
+        self._alarms = alarms
         self._console = progress.CONSOLE if console is None else console
         self._writer: SummaryWriter | None = None
         self._drawn_at = -math.inf
@@ -115,13 +122,20 @@ class Monitor:
         """Returns whether a window ends with this step."""
         return step % self._log_every == 0 or step == self._total_steps
 
-    def step(self, step: int, metrics: Mapping[str, Tensor], data_wait: float) -> None:
+    def step(
+        self,
+        step: int,
+        metrics: Mapping[str, Tensor],
+        data_wait: float,
+        measures: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         """Adds one step; reports at the end of each window of log_every steps and of the run.
 
         Args:
           step: steps taken so far, including this one: start_step + 1 to total_steps.
           metrics: scalars [] on one device, with the same names at every step.
           data_wait: seconds for which this step waited for its batch.
+          measures: of the last step of a window: scalars [] or confusions int64 [places, places].
 
         Raises:
           UserError: a metric was not finite in some step of the window.
@@ -138,7 +152,7 @@ class Monitor:
             # The first step may compile, so its time does not represent the others.
             self._start_clock(timed_from=step)
         if self.reports_at(step):
-            self._report(step)
+            self._report(step, measures)
         elif time.monotonic() - self._drawn_at > _REDRAW_SECONDS and self._console.is_live:
             self._draw(step)
 
@@ -157,7 +171,7 @@ class Monitor:
         self._timed_from = timed_from
         self._data_wait = 0.0
 
-    def _report(self, step: int) -> None:
+    def _report(self, step: int, measures: Mapping[str, Tensor]) -> None:
         values = self.means(step)
         assert self._sums is not None
         self._sums.zero_()
@@ -167,18 +181,20 @@ class Monitor:
         if throughput is not None:
             self._seconds_per_step = self._images_per_step / throughput.images_per_second
             values.update(throughput._asdict())
-        for name, value in values.items():
+        confusions = {name: value for name, value in measures.items() if value.dim()}
+        scalars = {name: value.item() for name, value in measures.items() if not value.dim()}
+        for name, value in {**values, **scalars, **self._references}.items():
             self.scalar(name, step, value)
-        self._reported = values
+        for name, confusion in confusions.items():
+            self.image(name, step, confusion_picture(confusion))
+        # Of the measures, the line shows those with a chance level.
+        shown = {k: v for k, v in scalars.items() if f"{k}_chance" in self._references}
+        self._reported = values | shown
         self._draw(step)
-
-    def measures(self, step: int, measures: Mapping[str, Tensor]) -> None:
-        """Reports measures of one step: scalars [] or confusions int64 [places, places]."""
-        for name, value in measures.items():
-            if value.dim():
-                self.image(name, step, confusion_picture(value))
-            else:
-                self.scalar(name, step, value.item())
+        if measures and self._alarms is not None:
+            for text in self._alarms.check(step, {**values, **scalars, **self._references}):
+                self.message(text)
+                self.text("alarms", step, text)
 
     def means(self, step: int) -> dict[str, float]:
         """Returns the means of the metrics since the last report; waits for the device.
@@ -268,7 +284,11 @@ class Monitor:
             parts.append(f"ETA {timedelta(seconds=left)}")
         if wait is not None:
             parts.append(f"data wait {wait:.0%}")
-        return parts + [_describe(name, value) for name, value in metrics.items()]
+        for name, value in metrics.items():
+            chance = self._references.get(f"{name}_chance")
+            note = "" if chance is None else f" (chance {chance:.4g})"
+            parts.append(_describe(name, value) + note)
+        return parts
 
 
 def _describe(name: str, value: float) -> str:

@@ -39,6 +39,7 @@ class TrainingTask(EncoderTask):
     Attributes:
       seed: of all random numbers, in [0, 2**63).
       title: of the task, in messages.
+      raises_alarms: whether the measures of its steps are watched by `Alarms`.
       source: training images.
       batch_size: images of the global batch.
       resume_from: checkpoint to resume if the workdir has none, or an earlier one of the workdir,
@@ -46,6 +47,7 @@ class TrainingTask(EncoderTask):
     """
 
     title: ClassVar[str]
+    raises_alarms: ClassVar[bool] = False
 
     seed: int
     source: ByContent[Source]
@@ -90,6 +92,11 @@ class TrainingTask(EncoderTask):
     def total_steps(self) -> int:
         """Steps of the run."""
         return self.schedule.total_steps(self.steps_per_epoch)
+
+    @property
+    def references(self) -> dict[str, float]:
+        """Values with which those of metrics are compared: `<name>_chance`, `<name>_floor`."""
+        return {}
 
     @property
     def divergence_advice(self) -> str:

@@ -281,9 +281,7 @@ class PretrainTest(TaskTestCase):
         self.assertIn("views: 8 of 32x32 pixels", changed(method=method).plan(self.folder))
 
 
-def take_no_step(
-    task: PretrainTask, step: TrainingStep, references: Any, state: TrainState, *_: Any
-) -> StepResult:
+def take_no_step(task: PretrainTask, step: TrainingStep, state: TrainState, *_: Any) -> StepResult:
     return StepResult(state._replace(step=state.step + 1), {"loss": torch.zeros(())}, {})
 
 

@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -35,6 +36,7 @@ class MonitorTest(parameterized.TestCase):
         log_every: int = 4,
         is_main: bool = True,
         images_per_step: int = 32,
+        alarms: Any = None,
     ) -> monitor.Monitor:
         return monitor.Monitor(
             workdir=self.workdir,
@@ -43,6 +45,8 @@ class MonitorTest(parameterized.TestCase):
             images_per_step=images_per_step,
             log_every=log_every,
             divergence_advice="lower the rate",
+            references={"location_accuracy_chance": 0.25},
+            alarms=alarms,
             is_main=is_main,
             console=progress.Console(stream or io.StringIO()),
         )
@@ -182,8 +186,8 @@ class MonitorTest(parameterized.TestCase):
         self.assertEqual(
             stream.getvalue(),
             "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09  data wait 12%  "
-            "clustering_loss 22.07  location_loss 1.391  location_accuracy 0.2613  "
-            "gradient_norm 4.518  learning_rate 0.03  location_accuracy_chance 0.25\n",
+            "clustering_loss 22.07  location_loss 1.391  location_accuracy 0.2613 (chance 0.25)  "
+            "gradient_norm 4.518  learning_rate 0.03\n",
         )
 
     def _take_steps(self, run: monitor.Monitor, steps: int, seconds: float) -> None:
@@ -194,7 +198,6 @@ class MonitorTest(parameterized.TestCase):
             "location_accuracy": 0.26132,
             "gradient_norm": 4.5178,
             "learning_rate": 0.03,
-            "location_accuracy_chance": 0.25,
         }
         for step in range(123454, 123454 + steps):
             self.clock.now += seconds
@@ -209,6 +212,20 @@ class MonitorTest(parameterized.TestCase):
                 run.step(step, _loss(step), data_wait=0.0)
         for line in screen(stream.getvalue()):
             self.assertLessEqual(len(line), 29)
+
+    def test_measures_and_references_are_reported_and_alarms_printed(self) -> None:
+        stream = io.StringIO()
+        found = mock.Mock(check=mock.Mock(return_value=["alarm: too hot"]))
+        with self._monitor(stream, log_every=1, alarms=found) as run:
+            measures = {"rank": torch.tensor(2.5), "confusion": torch.eye(2).long()}
+            run.step(1, _loss(1.0), 0.0, measures)
+            run.step(2, _loss(1.0), 0.0)
+        values = {"loss": 1.0, "location_accuracy_chance": 0.25, "rank": 2.5}
+        found.check.assert_called_once_with(1, values)
+        self.assertEqual(self._scalars("rank"), [(1, 2.5)])
+        self.assertEqual(self._scalars("location_accuracy_chance"), [(1, 0.25), (2, 0.25)])
+        self.assertEqual(self._events().Images("confusion")[0].step, 1)
+        self.assertIn("alarm: too hot\n", stream.getvalue())
 
     def test_other_ranks_write_nothing(self) -> None:
         stream = Terminal()

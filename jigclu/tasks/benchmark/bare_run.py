@@ -36,7 +36,7 @@ class BareRun:
     def take_step(self, batch: Batch) -> dict[str, Tensor]:
         """Takes a step as in training; returns its metrics."""
         inputs = self._task.prepare(batch, self._state.step)
-        self._state, metrics, _ = self._task.take_step(self._step, {}, self._state, inputs)
+        self._state, metrics, _ = self._task.take_step(self._step, self._state, inputs)
         return metrics
 
     def evaluate(self) -> dict[str, float]:

@@ -1,0 +1,131 @@
+"""Alarms: signs in metrics and measures that a pre-training run does not learn as it should."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+# Steps after which learning must show, or half of a shorter run.
+_PATIENCE = 1000
+# A random network reaches 3 % of the way from chance to the floor of the clustering loss, because
+# the patches of an image share its colors.
+_LEARNED = 0.05
+_WINDOWS = 5  # Reports that are averaged against noise.
+_RISE = 1.1
+# Of embedding_deviation: random networks have 0.1 or more, trained ones about 1.
+_COLLAPSED = 0.02
+_LARGE_UPDATE = 0.5  # Usual are a thousandth in encoders, and up to a tenth in small heads.
+_GROWTH = 30.0  # Of a parameter norm since the first report.
+
+Values = Mapping[str, float]
+
+
+class Alarms:
+    """Watches the reports of a run, and raises each alarm once.
+
+    Args:
+      total_steps: of the run.
+    """
+
+    def __init__(self, total_steps: int) -> None:
+        self._patience = min(_PATIENCE, total_steps // 2)
+        self._history: list[dict[str, float]] = []
+        self._raised: set[str] = set()
+
+    def check(self, step: int, values: Values) -> list[str]:
+        """Returns the messages of new alarms.
+
+        Args:
+          step: steps taken so far.
+          values: metrics and measures of one report, with the chance levels and floors of some
+            under `<name>_chance` and `<name>_floor`.
+        """
+        self._history.append(dict(values))
+        found = {"explosion": _explosion(self._history), "rise": _rise(self._history)}
+        if step >= self._patience:
+            branches = _progress(self._history[-_WINDOWS:])
+            found |= {
+                "collapse": _collapse(values),
+                "nothing learned": _nothing_learned(branches, step),
+                "dead branch": _dead_branch(branches, step),
+            }
+        new = {name: text for name, text in found.items() if text and name not in self._raised}
+        self._raised.update(new)
+        return [f"alarm: {text}" for text in new.values()]
+
+
+def _explosion(history: Sequence[Values]) -> str:
+    first, last = history[0], history[-1]
+    for name, value in last.items():
+        kind, _, module = name.partition("/")
+        if kind == "update_ratio" and value > _LARGE_UPDATE:
+            return (
+                f"one step changes the weights of {module} by {value:.0%} of their norm, where "
+                "less than a tenth is usual; lower the learning rate, or lengthen the warm-up"
+            )
+        if kind == "parameter_norm" and value > _GROWTH * first[name] > 0:
+            return (
+                f"the norm of the weights of {module} has grown from {first[name]:.3g} to "
+                f"{value:.3g}; lower the learning rate"
+            )
+    return ""
+
+
+def _rise(history: Sequence[Values]) -> str:
+    losses = [values["loss"] for values in history]
+    if len(losses) < 2 * _WINDOWS:
+        return ""
+    means = [fmean(losses[end - _WINDOWS : end]) for end in range(_WINDOWS, len(losses) + 1)]
+    if means[-1] <= _RISE * min(means):
+        return ""
+    return (
+        f"the loss rises: it was {min(means):.4g}, and is {means[-1]:.4g} (means of {_WINDOWS} "
+        "reports); lower the learning rate"
+    )
+
+
+def _collapse(values: Values) -> str:
+    deviation = values.get("embedding_deviation", 1.0)
+    if deviation > _COLLAPSED:
+        return ""
+    return (
+        f"collapse: all patches have nearly the same embedding (deviation {deviation:.2g}, where "
+        "1 is spread evenly); look at the pictures of the inputs, lower the learning rate, "
+        "or use a larger temperature"
+    )
+
+
+def _progress(reports: Sequence[Values]) -> dict[str, float]:
+    """Returns for each branch how far it is from chance (0) to the best possible (1).
+
+    The branch of a loss or accuracy is its name without that word, as in clustering_loss; its
+    best measure counts.
+    """
+    progress: dict[str, float] = {}
+    for name in reports[-1]:
+        branch, _, kind = name.rpartition("_")
+        chance = f"{name}_chance"
+        if chance not in reports[-1] or kind not in ("loss", "accuracy"):
+            continue
+        value, at_chance = fmean(report[name] for report in reports), reports[-1][chance]
+        best = reports[-1].get(f"{name}_floor", 0.0) if kind == "loss" else 1.0
+        share = (value - at_chance) / (best - at_chance)
+        progress[branch] = max(share, progress.get(branch, share))
+    return progress
+
+
+def _nothing_learned(branches: Mapping[str, float], step: int) -> str:
+    if not branches or max(branches.values()) >= _LEARNED:
+        return ""
+    return (
+        f"nothing is learned beyond chance after {step} steps; try a learning rate three "
+        "times larger or smaller, and look at the pictures of the inputs"
+    )
+
+
+def _dead_branch(branches: Mapping[str, float], step: int) -> str:
+    dead = [branch for branch, share in branches.items() if share < _LEARNED]
+    if not dead or len(dead) == len(branches):
+        return ""
+    return (
+        f"the {dead[0]} loss is still at chance after {step} steps, while the other one is "
+        "learned; check its weight and its temperature"
+    )
