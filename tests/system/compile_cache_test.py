@@ -1,5 +1,6 @@
 """Tests of jigclu.system.compile_cache, in separate processes: torch reads the setting once."""
 
+import getpass
 import os
 import subprocess
 import sys
@@ -23,6 +24,8 @@ class CompileCacheTest(parameterized.TestCase):
         ({"XDG_CACHE_HOME": "{}/caches"}, "{}/caches/jigclu/compiled-DIGEST"),
         ({"HOME": "{}"}, "{}/.cache/jigclu/compiled-DIGEST"),
         ({"XDG_CACHE_HOME": "{}", "TORCHINDUCTOR_CACHE_DIR": "{}/own"}, "{}/own"),
+        # A file cannot contain a cache.
+        ({"XDG_CACHE_HOME": "/dev/null", "TMPDIR": "{}"}, "{}/torchinductor_USER"),
     )
     def test_folder_follows_the_environment(self, given: dict[str, str], expected: str) -> None:
         folder = self.create_tempdir().full_path
@@ -38,6 +41,7 @@ class CompileCacheTest(parameterized.TestCase):
             env=environment,
         )
         expected = expected.format(folder).replace("DIGEST", compile_cache.processor_digest())
+        expected = expected.replace("USER", getpass.getuser())
         self.assertEqual(run.stdout.strip(), expected)
 
     def test_processors_with_different_instruction_sets_share_nothing(self) -> None:
