@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import gin
 import torch
 
+from jigclu.config import sizes
+from jigclu.config.registry import check_type
 from jigclu.models.weights import Architecture
 from jigclu.system import collectives
 from jigclu.system.device import launched_processes, local_device, process_group
@@ -77,6 +79,7 @@ def choose(given: Mapping[str, str], workdir: Path | None) -> Chosen:
         return Chosen([], None)
     known = {name: _literal(value, given) for name, value in given.items()}
     path = _checkpoint(known, workdir)
+    _check_bound(known, given)
     choices = [] if path is None else _read_choices(path, left)
     kept_from = path if choices else None
     _bind(choices, known, left)
@@ -84,7 +87,30 @@ def choose(given: Mapping[str, str], workdir: Path | None) -> Chosen:
         new = [choice for choice in rules(known, left) if choice.name in left]
         _bind(new, known, left)
         choices += new
+    unknown = [name for name in left if name.startswith("knn_evaluator.")]
+    if unknown and _reads(known, "pretrain.evaluators", "knn_evaluator"):
+        raise UserError(
+            f"{', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} {MARKER}, which is "
+            "chosen only for images in class folders and an evaluation that is not bound: bind "
+            "all of them, or pretrain.evaluators = ()"
+        )
     return Chosen(choices, kept_from)
+
+
+def _check_bound(known: Mapping[str, Any], given: Mapping[str, str]) -> None:
+    """Raises UserError if a value from which the rules start has the wrong type."""
+    for name in (*folder_recipe.RULES, "pretrain.init_from"):
+        if known.get(name, MARKER) == MARKER:
+            continue
+        if name == "SIZE":
+            sizes.pixels(name, given[name])
+        else:
+            check_type(name, known[name])
+
+
+def _reads(known: Mapping[str, Any], binding: str, name: str) -> bool:
+    """Returns whether a binding refers to a configurable."""
+    return f"@{name}()" in str(known.get(binding))
 
 
 def _bind(choices: Iterable[Choice], known: dict[str, Any], left: list[str]) -> None:
@@ -106,12 +132,14 @@ def _choose_images(known: Mapping[str, Any], left: Collection[str]) -> list[Choi
 
 
 def _choose_training(known: Mapping[str, Any], left: Collection[str]) -> list[Choice]:
-    if "@knn_evaluator()" not in known["pretrain.evaluators"]:
-        left = [name for name in left if not name.startswith("knn_evaluator.")]
+    for binding, name in (("pretrain.evaluators", "knn_evaluator"), ("pretrain.method", "jigsaw")):
+        if not _reads(known, binding, name):
+            left = [other for other in left if not other.startswith(f"{name}.")]
     if not any(name in left for name in folder_recipe.RULES):
         return []
     # A copy of a reference is the object to which it refers.
     source = copy.deepcopy(gin.query_parameter("pretrain.source"))
+    check_type("pretrain.source", source)
     device = local_device(known["compute.device"])
     weights = _initial_weights(known)
     with naming("DATA"):

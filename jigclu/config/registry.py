@@ -135,6 +135,17 @@ def binding_names() -> list[str]:
     ]
 
 
+def check_type(binding: str, value: Any) -> None:
+    """Raises UserError unless the value of a binding has the type of the parameter."""
+    name, _, parameter = binding.rpartition("/")[2].partition(".")
+    expected = types.parameter_hints(CONFIGURABLES[name])[parameter]
+    if not types.fits(value, expected):
+        raise UserError(
+            f"{binding} is {_spell(value)}; expected {_expected(expected)}"
+            f"{_correction(binding, expected)}"
+        )
+
+
 def name_setting(message: str, owner: Any) -> str:
     """Replaces fields in an error message by their bindings.
 
@@ -162,7 +173,6 @@ def _binding(word: str, owner: Any) -> str:
 def _add_checks(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a configurable so that errors name the binding as the user wrote it."""
     signature = inspect.signature(function)
-    expected = types.parameter_hints(function)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(*args, **kwargs).arguments
@@ -174,12 +184,7 @@ def _add_checks(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if missing:
             raise UserError(_describe_missing(name, missing))
         for parameter, value in given.items():
-            if not types.fits(value, expected[parameter]):
-                written = _as_written(name, parameter)
-                raise UserError(
-                    f"{written} is {_spell(value)}; expected {_expected(expected[parameter])}"
-                    f"{_correction(written, expected[parameter])}"
-                )
+            check_type(_as_written(name, parameter), value)
         try:
             return function(*args, **kwargs)
         except UserError as error:

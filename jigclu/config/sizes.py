@@ -33,9 +33,9 @@ def derive(bound: Mapping[str, str], read: Collection[str]) -> dict[str, int | f
     missing = [name for name in DERIVED if name in read and name not in bound]
     if not missing or "SIZE" not in bound:
         return {}
-    size = _pixels("SIZE", bound["SIZE"])
+    size = pixels("SIZE", bound["SIZE"])
     if "PATCH_SIZE" in bound:
-        patch = _pixels("PATCH_SIZE", bound["PATCH_SIZE"])
+        patch = pixels("PATCH_SIZE", bound["PATCH_SIZE"])
     else:
         check("PATCH_SIZE" not in missing or size % 2 == 0, "SIZE", size, "even: two patches")
         patch = size // 2
@@ -47,7 +47,8 @@ def derive(bound: Mapping[str, str], read: Collection[str]) -> dict[str, int | f
     return {name: values[name] for name in missing}
 
 
-def _pixels(name: str, text: str) -> int:
+def pixels(name: str, text: str) -> int:
+    """Returns the value of a macro, given in gin's syntax; raises UserError if it is no size."""
     value: Any
     try:
         value = ast.literal_eval(text)

@@ -315,7 +315,8 @@ def _learning_rate(facts: Facts, values: Mapping[str, Any]) -> tuple[float, str]
 
 
 def _epochs(facts: Facts, values: Mapping[str, Any]) -> tuple[int, str]:
-    steps = max(1, facts.images // values["pretrain.batch_size"])
+    # The task rejects a bound batch of no images.
+    steps = max(1, facts.images // max(1, values["pretrain.batch_size"]))
     least = -(-_LEAST_STEPS // steps)
     if least > _EPOCHS:
         return least, f"{_LEAST_STEPS:,} steps"

@@ -124,9 +124,18 @@ class ChooseTest(ChosenTestCase):
     @parameterized.parameters(
         ("DATA='nowhere'", "DATA: nowhere is not a folder"),
         ("pretrain.seed=%CHOSEN", "pretrain.seed is %CHOSEN, but no rule chooses it: bind it"),
+        ("pretrain.batch_size='x'", "pretrain.batch_size is 'x', of type str; expected int"),
+        ("pretrain.batch_size=0", "pretrain.batch_size is 0; it must be 2 or more images"),
+        ("schedule.epochs='x'", "schedule.epochs is 'x', of type str; expected int"),
+        ("SIZE='x'", "SIZE is 'x'; it must be a number of pixels"),
+        ("pretrain.encoder=18", "pretrain.encoder is 18, of type int; expected str"),
+        ("pretrain.init_from=3", "pretrain.init_from is 3, of type int; expected str or None"),
+        ("pretrain.source=@open_folder", "pretrain.source is @open_folder without parentheses"),
+        ("pretrain.evaluators=None", "pretrain.evaluators is None, of type NoneType; expected a "),
     )
     def test_rejects_what_cannot_be_chosen(self, binding: str, message: str) -> None:
-        self.assertStartsWith(self.rejected_folder(binding), message)
+        rejected = self.rejected_folder(f"DATA='{self.photos}'", binding)
+        self.assertStartsWith(rejected, message)
 
     def test_rejects_a_folder_without_images_and_one_with_a_single_image(self) -> None:
         empty, single = self.folder / "empty", self.folder / "single"
@@ -147,6 +156,23 @@ class ChooseTest(ChosenTestCase):
         self.assertEmpty(self.loaded().unused)
         message = self.rejected_folder(f"DATA='{self.photos}'", "knn_evaluator.every=5")
         self.assertStartsWith(message, "knn_evaluator.every = 5 never takes effect")
+
+    def test_an_evaluation_of_images_without_labels_must_be_bound_completely(self) -> None:
+        (self.photos / "loose.png").write_bytes((self.photos / "a" / "0.png").read_bytes())
+        message = self.rejected_folder(
+            f"DATA='{self.photos}'", "pretrain.evaluators=(@knn_evaluator(),)"
+        )
+        self.assertStartsWith(message, "knn_evaluator.bank, knn_evaluator.neighbors, knn_evalu")
+        self.assertIn(" are %CHOSEN, which is chosen only for images in class folders", message)
+
+    def test_choices_of_another_method_are_left_out(self) -> None:
+        own = self.file(
+            f"include '{FOLDER}'\ninclude 'gin/base/simclr.gin'\nDATA = '{self.photos}'\n"
+            "pretrain.batch_size = 4\n"
+        )
+        loaded = config.load([own], [])
+        self.assertNotIn("jigsaw.pooling_map", loaded.chosen.bindings())
+        self.assertIn("pretrain.source", loaded.chosen.bindings())
 
     def test_initial_weights_determine_network_and_size(self) -> None:
         home = {"TORCH_HOME": str(self.folder / "torch")}
