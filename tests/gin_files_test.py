@@ -249,6 +249,7 @@ class GinFilesTest(parameterized.TestCase):
                 decay=schedules.CosineDecay(),
                 per_epoch=True,
                 stop_after_steps=None,
+                bad_steps=0,
             ),
         )
         self.assertAlmostEqual(task.schedule.decay(50, 200, 0), 0.5 + 0.5 * 0.5**0.5)

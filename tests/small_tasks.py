@@ -34,6 +34,7 @@ SCHEDULE = Schedule(
     decay=schedules.CosineDecay(),
     per_epoch=True,
     stop_after_steps=None,
+    bad_steps=0,
 )
 KNN = KnnEvaluator(
     every=0,

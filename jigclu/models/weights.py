@@ -305,7 +305,7 @@ def match_weights(
       A dict with exactly the keys, dtypes and devices of expected, and the report.
 
     Raises:
-      UserError: the file holds another encoder.
+      UserError: the file holds another encoder, or weights that are not finite.
     """
     tensors = found.tensors
     encoder = {key: value for key, value in expected.items() if key.startswith("encoder.")}
@@ -325,6 +325,12 @@ def match_weights(
     loaded = [
         key for key in expected if key in tensors and tensors[key].shape == expected[key].shape
     ]
+    broken = [key for key in loaded if not bool(tensors[key].isfinite().all())]
+    if broken:
+        raise UserError(
+            f"{path} has weights that are not finite in {state_dicts.first(broken)}: its training "
+            "diverged; choose an earlier checkpoint"
+        )
     values = {
         key: tensors[key].to(value) if key in loaded else value for key, value in expected.items()
     }

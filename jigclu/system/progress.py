@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -99,7 +99,7 @@ class Console:
         """Prints text above the live line."""
         with self._lock:
             self._draw("")
-            self._stream.write(f"{printable(text)}\n")
+            self._write(f"{printable(text)}\n")
             self._draw(self._current_line())
 
     def set_line(self, line: str) -> None:
@@ -113,7 +113,7 @@ class Console:
         with self._lock:
             if self._line:
                 self._draw(self._line)
-                self._stream.write("\n")
+                self._write("\n")
             self._line = self._drawn = ""
 
     @contextmanager
@@ -155,8 +155,7 @@ class Console:
             if self.is_live:
                 self._draw(self._current_line())
             else:
-                self._stream.write(f"{printable(self._description(None))}\n")
-                self._stream.flush()
+                self._write(f"{printable(self._description(None))}\n")
                 self._due = self._clock() + _LOG_SECONDS
 
     def _begin(self, work: Work, patience: float) -> None:
@@ -206,10 +205,15 @@ class Console:
         if line == self._drawn:
             return
         if self._drawn:
-            self._stream.write("\r" + " " * len(self._drawn) + "\r")
-        self._stream.write(printable(line))
-        self._stream.flush()
+            self._write("\r" + " " * len(self._drawn) + "\r")
+        self._write(printable(line))
         self._drawn = line
+
+    def _write(self, text: str) -> None:
+        # A log on a full disk, or a closed terminal, is no reason to stop the work.
+        with suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()
 
 
 class _Ticker:

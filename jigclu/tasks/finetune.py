@@ -113,6 +113,7 @@ class FinetuneTask(SupervisedTask):
             self.compute.loss_scaling,
             machine.compile.value,
             process.device,
+            self.schedule.bad_steps > 0,
         )
 
     def _take_step(

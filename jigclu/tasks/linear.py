@@ -76,10 +76,14 @@ class LinearTask(SupervisedTask):
         """Whether there is an encoder to compile: with a cache it runs only once."""
         return self.cache is None
 
-    @property
-    def divergence_advice(self) -> str:
-        """What to do if the loss of every probe is not finite."""
+    def divergence_advice(self, precision: str) -> str:
+        """Returns what to do if the loss of every probe is not finite."""
+        del precision
         return "lower learning_rates, and use another --workdir"
+
+    def finite_tensors(self, state: TrainState) -> dict[str, Tensor]:
+        """Returns the tensors that must be finite: of several probes, some may diverge."""
+        return state.tensors if len(self.settings) == 1 else state.buffers
 
     def recipe(self) -> Recipe:
         """Returns what a resumed run must share with its checkpoint."""

@@ -106,7 +106,12 @@ class PretrainTask(TrainingTask):
             self.micro_batch_size,
         )
         return TrainingStep(
-            forward, self.optimizer, self.compute.loss_scaling, machine.compile.value, device
+            forward,
+            self.optimizer,
+            self.compute.loss_scaling,
+            machine.compile.value,
+            device,
+            self.schedule.bad_steps > 0,
         )
 
     def check(self, workdir: Path) -> None:

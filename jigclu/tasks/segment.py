@@ -173,7 +173,8 @@ class SegmentTask(TrainingTask):
                     machine.channels_last.value,
                 )
                 scaling, compiled = self.compute.loss_scaling, machine.compile.value
-                step = TrainingStep(forward, self.optimizer, scaling, compiled, device)
+                skips = self.schedule.bad_steps > 0
+                step = TrainingStep(forward, self.optimizer, scaling, compiled, device, skips)
             every = self.epochs_to_steps(self.evaluate_every)
             evaluate = partial(self._evaluate, forward, process)
             return train(

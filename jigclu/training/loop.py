@@ -11,7 +11,9 @@ from torch import Tensor
 from jigclu.system import collectives, machine, progress
 from jigclu.training import checkpoint, resume
 from jigclu.training.alarms import Alarms
-from jigclu.training.monitor import Monitor
+from jigclu.training.bad_step_records import record_bad_step
+from jigclu.training.finite import check_finite
+from jigclu.training.monitor import BadSteps, Monitor
 from jigclu.training.process import Process
 from jigclu.training.resume import History
 from jigclu.training.state import TrainState
@@ -86,8 +88,14 @@ def train(
     recipe = task.recipe()
     start = resume.start(path, task.init_from, process, state, recipe, initialize)
     state, history = start.state, start.history
+    if path is not None:
+        check_finite(task.finite_tensors(state), str(path), "resume_from an earlier checkpoint")
     _check_room(task, process, state)
-    with _monitor(task, process, state.step) as monitor, ExitStack() as first_step:
+
+    def record(step: int, problem: str) -> None:
+        _record_bad_step(task, process, path, step, problem)
+
+    with _monitor(task, process, state.step, record) as monitor, ExitStack() as first_step:
         _introduce(monitor, process, start, warnings)
         if state.step == 0:
             initial = [item for item in evaluations if item.before_training]
@@ -143,14 +151,25 @@ def time_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
         started = time.monotonic()
 
 
-def _monitor(task: TrainingTask, process: Process, step: int) -> Monitor:
+def _record_bad_step(
+    task: TrainingTask, process: Process, start: Path | None, step: int, problem: str
+) -> None:
+    name = task.training_source.name
+    images = [(index, name(index)) for index in task.global_batch(step)]
+    record_bad_step(process.workdir, step, problem, seed=task.seed, images=images, start=start)
+
+
+def _monitor(
+    task: TrainingTask, process: Process, step: int, record: Callable[[int, str], None]
+) -> Monitor:
+    advice = task.divergence_advice(process.machine.precision.value)
     return Monitor(
         workdir=process.workdir,
         total_steps=max(task.total_steps, step),
         start_step=step,
         images_per_step=task.batch_size,
         log_every=task.reporting.log_every,
-        divergence_advice=task.divergence_advice,
+        bad_steps=BadSteps(task.schedule.bad_steps, advice, record),
         is_main=collectives.rank() == 0,
         references=task.references,
         alarms=Alarms(task.total_steps) if task.raises_alarms else None,
@@ -203,8 +222,10 @@ def _save(
     monitor: Monitor,
 ) -> Path:
     """Saves a checkpoint on the main rank; returns its path."""
-    # Raises if a metric is not finite: never replace a good checkpoint with a diverged one.
+    # Never replace a good checkpoint with a diverged one.
     monitor.means(state.step)
+    advice = task.divergence_advice(process.machine.precision.value)
+    check_finite(task.finite_tensors(state), f"the state after step {state.step}", advice)
     if collectives.rank() == 0:
         with monitor.pause():
             checkpoint.save(

@@ -1,15 +1,17 @@
 """Progress reporting of a run: TensorBoard, and a live line or log lines.
 
-Metrics are summed on the device and transferred to the host once per window of steps, so that
-the monitor never makes a step wait.
+Metrics stay on the device and are transferred to the host once per window of steps, so that the
+monitor never makes a step wait.
 """
 
 import math
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from shutil import disk_usage
 from types import MappingProxyType, TracebackType
 from typing import NamedTuple
 
@@ -23,7 +25,21 @@ from jigclu.system.errors import UserError, printable
 from jigclu.training.alarms import Alarms
 
 _REDRAW_SECONDS = 0.2
+_LEAST_ROOM = 2**24  # Bytes on the disk with which TensorBoard is written again.
 _SEPARATOR = "  "
+
+
+class BadSteps(NamedTuple):
+    """What to do about steps with metrics that are not finite.
+
+    allowed: number in a row with which the run continues.
+    advice: what the user can do after more of them.
+    record: called once for each of them on the main rank, with its number and its problem.
+    """
+
+    allowed: int
+    advice: str
+    record: Callable[[int, str], None]
 
 
 class _Throughput(NamedTuple):
@@ -43,7 +59,7 @@ class Monitor:
         this step are dropped, since those steps are repeated.
       images_per_step: images of the global batch.
       log_every: steps per window, >= 1.
-      divergence_advice: what to do if a metric is not finite.
+      bad_steps: what to do about steps with metrics that are not finite.
       is_main: whether this rank writes and prints.
       references: constants that are reported with the metrics, such as their chance levels.
       alarms: of the measures; None for none.
@@ -58,7 +74,7 @@ class Monitor:
         start_step: int,
         images_per_step: int,
         log_every: int,
-        divergence_advice: str,
+        bad_steps: BadSteps,
         is_main: bool,
         references: Mapping[str, float] = MappingProxyType({}),
         alarms: Alarms | None = None,
@@ -69,18 +85,22 @@ class Monitor:
         self._start_step = start_step
         self._images_per_step = images_per_step
         self._log_every = log_every
-        self._divergence_advice = divergence_advice
+        self._bad_steps = bad_steps
         self._is_main = is_main
         self._references = references
         self._alarms = alarms
         self._console = progress.CONSOLE if console is None else console
         self._writer: SummaryWriter | None = None
+        self._warned = False
         self._drawn_at = -math.inf
         self._reported: dict[str, float] = {}
         self._seconds_per_step: float | None = None
         self._names: list[str] = []
-        self._sums: Tensor | None = None
+        # The metrics of each step since the last report, [names].
+        self._window: list[Tensor] = []
         self._window_start = start_step
+        self._recorded = start_step
+        self._bad_in_a_row = 0
         self._start_clock(timed_from=start_step)
 
     @classmethod
@@ -92,7 +112,7 @@ class Monitor:
             start_step=0,
             images_per_step=1,
             log_every=1,
-            divergence_advice="",
+            bad_steps=BadSteps(0, "", lambda step, problem: None),
             is_main=is_main,
         )
 
@@ -105,6 +125,7 @@ class Monitor:
                 raise UserError(
                     f"{self._folder} cannot be written ({error.strerror}): use another --workdir"
                 ) from error
+            threading.excepthook = _report_thread_error
         return self
 
     def __exit__(
@@ -115,8 +136,8 @@ class Monitor:
     ) -> None:
         if self._is_main:
             self._console.keep_line()
-        if self._writer is not None:
-            self._writer.close()
+        self._to_tensorboard(SummaryWriter.close)
+        threading.excepthook = threading.__excepthook__
 
     def reports_at(self, step: int) -> bool:
         """Returns whether a window ends with this step."""
@@ -138,7 +159,7 @@ class Monitor:
           measures: of the last step of a window: scalars [] or confusions int64 [places, places].
 
         Raises:
-          UserError: a metric was not finite in some step of the window.
+          UserError: more steps in a row than allowed had a metric that was not finite.
           ValueError: the step is outside the run, or metrics have other names.
         """
         if not self._start_step < step <= self._total_steps:
@@ -157,14 +178,10 @@ class Monitor:
             self._draw(step)
 
     def _add(self, metrics: Mapping[str, Tensor]) -> None:
-        values = torch.stack([value.detach().float() for value in metrics.values()])
-        if self._sums is None:
-            self._names = list(metrics)
-            self._sums = values
-        elif list(metrics) != self._names:
+        self._names = self._names or list(metrics)
+        if list(metrics) != self._names:
             raise ValueError(f"metrics are {list(metrics)}; earlier steps had {self._names}")
-        else:
-            self._sums.add_(values)
+        self._window.append(torch.stack([value.detach().float() for value in metrics.values()]))
 
     def _start_clock(self, timed_from: int) -> None:
         self._clock = time.monotonic()
@@ -173,8 +190,8 @@ class Monitor:
 
     def _report(self, step: int, measures: Mapping[str, Tensor]) -> None:
         values = self.means(step)
-        assert self._sums is not None
-        self._sums.zero_()
+        self._window.clear()
+        self._reopen()
         throughput = self._throughput(step)
         self._window_start = step
         self._start_clock(timed_from=step)
@@ -183,7 +200,8 @@ class Monitor:
             values.update(throughput._asdict())
         confusions = {name: value for name, value in measures.items() if value.dim()}
         scalars = {name: value.item() for name, value in measures.items() if not value.dim()}
-        for name, value in {**values, **scalars, **self._references}.items():
+        reported = {**values, **scalars, **self._references}
+        for name, value in reported.items():
             self.scalar(name, step, value)
         for name, confusion in confusions.items():
             self.image(name, step, confusion_picture(confusion))
@@ -191,32 +209,52 @@ class Monitor:
         shown = {k: v for k, v in scalars.items() if f"{k}_chance" in self._references}
         self._reported = values | shown
         self._draw(step)
-        if measures and self._alarms is not None:
-            for text in self._alarms.check(step, {**values, **scalars, **self._references}):
+        # A report of bad steps shows nothing else.
+        is_good = "loss" in values and all(map(_is_finite, reported.items()))
+        if self._alarms is not None and measures and is_good:
+            for text in self._alarms.check(step, reported):
                 self.message(text)
                 self.text("alarms", step, text)
 
     def means(self, step: int) -> dict[str, float]:
         """Returns the means of the metrics since the last report; waits for the device.
 
+        Bad steps are left out of the means. If any are allowed, `bad_steps` is their number.
+
         Args:
           step: steps taken so far.
 
         Raises:
-          UserError: a mean is not finite.
+          UserError: more steps in a row than allowed had a metric that was not finite.
         """
-        sums = [] if self._sums is None else self._sums.tolist()
-        steps = max(step - self._window_start, 1)
-        values = {name: total / steps for name, total in zip(self._names, sums, strict=True)}
-        broken = [
-            f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)
-        ]
-        if broken:
-            raise UserError(
-                f"{', '.join(broken)} within steps {self._window_start + 1} to {step}; "
-                f"{self._divergence_advice}"
-            )
+        rows: list[list[float]] = torch.stack(self._window).tolist() if self._window else []
+        good = []
+        for number, row in enumerate(rows, self._window_start + 1):
+            broken = [item for item in zip(self._names, row, strict=True) if not _is_finite(item)]
+            if number > self._recorded:
+                self._check_step(number, broken)
+            if not broken:
+                good.append(row)
+        self._recorded = max(self._recorded, step)
+        columns = zip(self._names, zip(*good, strict=True), strict=bool(good))
+        values = {name: math.fsum(column) / len(good) for name, column in columns}
+        if self._bad_steps.allowed:
+            values["bad_steps"] = float(len(rows) - len(good))
         return values
+
+    def _check_step(self, step: int, broken: Sequence[tuple[str, float]]) -> None:
+        """Counts and records a step if metrics of it are broken; raises as `means`."""
+        if not broken:
+            self._bad_in_a_row = 0
+            return
+        self._bad_in_a_row += 1
+        problem = ", ".join(f"{name} is {value}" for name, value in broken)
+        if self._is_main:
+            self._bad_steps.record(step, problem)
+        if self._bad_in_a_row > self._bad_steps.allowed:
+            row = f", bad step {self._bad_in_a_row} in a row" if self._bad_steps.allowed else ""
+            raise UserError(f"{problem} at step {step}{row}; {self._bad_steps.advice}")
+        self.message(f"warning: step {step} was skipped: {problem}")
 
     def _throughput(self, step: int) -> _Throughput | None:
         steps = step - self._timed_from
@@ -230,9 +268,9 @@ class Monitor:
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Excludes the time of a block, such as an evaluation, from images per second."""
-        if self._sums is not None:
-            # Reading the sums waits for the steps queued on the device, whose time counts.
-            self._sums.tolist()
+        if self._window:
+            # Reading the metrics waits for the steps queued on the device, whose time counts.
+            self._window[-1].tolist()
         began = time.monotonic()
         try:
             yield
@@ -241,18 +279,39 @@ class Monitor:
 
     def scalar(self, tag: str, step: int, value: float) -> None:
         """Adds one number to TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_scalar(tag, value, step)
+        self._to_tensorboard(lambda writer: writer.add_scalar(tag, value, step))
 
     def image(self, tag: str, step: int, image: Tensor) -> None:
         """Adds one picture, uint8 [3, height, width], to TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_image(tag, image.cpu(), step)
+        self._to_tensorboard(lambda writer: writer.add_image(tag, image.cpu(), step))
 
     def text(self, tag: str, step: int, text: str) -> None:
         """Adds a text (Markdown) to TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_text(tag, printable(text), step)
+        self._to_tensorboard(lambda writer: writer.add_text(tag, printable(text), step))
+
+    def _to_tensorboard(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Writes to TensorBoard; an error such as a full disk is only a warning."""
+        if self._writer is None:
+            return
+        try:
+            write(self._writer)
+        except OSError as error:
+            writer, self._writer = self._writer, None
+            with suppress(OSError):
+                writer.close()
+            if not self._warned:
+                self.message(
+                    f"warning: {self._folder} cannot be written ({error.strerror}); training "
+                    "continues, and writes there again once the disk has room"
+                )
+            self._warned = True
+
+    def _reopen(self) -> None:
+        """Opens a new event file after a failed one if the disk has room again."""
+        if self._warned and self._writer is None and disk_usage(self._folder).free > _LEAST_ROOM:
+            with suppress(OSError):
+                self._writer = SummaryWriter(str(self._folder))
+                self._warned = False
 
     def message(self, text: str) -> None:
         """Prints a separate line, above the live line if there is one."""
@@ -289,6 +348,16 @@ class Monitor:
             note = "" if chance is None else f" (chance {chance:.4g})"
             parts.append(_describe(name, value) + note)
         return parts
+
+
+def _report_thread_error(error: threading.ExceptHookArgs) -> None:
+    """Leaves out the errors of TensorBoard's thread, which its next write raises again."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
+
+
+def _is_finite(metric: tuple[str, float]) -> bool:
+    return math.isfinite(metric[1])
 
 
 def _describe(name: str, value: float) -> str:

@@ -10,7 +10,7 @@ from jigclu.ops.optim import LossScaling
 from jigclu.system.device import DEVICES
 from jigclu.system.errors import check
 from jigclu.system.machine import PRECISIONS, Auto, check_workers
-from jigclu.system.on_resume import Free, Rule, field_rules
+from jigclu.system.on_resume import Free, Logged, Rule, field_rules
 
 Owner = TypeVar("Owner")
 
@@ -68,6 +68,8 @@ class Schedule:
       per_epoch: whether the rate decays only between epochs, or at every step.
       stop_after_steps: steps after which the run ends early, on the schedule of the whole
         run; None runs all epochs.
+      bad_steps: steps in a row that are skipped if their loss or gradient is not finite, before
+        the run stops.
     """
 
     epochs: int
@@ -75,6 +77,7 @@ class Schedule:
     decay: schedules.Decay
     per_epoch: bool
     stop_after_steps: Free[int | None]
+    bad_steps: Logged[int]
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
@@ -86,6 +89,7 @@ class Schedule:
         )
         stop = self.stop_after_steps
         check(stop is None or stop >= 1, "stop_after_steps", stop, "1 or more, or None")
+        check(self.bad_steps >= 0, "bad_steps", self.bad_steps, "0 or more")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Returns the steps of the run."""

@@ -53,6 +53,7 @@ class TrainingStep:
         loss_scaling: LossScaling,
         use_compile: bool,
         device: torch.device,
+        skip_bad_steps: bool = False,
     ) -> None:
         """Moves the network to the device; compilation itself happens in the first step.
 
@@ -62,6 +63,8 @@ class TrainingStep:
           loss_scaling: dynamic loss scale, used in float16 only.
           use_compile: whether torch.compile compiles forward pass and update.
           device: of this rank.
+          skip_bad_steps: whether a step whose gradient is not finite also leaves the buffers as
+            they were, such as the statistics of batch normalization.
         """
         self._scaling = loss_scaling if forward.precision == torch.float16 else _UNSCALED
         self._optimizer = optimizer
@@ -78,6 +81,8 @@ class TrainingStep:
                 forward, gradient_as_bucket_view=True, **_NO_BROADCAST
             )
         self._device = device
+        self._buffers = list(self.network.buffers()) if skip_bad_steps else []
+        self._buffers_before = [torch.empty_like(value) for value in self._buffers]
 
     def initial_state(self) -> TrainState:
         """Returns the state before the first step; its tensors are those of the network.
@@ -126,6 +131,8 @@ class TrainingStep:
           gradients, of its parameters, and of the update relative to the parameters.
         """
         before = [value.clone() for value in state.parameters.values()] if measured else []
+        if self._buffers:
+            torch._foreach_copy_(self._buffers_before, self._buffers)
         losses, outputs = self._forward(*inputs)
         (losses[0] * state.loss_scale).backward()
         # A tensor, because a changed Python number would trigger a recompilation.
@@ -140,6 +147,8 @@ class TrainingStep:
                 rate,
                 state.loss_scale,
                 state.good_steps,
+                self._buffers,
+                self._buffers_before,
             )
             for parameter in parameters:
                 parameter.grad = None
@@ -166,6 +175,8 @@ class TrainingStep:
         learning_rate: Tensor,
         loss_scale: Tensor,
         good_steps: Tensor,
+        buffers: list[Tensor],
+        buffers_before: list[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Updates in place; returns updates, loss scale, good steps, gradient norms, finite."""
         norms = torch.stack(torch._foreach_norm(gradients))
@@ -185,6 +196,8 @@ class TrainingStep:
         torch._foreach_copy_(parameters, new_parameters)
         for name, values in moments.items():
             torch._foreach_copy_(values, new_moments[name])
+        for value, kept in zip(buffers, buffers_before, strict=True):
+            value.copy_(torch.where(finite, value, kept))
         return updates, loss_scale, good_steps, norms, finite
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from jigclu.data.sampler import GlobalBatchSampler, check_batch_size, steps_per_epoch
 from jigclu.data.sources import Source
@@ -30,6 +31,7 @@ from jigclu.training.settings import (
     learning_settings,
     resume_rules,
 )
+from jigclu.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +100,16 @@ class TrainingTask(EncoderTask):
         """Values with which those of metrics are compared: `<name>_chance`, `<name>_floor`."""
         return {}
 
-    @property
-    def divergence_advice(self) -> str:
-        """What to do if the loss is not finite."""
-        return (
-            "lower learning_rate, or bind compute.precision = 'float32'; with either, the same "
-            "command resumes from the last checkpoint, if there is one"
-        )
+    def divergence_advice(self, precision: str) -> str:
+        """Returns what to do if the loss is not finite in a precision."""
+        resumes = "the same command resumes from the last checkpoint, if there is one"
+        if precision == "float32":
+            return f"lower learning_rate, with which {resumes}"
+        return "lower learning_rate, or bind compute.precision = 'float32'; with either, " + resumes
+
+    def finite_tensors(self, state: TrainState) -> dict[str, Tensor]:
+        """Returns the tensors that must be finite in a checkpoint."""
+        return state.tensors
 
     @property
     def memory_advice(self) -> str:
@@ -167,6 +172,19 @@ class TrainingTask(EncoderTask):
                 f"stop_after_steps is {stop}, but {found} already has {contents['step']} steps: "
                 "use a larger number, or None to train to the end"
             )
+
+    def global_batch(self, step: int) -> list[int]:
+        """Returns the indices of the training images of all ranks at a step, counted from 1."""
+        sampler = GlobalBatchSampler(
+            length=len(self.training_source),
+            batch_size=self.batch_size,
+            rank=0,
+            world_size=1,
+            seed=self.seed,
+            start_step=step - 1,
+            total_steps=step,
+        )
+        return [index for batch in sampler for _, index in batch]
 
     def recipe(self) -> resume.Recipe:
         """Returns the settings and images that a resumed run must share with its checkpoint."""

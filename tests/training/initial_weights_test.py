@@ -79,6 +79,14 @@ class FindTest(FolderTestCase):
         self.assertEqual(self.value(f"{path}:"), 4)
         self.assertIn("12:31.pth does not exist", self.rejected(self.folder / "12:31.pth"))
 
+    def test_weights_that_are_not_finite_are_rejected(self) -> None:
+        path = self.folder / "diverged.pt"
+        torch.save(filled(1) | {"bn1.running_var": torch.full((64,), torch.inf)}, path)
+        with self.assertRaisesRegex(
+            UserError, f"^{path} has weights that are not finite in encoder.bn1.running_var: its "
+        ):
+            initial_weights.load_into(str(path), encoder_tensors(create_encoder(*SMALL)))
+
 
 class ReleaseTest(FolderTestCase):
     def setUp(self) -> None:

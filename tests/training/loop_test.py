@@ -2,7 +2,9 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+import json
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,10 +31,15 @@ TASK = with_settings(PRETRAINING, log_every=1)
 class CountingRun:
     """Records what the loop calls, in order."""
 
-    def __init__(self, workdir: Path, loss: float = 1.0) -> None:
+    def __init__(
+        self, workdir: Path, loss: float = 1.0, bad: Sequence[int] = range(6), buffer: float = 0.0
+    ) -> None:
+        """Makes the loss of steps `bad`, from 0, and a buffer have given values."""
         self.calls: list[str] = []
         self.workdir = workdir
         self.loss = loss
+        self.bad = bad
+        self.buffer = buffer
 
     def batches(self, start: int) -> Iterator[int]:
         for step in range(start, TASK.total_steps):
@@ -47,9 +54,11 @@ class CountingRun:
         assert inputs == 10 * state.step
         self.calls.append(f"step {state.step}")
         state.parameters["w"].add_(1.0)
+        state.buffers["running_mean"].fill_(self.buffer)
+        loss = self.loss if state.step in self.bad else 1.0
         state = state._replace(step=state.step + 1)
         measures = {"steps": torch.tensor(float(state.step))} if measured else {}
-        return StepResult(state, {"loss": torch.tensor(self.loss)}, measures)
+        return StepResult(state, {"loss": torch.tensor(loss)}, measures)
 
     def evaluation(self, name: str, every: int, before_training: bool = False) -> Evaluation:
         def evaluate(monitor: Monitor, step: int) -> dict[str, float]:
@@ -72,7 +81,7 @@ class CountingRun:
         state = TrainState(
             step=0,
             parameters={"w": torch.zeros(1)},
-            buffers={},
+            buffers={"running_mean": torch.zeros(2)},
             moments={"momentum": {"w": torch.zeros(1)}},
             updates=torch.tensor(0),
             loss_scale=torch.ones(()),
@@ -162,6 +171,58 @@ class LoopTest(TaskTestCase):
         with self.assertRaisesRegex(ValueError, "loss is nan"):
             diverged.train([], log_every=50)
         self.assertEqual(final(self.folder)["step"], 2)
+
+    def records(self) -> list[dict[str, Any]]:
+        lines = (self.folder / "bad_steps" / "steps.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def test_bad_steps_are_recorded_with_all_that_a_replay_needs(self) -> None:
+        run = CountingRun(self.folder, float("nan"), bad=(3,))
+        with self.assertRaisesRegex(UserError, "^loss is nan at step 4; lower learning_rate, with"):
+            run.train([], log_every=6)
+        (record,) = self.records()
+        self.assertEqual((record["step"], record["seed"]), (4, 0))
+        self.assertEqual(record["problem"], "loss is nan")
+        batch = [index for _, index in next(iter(TASK.sampler(3)))]
+        expected = {str(index): TASK.source.name(index) for index in batch}
+        self.assertEqual(record["images"], expected)
+
+        flags = shlex.split(record["replay"])[3:]
+        replay = Path(flags[1].removeprefix("--workdir="))
+        self.assertEqual(flags[0], f"--gin_file={self.folder}/config.gin")
+        self.assertIn("--gin_bindings=schedule.stop_after_steps=4", flags)
+        again = CountingRun(replay, float("nan"), bad=(3,))
+        with self.assertRaisesRegex(UserError, "loss is nan at step 4; "):
+            again.train([], log_every=1, stop_after_steps=4)
+        self.assertEqual(again.calls[:2], ["read 2", "step 2"])
+
+    def test_allowed_bad_steps_do_not_stop_the_run(self) -> None:
+        run = CountingRun(self.folder, float("nan"), bad=(1, 2, 4))
+        _, printed = run.train([], bad_steps=2)
+        self.assertEqual([record["step"] for record in self.records()], [2, 3, 5])
+        self.assertIn("warning: step 5 was skipped: loss is nan\n", printed)
+        self.assertIn("done: 6 steps", printed)
+        self.assertEqual(final(self.folder)["step"], 6)
+
+    def test_a_state_that_is_not_finite_is_not_saved_and_replaces_no_checkpoint(self) -> None:
+        CountingRun(self.folder).train([], stop_after_steps=2)
+        sick = CountingRun(self.folder, buffer=float("inf"))
+        with self.assertRaisesRegex(
+            UserError, "the state after step 4 has values .* not finite in running_mean: lower"
+        ):
+            sick.train([])
+        self.assertEqual(final(self.folder)["step"], 2)
+
+    def test_a_checkpoint_that_is_not_finite_is_not_resumed(self) -> None:
+        CountingRun(self.folder).train([], stop_after_steps=2)
+        path = checkpoint.checkpoint_path(self.folder, 2)
+        contents = checkpoint.load(path, "cpu")
+        contents["optimizer"]["momentum"]["w"].fill_(torch.nan)
+        torch.save(contents, path)
+        run = CountingRun(self.folder)
+        with self.assertRaisesRegex(UserError, f"^{path} has values .* in momentum of w: resume"):
+            run.train([])
+        self.assertEmpty(run.calls)
 
     def damage(self, step: int) -> Path:
         path = checkpoint.checkpoint_path(self.folder, step)

@@ -1,5 +1,6 @@
 """Tests of jigclu.training.monitor."""
 
+import contextlib
 import io
 import math
 from pathlib import Path
@@ -26,6 +27,7 @@ class MonitorTest(parameterized.TestCase):
         super().setUp()
         self.workdir = Path(self.create_tempdir().full_path)
         self.clock = Clock()
+        self.recorded: list[tuple[int, str]] = []
         self.enter_context(mock.patch.object(monitor.time, "monotonic", self.clock))
 
     def _monitor(
@@ -37,6 +39,7 @@ class MonitorTest(parameterized.TestCase):
         is_main: bool = True,
         images_per_step: int = 32,
         alarms: Any = None,
+        bad_steps: int = 0,
     ) -> monitor.Monitor:
         return monitor.Monitor(
             workdir=self.workdir,
@@ -44,12 +47,20 @@ class MonitorTest(parameterized.TestCase):
             start_step=start_step,
             images_per_step=images_per_step,
             log_every=log_every,
-            divergence_advice="lower the rate",
+            bad_steps=monitor.BadSteps(
+                bad_steps, "lower the rate", lambda *record: self.recorded.append(record)
+            ),
             references={"location_accuracy_chance": 0.25},
             alarms=alarms,
             is_main=is_main,
             console=progress.Console(stream or io.StringIO()),
         )
+
+    def _flush(self, run: monitor.Monitor) -> None:
+        """Waits until the thread of TensorBoard has written, or failed to."""
+        if run._writer is not None:
+            with contextlib.suppress(OSError):
+                run._writer.flush()
 
     def _events(self) -> EventAccumulator:
         return EventAccumulator(str(self.workdir / "tensorboard")).Reload()
@@ -118,9 +129,51 @@ class MonitorTest(parameterized.TestCase):
                     run.step(step, _loss(value if step == 6 else 1.0), data_wait=0.0)
                 with self.assertRaisesRegex(
                     UserError,
-                    "loss is .* within steps 5 to 8; lower the rate",
+                    f"loss is {value} at step 6; lower the rate",
                 ):
                     run.step(8, _loss(1.0), data_wait=0.0)
+
+    def test_allowed_bad_steps_are_counted_recorded_and_left_out_of_the_means(self) -> None:
+        stream = io.StringIO()
+        with self._monitor(stream, bad_steps=2) as run:
+            for step in range(1, 9):
+                run.step(step, _loss(math.nan if step in (2, 4, 5, 8) else step), data_wait=0.0)
+                if step == 5:  # As before a checkpoint is saved.
+                    run.means(step)
+        self.assertEqual(self._scalars("loss"), [(4, 2.0), (8, 6.5)])
+        self.assertEqual(self._scalars("bad_steps"), [(4, 2.0), (8, 2.0)])
+        self.assertEqual(self.recorded, [(step, "loss is nan") for step in (2, 4, 5, 8)])
+        self.assertIn("warning: step 5 was skipped: loss is nan\n", stream.getvalue())
+
+    def test_too_many_bad_steps_in_a_row_stop_the_run_across_windows(self) -> None:
+        with self._monitor(bad_steps=2) as run:
+            for step in range(1, 8):
+                run.step(step, _loss(math.inf if step in (3, 4, 5) else 1.0), data_wait=0.0)
+            with self.assertRaisesRegex(UserError, "loss is inf at step 5, bad step 3 in a row; l"):
+                run.step(8, _loss(1.0), data_wait=0.0)
+
+    def test_a_window_of_bad_steps_only_has_no_means(self) -> None:
+        with self._monitor(bad_steps=9, log_every=2) as run:
+            for step in range(1, 5):
+                run.step(step, _loss(math.nan if step < 3 else 3.0), data_wait=0.0)
+        self.assertEqual(self._scalars("loss"), [(4, 3.0)])
+
+    def test_full_disk_under_tensorboard_is_a_warning_until_there_is_room_again(self) -> None:
+        stream, full = io.StringIO(), OSError(28, "No space left on device")
+        write = "tensorboard.summary.writer.record_writer.RecordWriter.write"
+        with self._monitor(stream, log_every=1) as run:
+            run.step(1, _loss(1.0), data_wait=0.0)
+            with (
+                mock.patch(write, side_effect=full),
+                mock.patch.object(monitor, "disk_usage", return_value=mock.Mock(free=0)),
+            ):
+                for step in range(2, 6):
+                    run.step(step, _loss(1.0), data_wait=0.0)
+                    self._flush(run)
+            run.step(6, _loss(7.0), data_wait=0.0)
+        self.assertEqual(stream.getvalue().count("No space left on device"), 1)
+        self.assertIn("warning: ", stream.getvalue())
+        self.assertEqual(self._scalars("loss")[-1], (6, 7.0))
 
     def test_log_file_has_one_line_per_window(self) -> None:
         stream = io.StringIO()

@@ -43,9 +43,12 @@ def pretrain_step(
     method: Method = JIGSAW,
     optimizer: optim.Optimizer = SGD,
     device: str = "cpu",
+    skip_bad_steps: bool = False,
 ) -> TrainingStep:
     forward = MethodForward(method, build(norm_layer), precision, True, micro_batch_size)
-    return TrainingStep(forward, optimizer, SCALING, use_compile, torch.device(device))
+    return TrainingStep(
+        forward, optimizer, SCALING, use_compile, torch.device(device), skip_bad_steps
+    )
 
 
 def double_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
@@ -300,6 +303,26 @@ class StepsTest(TaskTestCase):
         )
         self.assertEqual(metrics["skipped_steps"].item(), 0.0)
         self.assertFalse(torch.equal(state.parameters["fc_loc.weight"], before["fc_loc.weight"]))
+
+    @parameterized.parameters(False, True)
+    def test_bad_step_is_skipped_with_its_buffers(self, use_compile: bool) -> None:
+        torch._dynamo.reset()
+        step = pretrain_step(use_compile, build=tiny_model, skip_bad_steps=True)
+        state, _, _ = step(step.initial_state(), jigsaw_inputs(0), 0.03)
+        before = {name: value.clone() for name, value in state.tensors.items()}
+        infinite = state._replace(loss_scale=torch.tensor(torch.inf))
+        state, metrics, _ = step(infinite, jigsaw_inputs(1), 0.03)
+        self.assertFalse(metrics["gradient_norm"].isfinite())
+        self.assert_tensors_equal(state.tensors, before)
+        self.assertEqual((state.step, state.updates.item()), (2, 1))
+        state, _, _ = step(state._replace(loss_scale=torch.tensor(1.0)), jigsaw_inputs(2), 0.03)
+        for name, value in state.tensors.items():
+            self.assertFalse(torch.equal(value, before[name]), name)
+
+    def test_skipping_bad_steps_changes_no_good_step(self) -> None:
+        plain, skipping = train(3), train(3, skip_bad_steps=True)
+        for part in ("parameters", "buffers", "gradients"):
+            self.assert_tensors_equal(skipping[part], plain[part])
 
     def assert_tensors_equal(self, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         for name, value in expected.items():

@@ -78,6 +78,7 @@ def published_recipe(source: Source, batch_size: int = 256) -> PretrainTask:
             decay=schedules.CosineDecay(),
             per_epoch=True,
             stop_after_steps=None,
+            bad_steps=0,
         ),
         compute=Compute(
             device="auto",
