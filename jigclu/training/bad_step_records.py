@@ -59,6 +59,6 @@ def record_bad_step(
 
 def _command(workdir: Path, replay: Path, step: int) -> str:
     bindings = (f"schedule.stop_after_steps={step}", "reporting.log_every=1")
-    flags = [f"--gin_file={workdir / 'config.gin'}", f"--workdir={replay}"]
+    flags = [f"--gin_file={workdir / 'operative_config.gin'}", f"--workdir={replay}"]
     flags += [f"--gin_bindings={binding}" for binding in bindings]
     return shlex.join(["python", "-m", "jigclu.launch", *flags])

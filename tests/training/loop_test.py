@@ -189,7 +189,7 @@ class LoopTest(TaskTestCase):
 
         flags = shlex.split(record["replay"])[3:]
         replay = Path(flags[1].removeprefix("--workdir="))
-        self.assertEqual(flags[0], f"--gin_file={self.folder}/config.gin")
+        self.assertEqual(flags[0], f"--gin_file={self.folder}/operative_config.gin")
         self.assertIn("--gin_bindings=schedule.stop_after_steps=4", flags)
         again = CountingRun(replay, float("nan"), bad=(3,))
         with self.assertRaisesRegex(UserError, "loss is nan at step 4; "):
