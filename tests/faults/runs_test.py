@@ -6,21 +6,20 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
-from torch import Tensor
 
 from jigclu import config
-from jigclu.methods.method import StepInputs
 from jigclu.system.errors import UserError
 from jigclu.system.workdir_lock import locked
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training import checkpoint
 from jigclu.training.settings import with_settings
 from jigclu.training.state import TrainState
-from jigclu.training.step import TrainingStep
+from jigclu.training.step import StepResult, TrainingStep
 from tests.faults.checkpoints_test import start
 from tests.faults.slow import SLOW
 from tests.small_tasks import PRETRAINING, TaskTestCase, final, run_task
@@ -80,17 +79,13 @@ class DivergenceTest(TaskTestCase):
         take_step = PretrainTask.take_step
 
         def overflow(
-            task: PretrainTask,
-            step: TrainingStep,
-            chance: dict[str, Tensor],
-            state: TrainState,
-            inputs: StepInputs,
-        ) -> tuple[TrainState, dict[str, Tensor]]:
+            task: PretrainTask, step: TrainingStep, state: TrainState, *arguments: Any
+        ) -> StepResult:
             scale = state.loss_scale
             if state.step in (2, 3):
                 state = state._replace(loss_scale=torch.tensor(torch.inf))
-            state, metrics = take_step(task, step, chance, state, inputs)
-            return state._replace(loss_scale=scale), metrics
+            result = take_step(task, step, state, *arguments)
+            return result._replace(state=result.state._replace(loss_scale=scale))
 
         with mock.patch.object(PretrainTask, "take_step", overflow):
             printed = run_task(with_settings(TASK, bad_steps=2), self.folder)
