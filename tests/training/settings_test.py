@@ -149,7 +149,7 @@ TRAINING_FIELDS = [
     "resume_from",
     *("seed", "batch_size", "encoder", "small_stem"),
     *("schedule", "schedule.epochs", "schedule.warmup_epochs", "schedule.decay"),
-    "schedule.per_epoch",
+    *("schedule.per_epoch", "schedule.bad_steps"),
 ]
 SUPERVISED_FIELDS = [
     *TRAINING_FIELDS,
