@@ -161,7 +161,10 @@ def extract_features(
 
 
 def pretrain(
-    gin_files: Sequence[_Path], bindings: Sequence[str] = (), workdir: _Path | None = None
+    gin_files: Sequence[_Path],
+    bindings: Sequence[str] = (),
+    workdir: _Path | None = None,
+    allow_imports: bool = False,
 ) -> "RunResult":
     """Pre-trains as the command does; the same call again resumes an interrupted run.
 
@@ -174,6 +177,7 @@ def pretrain(
       bindings: over the files, such as "pretrain.batch_size = 512".
       workdir: folder of checkpoints, logs and configuration; runs/<name of the last gin file
         outside gin/base> by default.
+      allow_imports: whether the files may import Python modules, which runs their code.
 
     Returns:
       The last scores, by name, and the path of the last checkpoint.
@@ -191,7 +195,8 @@ def pretrain(
     files = [str(file) for file in gin_files]
     folder = config.default_workdir(files) if workdir is None else Path(workdir)
     with progress.CONSOLE:
-        configuration = config.load(files, bindings, folder).for_workdir(folder)
+        loaded = config.load(files, bindings, folder, allow_imports)
+        configuration = loaded.for_workdir(folder)
         task = type(configuration.task)
         if not issubclass(task, PretrainTask):
             raise UserError(

@@ -33,6 +33,9 @@ _WORKDIR = flags.DEFINE_string(
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print the configuration and the plan; download and write nothing."
 )
+_ALLOW_IMPORTS = flags.DEFINE_bool(
+    "allow_imports", False, "Let the gin files import Python modules, which runs their code."
+)
 
 
 def _run() -> None:
@@ -60,7 +63,8 @@ def _run() -> None:
 
 def _load(files: list[str], workdir: Path) -> config.Configuration:
     """Reads and checks the configuration."""
-    configuration = config.load(files, _GIN_BINDINGS.value, workdir).for_workdir(workdir)
+    loaded = config.load(files, _GIN_BINDINGS.value, workdir, _ALLOW_IMPORTS.value)
+    configuration = loaded.for_workdir(workdir)
     configuration.check(workdir)
     return configuration
 

@@ -28,43 +28,63 @@ class Layer(NamedTuple):
     bindings: dict[str, str]
 
 
-def parse_file(file: str, valid: Sequence[str]) -> list[Layer]:
+def parse_file(file: str, valid: Sequence[str], allow_imports: bool = False) -> list[Layer]:
     """Makes gin read a file and the files that it includes.
 
     Args:
       file: path from the working directory, or name of one of the project's files.
       valid: names of configurables and bindings, of which errors suggest the nearest one.
+      allow_imports: whether the files may import Python modules, which runs their code.
 
     Returns:
       Layers in the order in which gin reads them: included files first.
 
     Raises:
-      UserError: a file does not exist or cannot be parsed.
+      UserError: a file does not exist, cannot be parsed, or has a forbidden import.
     """
-    return list(_parse_file(_find(file, None), valid, ()))
+    return list(_parse_file(_find(file, None), valid, allow_imports, ()))
 
 
-def parse_binding(binding: str, valid: Sequence[str]) -> dict[str, str]:
+def parse_binding(
+    binding: str, valid: Sequence[str], allow_imports: bool = False
+) -> dict[str, str]:
     """Makes gin read a binding of the command line; returns its name and value.
 
-    Raises:
-      UserError: the binding cannot be parsed.
+    Raises: as `parse_file`.
     """
     if re.match(r"\s*include\b", binding):
         raise UserError(f"--gin_bindings={binding!r} is not a binding; use --gin_file")
     with messages.one_line_errors(f"--gin_bindings={binding!r}", valid, is_flag=True):
         statements = syntax.statements(binding)
+        _check_imports(statements, f"--gin_bindings={binding!r}", allow_imports)
         gin.parse_config(binding)
     return _bindings(statements)
 
 
-def _parse_file(path: Path, valid: Sequence[str], including: tuple[Path, ...]) -> Iterator[Layer]:
+def _check_imports(statements: Sequence[Any], place: str, allowed: bool) -> None:
+    """Raises UserError for an import, which runs code, unless imports are allowed.
+
+    `from __gin__ import dynamic_registration`, with which references can name any function of an
+    imported module, is an import, too.
+    """
+    for item in statements:
+        if isinstance(item, ImportStatement) and not allowed:
+            raise UserError(
+                f"{place}: `{item.format()}` lets the configuration run any Python code: if you "
+                "trust it, pass --allow_imports"
+            )
+
+
+def _parse_file(
+    path: Path, valid: Sequence[str], allow_imports: bool, including: tuple[Path, ...]
+) -> Iterator[Layer]:
     if path in including:
         raise UserError(f"{including[-1]} includes {path}, which includes it in turn")
     with messages.one_line_errors(str(path), valid):
         # Editors of Windows write a byte-order mark.
         text = path.read_text(encoding="utf-8-sig")
         statements = syntax.statements(text)
+    _check_imports(statements, str(path), allow_imports)
     lines = text.splitlines()
     start = 0
     for statement in (item for item in statements if isinstance(item, IncludeStatement)):
@@ -74,7 +94,7 @@ def _parse_file(path: Path, valid: Sequence[str], including: tuple[Path, ...]) -
             included = _find(statement.filename, path.parent)
         except UserError as error:
             raise UserError(f"{path}, line {line}: {error}") from error
-        yield from _parse_file(included, valid, (*including, path))
+        yield from _parse_file(included, valid, allow_imports, (*including, path))
         start = line
     _parse_lines(path, lines, start, len(lines), statements, valid)
     yield Layer(str(path), _bindings(statements))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,13 @@ from absl import logging
 from jigclu.config import chosen, gin_files, messages, sizes
 from jigclu.config.chosen import Chosen
 from jigclu.config.gin_files import Layer
-from jigclu.config.registry import CONFIGURABLES, binding_names, name_setting, register
+from jigclu.config.registry import (
+    CONFIGURABLES,
+    binding_names,
+    load_stages_by,
+    name_setting,
+    register,
+)
 from jigclu.data.sources import find_notes
 from jigclu.system import progress
 from jigclu.system.device import launched_rank
@@ -163,7 +170,10 @@ def default_workdir(files: Sequence[str]) -> Path:
 
 
 def load(
-    files: Sequence[str], bindings: Sequence[str], workdir: Path | None = None
+    files: Sequence[str],
+    bindings: Sequence[str],
+    workdir: Path | None = None,
+    allow_imports: bool = False,
 ) -> Configuration:
     """Reads gin files, then command-line bindings over them, and builds the task.
 
@@ -173,17 +183,19 @@ def load(
       bindings: such as "pretrain.batch_size=512".
       workdir: of the run, which keeps the choices of its checkpoint when it resumes; None for
         a new run.
+      allow_imports: whether the files may import Python modules, which runs their code.
 
     Raises:
-      UserError: a file or a binding cannot be read, names something unknown, has an invalid
-        value, or never takes effect.
+      UserError: a file or a binding cannot be read, imports a module although that is not allowed,
+        names something unknown, has an invalid value, or never takes effect.
     """
+    load_stages_by(partial(load, allow_imports=allow_imports))
     valid = [*CONFIGURABLES, *binding_names()]
     gin.clear_config()
-    layers = [layer for file in files for layer in gin_files.parse_file(file, valid)]
+    layers = [layer for file in files for layer in gin_files.parse_file(file, valid, allow_imports)]
     flags: dict[str, str] = {}
     for binding in bindings:
-        flags |= gin_files.parse_binding(binding, valid)
+        flags |= gin_files.parse_binding(binding, valid, allow_imports)
     layers.append(Layer("--gin_bindings", flags))
     with messages.one_line_errors("configuration", valid), progress.status("opening the data"):
         try:
@@ -305,4 +317,4 @@ def _resolve(operative: Mapping[str, str]) -> str:
     )
 
 
-register(load)
+register()

@@ -56,7 +56,7 @@ def reproduce(
     return ReproduceTask(stages=stages, data=data, size=size, published=published, load=_loader[0])
 
 
-# Loads the gin file of a stage. `register` sets it, because `load` imports this module.
+# Loads the gin file of a stage. `load_stages_by` sets it, because `load` imports this module.
 _loader: list[Load] = []
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
@@ -115,13 +115,13 @@ _FIELD = re.compile(r"(?<![\w./'-])[a-z]+(?:_[a-z]+)+(?![\w./'=-])")
 _NAMES = {function: name for name, function in CONFIGURABLES.items()}
 
 
-def register(load: Load) -> None:
-    """Registers all configurables with gin.
-
-    Args:
-      load: reads the gin files of a stage.
-    """
+def load_stages_by(load: Load) -> None:
+    """Sets the function that reads the gin files of a stage."""
     _loader[:] = [load]
+
+
+def register() -> None:
+    """Registers all configurables with gin."""
     for name, function in CONFIGURABLES.items():
         gin.external_configurable(_add_checks(name, function), name=name)
 

@@ -1,5 +1,8 @@
 """Gin files and the files that they include, and which of them binds what."""
 
+import sys
+from unittest import mock
+
 from absl.testing import absltest
 
 from jigclu import config
@@ -58,6 +61,32 @@ class ParseFileTest(ConfigTestCase):
         self.assertStartsWith(
             self.rejected(files=(run,)), f"{run}, line 2: gin file bse.gin does not exist"
         )
+
+    def test_imports_run_only_if_they_are_allowed(self) -> None:
+        marker = self.folder / "ran"
+        module = self.folder / "imported_by_a_config.py"
+        module.write_text(f"open({str(marker)!r}, 'w')")
+        self.file("import imported_by_a_config\n", "stranger.gin")
+        run = self.file(f"include 'stranger.gin'\ninclude '{DEMO}'\n")
+        self.enter_context(mock.patch.object(sys, "path", [*sys.path, str(self.folder)]))
+        self.addCleanup(sys.modules.pop, "imported_by_a_config", None)
+        self.assertEqual(
+            self.rejected(files=(run,)),
+            f"{self.folder}/stranger.gin: `import imported_by_a_config` lets the configuration "
+            "run any Python code: if you trust it, pass --allow_imports",
+        )
+        self.assertFalse(marker.exists())
+        config.load([run], [], allow_imports=True)
+        self.assertTrue(marker.exists())
+
+    def test_other_functions_cannot_be_registered(self) -> None:
+        lines = "from __gin__ import dynamic_registration\nimport os\npretrain.seed = @os.getpid()"
+        message = self.rejected(files=(self.file(lines),))
+        self.assertIn("`from __gin__ import dynamic_registration` lets", message)
+
+    def test_functions_that_are_not_registered_are_unknown(self) -> None:
+        run = self.file(f"include '{DEMO}'\npretrain.seed = @os.getpid()\n")
+        self.assertIn("No configurable matching", self.rejected(files=(run,)))
 
 
 class ShippedFilesTest(absltest.TestCase):
