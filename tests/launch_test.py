@@ -132,7 +132,7 @@ class LaunchTest(FolderTestCase):
                 "--dry_run",
             )
         self.succeeded(done)
-        self.assertIn("writes: resnet50.safetensors, card.md", done.stdout)
+        self.assertIn("writes: resnet50.safetensors, card.md, SHA256SUMS", done.stdout)
         self.assertRegex(done.stdout, r"\ndownloads: https://.*/JigClu_200e.pth to .*/torch/hub/")
         self.assertCountEqual(os.listdir(self.folder), ["small.gin", "images"])
 

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +14,8 @@ from jigclu.system.dry_run import is_dry_run
 from jigclu.system.errors import UserError
 
 TEMPORARY_SUFFIX = ".tmp"
+# Checksums of the other files of a folder, in the format of the command sha256sum.
+SUMS = "SHA256SUMS"
 
 
 class Lock(enum.Enum):
@@ -135,3 +137,24 @@ def sha256(path: Path) -> str:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Writes `SUMS`: the SHA-256 of each file of a folder, by name; raises as `write_stream`."""
+    lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
+    write_file(folder / SUMS, "".join(lines).encode())
+
+
+def check_sum(path: Path) -> None:
+    """Raises UserError if `SUMS` in the folder of a file lists it with another SHA-256."""
+    try:
+        lines = path.with_name(SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for expected, _, name in (line.partition(" ") for line in lines):
+        # A star marks a binary file.
+        if name[1:] == path.name and expected.lower() != sha256(path):
+            raise UserError(
+                f"{path} is corrupt, its SHA-256 differs from {SUMS} in its folder: copy or export "
+                "it again"
+            )

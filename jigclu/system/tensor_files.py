@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import torch
 
+from jigclu.system import files
 from jigclu.system.errors import UserError
 
 # Key of the metadata of a .safetensors file, as in the file itself.
@@ -51,8 +52,11 @@ def read(path: Path, device: torch.device | str) -> dict[Any, Any]:
 
     Raises:
       UnusableFileError: the file is corrupt, or holds something else.
-      UserError: the file is missing, or the system cannot read it.
+      UserError: the file is missing, the system cannot read it, or it differs from the checksum in
+        the folder of an export.
     """
+    check_exists(path)
+    files.check_sum(path)
     return _read(path, device, mapped=False)
 
 

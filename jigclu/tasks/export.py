@@ -99,13 +99,13 @@ class ExportTask(EncoderTask):
         names = ", ".join(self._file_name(name) for name in self.formats)
         side = self.eval_transform.crop
         return (
-            f"writes: {names}, card.md\n"
+            f"writes: {names}, card.md, {files.SUMS}\n"
             f"compares: features of {self.images} images of {side}x{side} pixels, "
             f"at most {TOLERANCE:g} apart"
         )
 
     def run(self, workdir: Path, config: str) -> RunResult:
-        """Writes and compares the files, then writes the card, all on the CPU.
+        """Writes and compares the files, then writes card and checksums, all on the CPU.
 
         Raises:
           UserError: a file cannot be written, or its features differ too much.
@@ -133,6 +133,7 @@ class ExportTask(EncoderTask):
                 )
             card = self._card(written, expected, initial_weights.contents(self.origin))
             files.write_file(workdir / "card.md", printable(card).encode())
+            files.write_sums(workdir, {file.path.name: file.sha256 for file in written})
             monitor.text("card", 0, card)
 
     def _encoder(self) -> Encoder:

@@ -7,7 +7,9 @@ import importlib.util
 import io
 import json
 import os
+import random
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,7 +22,7 @@ from torch import Tensor
 import jigclu
 from jigclu.data.procedural import ProceduralImages
 from jigclu.models.encoder import create_encoder, encoder_tensors
-from jigclu.system import files
+from jigclu.system import files, tensor_files
 from jigclu.system.errors import UserError
 from jigclu.tasks.export import ExportTask
 from jigclu.tasks.export_formats import FORMATS, Description
@@ -53,6 +55,15 @@ def _trained_encoder(small_stem: bool) -> dict[str, Tensor]:
     return tensors
 
 
+def _flip_bit(path: Path, place: int, bit: int) -> None:
+    """Flips a bit of a file; the second call undoes it."""
+    with open(path, "r+b") as file:
+        file.seek(place)
+        value = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([value ^ (1 << bit)]))
+
+
 class ExportTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
@@ -78,7 +89,10 @@ class ExportTest(FolderTestCase):
         torch.save(_trained_encoder(False), self.origin)
         printed = self.run_task()
         names = {f"resnet18{form.suffix}" for form in FORMATS.values() if form.basic_blocks}
-        self.assertEqual(self.files(), names | {"card.md"})
+        self.assertEqual(self.files(), names | {"card.md", files.SUMS})
+        subprocess.run(
+            ["sha256sum", "--check", "--strict", files.SUMS], cwd=self.workdir, check=True
+        )
         card = (self.workdir / "card.md").read_text()
         for name in names:
             path = self.workdir / name
@@ -99,6 +113,23 @@ class ExportTest(FolderTestCase):
             initial_weights.load_into(str(self.workdir / f"resnet18{suffix}"), model)
             for name, value in tensors.items():
                 torch.testing.assert_close(model[f"encoder.{name}"], value, rtol=0, atol=0)
+
+    def test_every_flipped_bit_is_detected(self) -> None:
+        torch.save(_trained_encoder(False), self.origin)
+        self.run_task(formats=("torchvision", "safetensors", "detectron2"))
+        paths = [path for path in self.workdir.iterdir() if path.suffix in (".pth", ".safetensors")]
+        draw = random.Random(0)
+        for path in paths:
+            size = path.stat().st_size
+            # Header, end and content; CRCs of zip and the library of safetensors miss many of them.
+            places = [*range(0, 100, 20), size - 1, size // 2, *draw.sample(range(size), 8)]
+            for place in places:
+                bit = draw.randrange(8)
+                _flip_bit(path, place, bit)
+                with self.assertRaisesRegex(UserError, "is corrupt, its SHA-256 differs"):
+                    initial_weights.read(str(path))
+                _flip_bit(path, place, bit)
+            tensor_files.read(path, "cpu")
 
     def test_safetensors_record_encoder_stem_and_preprocessing(self) -> None:
         torch.save(_trained_encoder(True), self.origin)
@@ -218,7 +249,7 @@ class ExportTest(FolderTestCase):
         ):
             task.run(self.workdir, "")
         self.assertEqual(path.read_bytes(), before)
-        self.assertEqual(self.files(), {path.name, "card.md"})
+        self.assertEqual(self.files(), {path.name, "card.md", files.SUMS})
 
     def test_files_have_the_permissions_of_the_umask(self) -> None:
         torch.save(_trained_encoder(False), self.origin)
@@ -271,7 +302,7 @@ class ExportTest(FolderTestCase):
     def test_writes_a_c4_detector_of_bottleneck_blocks(self) -> None:
         torch.save(create_encoder("resnet50", False).state_dict(), self.origin)
         self.run_task(encoder="resnet50", formats=("detectron2_c4",))
-        self.assertEqual(self.files(), {"resnet50.detectron2_c4.pth", "card.md"})
+        self.assertEqual(self.files(), {"resnet50.detectron2_c4.pth", "card.md", files.SUMS})
 
     @parameterized.parameters("timm", "onnx")
     def test_missing_packages_are_named(self, name: str) -> None:
@@ -289,7 +320,7 @@ class ExportTest(FolderTestCase):
         plan = self.changed(formats=("onnx", "timm")).plan(Path("runs/none"))
         self.assertEqual(
             plan,
-            "writes: resnet18.onnx, resnet18.timm.pth, card.md\n"
+            "writes: resnet18.onnx, resnet18.timm.pth, card.md, SHA256SUMS\n"
             "compares: features of 4 images of 32x32 pixels, at most 0.0001 apart",
         )
 
