@@ -166,7 +166,7 @@ class ExportTest(FolderTestCase):
         torch.save(_trained_encoder(True), self.origin)
         formats = ("torchvision", "safetensors", "timm", "onnx")
         self.run_task(small_stem=True, formats=formats)
-        self.assertLen(self.files(), 5)
+        self.assertLen(self.files(), 6)
         self.assertIn("The stem is small", (self.workdir / "card.md").read_text())
 
     def test_card_shows_recipe_and_scores_of_a_checkpoint_of_this_project(self) -> None:
