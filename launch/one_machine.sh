@@ -15,5 +15,9 @@ WORKDIR=${WORKDIR:-runs/$(basename "$GIN_FILE" .gin)}
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # If no environment is active, use the one of `make install`.
 export PATH="$PATH:$repository/.venv/bin" PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
-exec torchrun --standalone --nproc-per-node="$GPUS" -m jigclu.launch \
-  --gin_file="$GIN_FILE" --workdir="$WORKDIR" "$@"
+# Processes meet in a file and on the loopback interface, which no other machine can reach; the
+# servers that torchrun starts otherwise listen on all interfaces.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+exec torchrun --nproc-per-node="$GPUS" --local-addr=127.0.0.1 \
+  --rdzv-backend=c10d --rdzv-conf=store_type=file --rdzv-endpoint="$(mktemp)" \
+  -m jigclu.launch --gin_file="$GIN_FILE" --workdir="$WORKDIR" "$@"

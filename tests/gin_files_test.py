@@ -208,7 +208,7 @@ class GinFilesTest(parameterized.TestCase):
     def test_files_open_with_a_description_and_a_command(self, file: str) -> None:
         head = (config.ROOT / file).read_text().split("\n\n")[0]
         self.assertTrue(all(line.startswith("#") for line in head.splitlines()))
-        self.assertRegex(head, rf"--gin_file={file}|make demo")
+        self.assertRegex(head, rf"--gin_file={file}|GIN_FILE={file}|make demo")
 
     def test_published_recipe(self) -> None:
         task = self.load("gin/pretrain_r50.gin").task

@@ -60,9 +60,18 @@ class LaunchScriptsTest(parameterized.TestCase):
         self.assertCountEqual([path.name for path in LAUNCH.iterdir()], (*SCRIPTS, "gpu_check.py"))
 
     def test_one_machine_starts_torchrun(self) -> None:
+        words = self._run("one_machine.sh")
+        (endpoint,) = (word for word in words if word.startswith("--rdzv-endpoint="))
+        # Empty, and new for each run.
+        file = Path(endpoint.partition("=")[2])
+        self.addCleanup(file.unlink)
+        self.assertEqual(file.stat().st_size, 0)
         self.assertEqual(
-            self._run("one_machine.sh"),
-            ["torchrun", *self.places, "--standalone", "--nproc-per-node=1", *LAUNCHER],
+            words,
+            [
+                *("torchrun", *self.places, "--nproc-per-node=1", "--local-addr=127.0.0.1"),
+                *("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", endpoint, *LAUNCHER),
+            ],
         )
 
     def test_one_machine_uses_every_gpu(self) -> None:

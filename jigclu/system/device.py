@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from jigclu.system.errors import UserError
 from jigclu.system.files import unwritable
 
 DEVICES = ("auto", "cpu", "cuda")
+_LOOPBACK = ("localhost", "127.0.0.1")
 
 
 def local_device(name: str) -> torch.device:
@@ -93,6 +95,27 @@ def check_compiler() -> None:
         )
 
 
+def _rendezvous() -> tuple[dist.Store, int, int]:
+    """Returns torchrun's store, the rank of this process, and the number of processes.
+
+    If all processes are on this machine, none of their sockets can be reached from another one,
+    provided that torchrun leaves the store to rank 0, as in launch/one_machine.sh.
+    """
+    address, port = os.environ["MASTER_ADDR"], launch_number("MASTER_PORT", 0)
+    if address not in _LOOPBACK:
+        return next(dist.rendezvous("env://"))
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, loopback)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+        return next(dist.rendezvous("env://"))
+    rank, processes = launched_rank(), launched_processes()
+    # A server that torch binds itself listens on all interfaces.
+    listener = socket.create_server((address, port)).detach() if rank == 0 else None
+    store = dist.TCPStore(address, port, processes, is_master=rank == 0, master_listen_fd=listener)
+    return store, rank, processes
+
+
 # Numbers the process groups of this process, alike on all ranks.
 _groups = itertools.count()
 
@@ -100,7 +123,7 @@ _groups = itertools.count()
 @functools.cache
 def _store() -> tuple[dist.Store, int, int]:
     """Returns the store through which processes meet, the rank of this one, and their number."""
-    return next(dist.rendezvous("env://"))
+    return _rendezvous()
 
 
 @contextmanager
