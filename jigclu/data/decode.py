@@ -1,6 +1,7 @@
 """Image decoding to RGB pixels, and crops of one size."""
 
 import contextlib
+import functools
 import io
 import math
 import threading
@@ -17,6 +18,7 @@ from torch.nn import functional
 from jigclu.data import intensity
 from jigclu.ops.jigsaw import Box
 from jigclu.system.errors import check
+from jigclu.system.input_files import file_size, open_regular
 
 # torchvision's mode number for RGB.
 _RGB = 3
@@ -39,20 +41,33 @@ class Decoding:
       intensity_range: intensities of black and white in images of more than 8 bits, clipped
         beyond; None: as their files declare, see `jigclu.data.intensity`.
       most_pixels: larger images are unreadable. Decoding one takes up to 11 bytes per pixel.
+      most_bytes: larger files are unreadable. They are read completely.
     """
 
     intensity_range: tuple[float, float] | None
     most_pixels: int
+    most_bytes: int
 
     def __post_init__(self) -> None:
         given = self.intensity_range
         is_range = given is None or (given[0] < given[1] and all(map(math.isfinite, given)))
         check(is_range, "intensity_range", given, "(black, white), finite and ascending, or None")
         check(self.most_pixels >= 1, "most_pixels", self.most_pixels, "1 or more")
+        check(self.most_bytes >= 1, "most_bytes", self.most_bytes, "1 or more")
+
+    def check_bytes(self, size: int) -> None:
+        """Raises UnreadableImageError for the size of a file above the limit."""
+        if size > self.most_bytes:
+            raise UnreadableImageError(
+                f"{size:,} bytes are more than decoding.most_bytes = {self.most_bytes:,}: raise it "
+                "if the memory suffices"
+            )
 
 
-# The limit is Pillow's own, above which it suspects a "decompression bomb".
-USUAL_DECODING = Decoding(intensity_range=None, most_pixels=178_956_970)
+# The limit of pixels is Pillow's own, above which it suspects a "decompression bomb".
+USUAL_DECODING = Decoding(intensity_range=None, most_pixels=178_956_970, most_bytes=2**30)
+# Formats that Pillow recognizes but cannot read, or only by starting other programs.
+_UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 class UnreadableImageError(Exception):
@@ -63,6 +78,28 @@ def at_full_size(height: int, width: int) -> int:
     """Decodes at full size."""
     del height, width
     return 1
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Returns the names of the formats that Pillow itself reads."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _UNREADABLE_FORMATS)
+
+
+def read_file(path: str, decoding: Decoding) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+      UnreadableImageError: the file is missing, not a regular one, or too large.
+    """
+    try:
+        with open_regular(path) as file:
+            size = file_size(file)
+            decoding.check_bytes(size)
+            return file.read(size)
+    except OSError as error:
+        raise UnreadableImageError(str(error)) from error
 
 
 def decode_image(
@@ -108,7 +145,7 @@ def decode_image(
         raise UnreadableImageError(f"{type(error).__name__}: {reason}") from error
 
 
-def open_image(file: IO[bytes] | str, decoding: Decoding) -> Image.Image:
+def open_image(file: IO[bytes], decoding: Decoding) -> Image.Image:
     """Opens an image with `Decoding.most_pixels` as the limit in place of Pillow's own.
 
     Raises:
@@ -119,7 +156,7 @@ def open_image(file: IO[bytes] | str, decoding: Decoding) -> Image.Image:
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(file)
+            image = Image.open(file, formats=readable_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     if image.width * image.height > decoding.most_pixels:
@@ -202,7 +239,7 @@ def read_size(path: str) -> tuple[int, int]:
       UnreadableImageError: the file is missing, empty, corrupt or not an image.
     """
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file, formats=readable_formats()) as image:
             return upright_size(image)
     except Exception as error:  # PIL's plugins raise many kinds of errors on corrupt bytes.
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error

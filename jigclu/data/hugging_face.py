@@ -19,6 +19,7 @@ from jigclu.data.decode import (
     UnreadableImageError,
     at_full_size,
     decode_image,
+    read_file,
 )
 from jigclu.data.sources import digest, fingerprint_decoding
 from jigclu.system import progress
@@ -96,10 +97,7 @@ class HuggingFaceImages:
         if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
             return bytes(value["bytes"])
         if isinstance(value, Mapping) and value.get("path"):
-            try:
-                return Path(value["path"]).read_bytes()
-            except OSError as error:
-                raise UnreadableImageError(str(error)) from error
+            return read_file(value["path"], self._decoding)
         raise UnreadableImageError(f"row {index} has no image in column {self._image}")
 
 

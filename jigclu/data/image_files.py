@@ -14,17 +14,17 @@ from jigclu.data.decode import (
     USUAL_DECODING,
     Decoding,
     Reduction,
-    UnreadableImageError,
     at_full_size,
     decode_image,
+    read_file,
+    readable_formats,
 )
 from jigclu.data.sources import digest, fingerprint_decoding
 from jigclu.system import progress
 from jigclu.system.errors import UserError
 from jigclu.system.files import expand_home
+from jigclu.system.input_files import open_regular
 
-# Formats that Pillow recognizes but cannot read, or only with other programs.
-_UNREADABLE_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # Files with these extensions are not opened to look for an image.
 _OTHER_EXTENSIONS = {
     *(".csv", ".db", ".gz", ".html", ".json", ".jsonl", ".lock", ".log", ".md", ".npy", ".npz"),
@@ -34,16 +34,10 @@ _OTHER_EXTENSIONS = {
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in Image.ID if name not in _UNREADABLE_FORMATS)
-
-
-@functools.cache
 def image_extensions() -> frozenset[str]:
     """Returns the extensions of the formats that Pillow reads, in lower case: .jpg, .avif."""
-    known = Image.registered_extensions()
-    return frozenset(extension for extension, name in known.items() if name in _formats())
+    known, formats = Image.registered_extensions(), readable_formats()
+    return frozenset(extension for extension, name in known.items() if name in formats)
 
 
 def is_image(path: str) -> bool:
@@ -52,7 +46,7 @@ def is_image(path: str) -> bool:
     if extension in image_extensions() or extension in _OTHER_EXTENSIONS:
         return extension in image_extensions()
     try:
-        with Image.open(path, formats=_formats()):
+        with open_regular(path) as file, Image.open(file, formats=readable_formats()):
             return True
     except Image.DecompressionBombError:
         return True
@@ -86,11 +80,7 @@ class ImageFiles:
 
     def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
         """Returns uint8 [3, height, width], RGB; raises UnreadableImageError."""
-        try:
-            with open(self.name(index), "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise UnreadableImageError(str(error)) from error
+        data = read_file(self.name(index), self._decoding)
         return decode_image(data, reduction, self._decoding)
 
     def name(self, index: int) -> str:
@@ -206,14 +196,16 @@ class ImageWalk:
             if entry.name.startswith("."):
                 continue
             name = os.path.join(folder, entry.name)
-            if entry.is_symlink() and not entry.is_dir():
+            if _is_special(entry):
+                self._left_out.append(name)
+            elif entry.is_symlink() and not entry.is_dir():
                 self._file_links.append(name)
             elif entry.is_symlink():
                 if not _contains(entry.path, path):
                     self._folder_links.append(name)
             elif entry.is_dir():
                 yield from self._images(name)
-            elif entry.is_file():
+            else:
                 yield from self._image(name)
 
     def _image(self, name: str) -> Iterator[str]:
@@ -232,6 +224,13 @@ class ImageWalk:
         """Identifies a folder under all of its names, without a stat call per file."""
         stat = os.stat(folder)
         return stat.st_dev, stat.st_ino
+
+
+def _is_special(entry: "os.DirEntry[str]") -> bool:
+    """Returns whether an entry is, or links to, a FIFO, socket or device."""
+    if entry.is_file() or entry.is_dir():
+        return False
+    return not entry.is_symlink() or os.path.exists(entry.path)
 
 
 def _contains(link: str, folder: str) -> bool:

@@ -28,6 +28,7 @@ from jigclu.ops.segmentation import IGNORED
 from jigclu.system import progress, seeds
 from jigclu.system.cores import available_cores
 from jigclu.system.errors import UserError, check, naming
+from jigclu.system.input_files import open_regular
 
 # Modes of Pillow in which a pixel is one number.
 _MASK_MODES = ("1", "L", "P", "I", "I;16")
@@ -110,7 +111,7 @@ class MaskedFiles(ImageFiles):
 def _read_mask(path: str, decoding: Decoding) -> np.ndarray:
     """Returns the values of a mask file, int64 [height, width]."""
     try:
-        with open_image(path, decoding) as image:
+        with open_regular(path) as file, open_image(file, decoding) as image:
             mode, values = image.mode, np.asarray(image)
     except Exception as error:  # PIL's plugins raise many kinds of errors on corrupt bytes.
         raise UserError(f"mask {path} is unreadable ({error}): fix or remove the file") from error

@@ -103,6 +103,7 @@ class WebDatasetImages:
     def read(self, index: int, reduction: Reduction = at_full_size) -> Tensor:
         """Returns uint8 [3, height, width], RGB; raises UnreadableImageError."""
         record = self._records[index]
+        self._decoding.check_bytes(int(record["length"]))
         try:
             # Opened for each image, as forked processes would share the position of one file.
             with open(self._shards[self._shard(index)], "rb") as file:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from jigclu.data.decode import upright_size
+from jigclu.data.decode import readable_formats, upright_size
 from jigclu.system import progress
 from jigclu.system.cores import available_cores
 from jigclu.system.errors import UserError
+from jigclu.system.input_files import open_regular
 
 # Pixels by which a box may exceed its image, due to rounding or to counting from 0 or 1.
 _TOLERANCE = 1.0
@@ -219,7 +220,7 @@ def is_elongated(width: float, height: float) -> bool:
 def _inspect(path: Path, decodes: bool) -> tuple[int, int] | str | None:
     """Returns (width, height), the reason why it cannot be decoded, or None if no image."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file, formats=readable_formats()) as image:
             height, width = upright_size(image)
             if decodes:
                 # Reads a JPEG to its end, but computes only an eighth of its rows and columns.

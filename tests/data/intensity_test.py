@@ -49,7 +49,7 @@ def color_png(values: np.ndarray) -> bytes:
 
 def decoded(data: bytes, intensity_range: tuple[float, float] | None = None) -> np.ndarray:
     """Returns the first channel of a decoded image."""
-    settings = Decoding(intensity_range=intensity_range, most_pixels=10**6)
+    settings = Decoding(intensity_range=intensity_range, most_pixels=10**6, most_bytes=10**9)
     return decode.decode_image(data, decoding=settings)[0].numpy()
 
 
@@ -105,7 +105,7 @@ class GivenRangeTest(parameterized.TestCase):
     @parameterized.parameters((1, 1), (5, 0), (0, float("nan")))
     def test_rejects_empty_ranges(self, black: float, white: float) -> None:
         with self.assertRaisesRegex(UserError, "intensity_range is .* ascending"):
-            Decoding(intensity_range=(black, white), most_pixels=1)
+            Decoding(intensity_range=(black, white), most_pixels=1, most_bytes=1)
 
 
 class UnreadableTest(parameterized.TestCase):
@@ -141,10 +141,10 @@ class LimitTest(absltest.TestCase):
     def test_the_limit_replaces_that_of_pillow(self) -> None:
         data = encode(np.zeros((20, 30), np.uint8), "PNG")
         with mock.patch.object(Image, "MAX_IMAGE_PIXELS", 10):
-            small = Decoding(intensity_range=None, most_pixels=600)
+            small = Decoding(intensity_range=None, most_pixels=600, most_bytes=10**6)
             self.assertEqual(decode.decode_image(data, decoding=small).shape, (3, 20, 30))
             self.assertEqual(Image.MAX_IMAGE_PIXELS, 10)
-        smaller = Decoding(intensity_range=None, most_pixels=599)
+        smaller = dataclasses.replace(small, most_pixels=599)
         with self.assertRaisesRegex(UnreadableImageError, "30x20 pixels are more than decoding"):
             decode.decode_image(data, decoding=smaller)
 
