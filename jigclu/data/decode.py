@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ Reduction = Callable[[int, int], int]
 # Pixels that are converted at a time, so that large images need little memory beside their own.
 _STRIP_PIXELS = 2**20
 _pillow_limit = threading.Lock()
+# Markers of JPEG that start a frame, whose header contains the size.
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +228,33 @@ def decode_upright_jpeg(data: Tensor, height: int, width: int, reduction: Reduct
       uint8 [3, height, width], RGB.
 
     Raises:
-      UnreadableImageError: the data are not an image.
+      UnreadableImageError: the data are not an image of this size, or it is too large.
     """
-    pixels = _torchvision_jpeg(data) if reduction(height, width) == 1 else None
+    sides = _jpeg_sides(data)
+    if sides not in (None, (height, width)):
+        raise UnreadableImageError(f"(height, width) are {sides}, expected {(height, width)}")
+    is_usual = sides is not None and height * width <= USUAL_DECODING.most_pixels
+    pixels = _torchvision_jpeg(data) if is_usual and reduction(height, width) == 1 else None
     return decode_image(data.numpy().tobytes(), reduction) if pixels is None else pixels
+
+
+def _jpeg_sides(file: Tensor) -> tuple[int, int] | None:
+    """Returns (height, width) in the header of a JPEG file, or None for other data.
+
+    Decoders reserve memory for this size, which a file of a few bytes may claim.
+
+    Args:
+      file: uint8 [bytes].
+    """
+    data: Any = memoryview(file.numpy())  # type: ignore[arg-type]
+    position = 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in _FRAMES:
+            sides = data[position + 5 : position + 9]
+            return int.from_bytes(sides[:2], "big"), int.from_bytes(sides[2:], "big")
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
 
 
 def read_size(path: str) -> tuple[int, int]:

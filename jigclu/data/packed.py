@@ -19,6 +19,7 @@ from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size, de
 from jigclu.data.sources import digest
 from jigclu.system import files, progress
 from jigclu.system.errors import UserError, naming
+from jigclu.system.input_files import load_array
 
 FORMATS = ("jpeg", "raw")
 # Position of an image in its shard, bytes; sides, pixels; class number, -1 if unlabeled; index
@@ -62,10 +63,8 @@ class PackedImages:
         self.classes: list[str] = index["classes"]
         self._is_raw = index["format"] == "raw"
         self._fingerprint: str = index["fingerprint"]
-        shards = progress.track(index["shards"], f"opening the shards of {root}")
-        records = [
-            _open_shard(self._root, number, shard, verify) for number, shard in enumerate(shards)
-        ]
+        numbers = progress.track(range(len(index["shards"])), f"opening the shards of {root}")
+        records = [_open_shard(self._root, number, index, verify) for number in numbers]
         self._records = np.concatenate(records)
         self._first = np.cumsum([0, *map(len, records)])
         self.labels: list[int] | None = self._records["label"].tolist() if self.classes else None
@@ -153,12 +152,13 @@ def _read_index(root: Path) -> dict[str, Any]:
         raise UserError(f"{path} is corrupt ({error}): pack the images again") from error
 
 
-def _open_shard(root: Path, number: int, shard: dict[str, Any], verify: bool) -> Any:
+def _open_shard(root: Path, number: int, index: dict[str, Any], verify: bool) -> Any:
     """Returns the records of a shard after comparing it with its entry in the index."""
     images, records = shard_files(root, number)
+    shard, image_format, classes = index["shards"][number], index["format"], len(index["classes"])
     try:
         size = os.path.getsize(images)
-        rows = np.load(records, allow_pickle=False)
+        rows = load_array(records)
     except (OSError, ValueError) as error:
         raise UserError(f"{records} cannot be read ({error}): pack the images again") from error
     if size != shard["bytes"] or len(rows) != shard["images"] or rows.dtype != RECORD:
@@ -174,4 +174,29 @@ def _open_shard(root: Path, number: int, shard: dict[str, Any], verify: bool) ->
                 f"{path} is corrupt, its SHA-256 differs from {INDEX}: copy it again, or pack the "
                 "images again"
             )
+    _check_records(records, rows, size, image_format, classes)
     return rows
+
+
+def _check_records(path: Path, rows: Any, size: int, image_format: str, classes: int) -> None:
+    """Raises UserError for records that point outside of their shard or of the classes.
+
+    Args:
+      path: of the records, for messages.
+      rows: `RECORD` [images].
+      size: bytes of the shard.
+      image_format: one of `FORMATS`.
+      classes: number of classes.
+    """
+    offset, length, label = rows["offset"], rows["length"], rows["label"]
+    pixels = rows["height"].astype(np.int64) * rows["width"]
+    is_valid = (offset >= 0) & (length > 0) & (length <= size) & (offset <= size - length)
+    is_valid &= (rows["height"] > 0) & (rows["width"] > 0)
+    is_valid &= (label >= -1) & (label < max(classes, 1))
+    if image_format == "raw":
+        is_valid &= length == 3 * pixels
+    if not is_valid.all():
+        raise UserError(
+            f"{path} is corrupt: image {int(np.argmin(is_valid))} lies outside of the shard, or "
+            "has an invalid size or label; pack the images again"
+        )

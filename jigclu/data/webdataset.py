@@ -6,6 +6,7 @@ continues that of another, such as 000012.mask.png, is another file of that samp
 read. The positions of images are indexed once per shard and saved in a folder.
 """
 
+import contextlib
 import fnmatch
 import json
 import os
@@ -29,12 +30,14 @@ from jigclu.data.sources import digest, fingerprint_decoding
 from jigclu.system import files, progress
 from jigclu.system.dry_run import is_dry_run
 from jigclu.system.errors import UserError
+from jigclu.system.input_files import load_array
 
 # Position of an image in its shard, bytes; class number, -1 if unlabeled.
 RECORD = np.dtype([("offset", np.int64), ("length", np.int64), ("label", np.int64)])
 # Keys of a label in a .json file, in the order in which they are looked up.
 _LABEL_KEYS = ("label", "class", "cls")
 _MOST_CLASSES = 1_000_000
+_MOST_LABEL_BYTES = 2**20
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -64,7 +67,8 @@ class WebDatasetImages:
         """
         folder = Path(files.expand_home(root))
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
-        self._shards = [folder / name for name in fnmatch.filter(names, pattern) if name[0] != "."]
+        found = [folder / name for name in fnmatch.filter(names, pattern) if name[0] != "."]
+        self._shards = [path for path in found if path.is_file()]
         if not self._shards:
             others = fnmatch.filter(names, f"{pattern}.*")
             hint = f"; {others[0]} is compressed: decompress it" if others else ""
@@ -148,10 +152,10 @@ def _load_rows(shard: Path, index_folder: Path) -> Any:
     key = digest(str(shard.resolve()), stat.st_size, stat.st_mtime_ns)
     saved = index_folder / f"{key}.npy"
     if saved.exists():
-        rows = np.load(saved, allow_pickle=False)
-        # Labels of earlier versions are numbers.
-        if rows.dtype.names == RECORD.names and rows["label"].dtype.kind == "U":
-            return rows
+        with contextlib.suppress(OSError, ValueError):
+            rows = load_array(saved)
+            if _is_index(rows, stat.st_size):
+                return rows
     rows = _index_shard(shard)
     if is_dry_run():
         return rows
@@ -163,6 +167,15 @@ def _load_rows(shard: Path, index_folder: Path) -> Any:
             f"index_folder {index_folder} cannot be written ({error.strerror}): use another one"
         ) from error
     return rows
+
+
+def _is_index(rows: Any, size: int) -> bool:
+    """Returns whether an array is the index of a shard with a number of bytes."""
+    # Labels of earlier versions are numbers.
+    if rows.dtype.names != RECORD.names or rows["label"].dtype.kind != "U":
+        return False
+    offset, length = rows["offset"], rows["length"]
+    return bool(((offset >= 0) & (length >= 0) & (offset <= size - length)).all())
 
 
 def _index_shard(shard: Path) -> Any:
@@ -184,7 +197,7 @@ def _index_shard(shard: Path) -> Any:
         # tarfile does not notice a file that was truncated between two members.
         if os.path.getsize(shard) < tar.offset:
             raise tarfile.ReadError("unexpected end of data")
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, MemoryError, OverflowError) as error:
         raise UserError(
             f"{shard} is corrupt or not an uncompressed tar file ({error}): copy it again"
         ) from error
@@ -207,6 +220,9 @@ class _ShardContents:
         extension = extension.lower()
         if member.isdir() or os.path.basename(member.name).startswith("."):
             return
+        if member.issparse():
+            # Its holes can have any size.
+            raise self._error(member.name, "is a sparse file: write the shard without --sparse")
         if extension in image_extensions():
             if not member.isfile():
                 raise self._error(
@@ -219,6 +235,9 @@ class _ShardContents:
             return
         self._others += 1
         file = tar.extractfile(member) if extension in (".cls", ".json") else None
+        if file is not None and member.size > _MOST_LABEL_BYTES:
+            reason = f"has {member.size:,} bytes; expected at most {_MOST_LABEL_BYTES:,}"
+            raise self._error(member.name, reason)
         if file is not None and extension == ".cls":
             text = file.read().decode(errors="surrogateescape")
             self._labels[stem] = self._label(text, member.name)
@@ -254,8 +273,10 @@ class _ShardContents:
     def _json_label(self, member: str, data: bytes) -> str:
         try:
             contents = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._error(member, f"is not JSON ({error}): fix or remove it") from error
+        if not isinstance(contents, dict):
+            raise self._error(member, "is not a JSON object: fix or remove it")
         values = [contents[key] for key in _LABEL_KEYS if key in contents]
         return self._label(str(values[0]), member) if values else ""
 

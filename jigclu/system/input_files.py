@@ -28,8 +28,8 @@ def file_size(file: IO[bytes]) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def load_array(path: str | Path) -> Any:
-    """Reads an array in NumPy's format, whose size must be that of the file.
+def map_array(path: str | Path) -> "np.memmap[Any, np.dtype[Any]]":
+    """Maps an array in NumPy's format into memory, read-only.
 
     Raises:
       OSError: the file cannot be read.
@@ -38,7 +38,16 @@ def load_array(path: str | Path) -> Any:
     with open_regular(path):
         pass
     try:
-        # NumPy compares the sizes only before it maps a file, not before it reads one.
-        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except OverflowError as error:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # An invalid header can raise any error.
         raise ValueError(str(error)) from error
+
+
+def load_array(path: str | Path) -> Any:
+    """Reads an array in NumPy's format; raises as `map_array`.
+
+    Unlike `np.load`, it does not reserve memory for more than the file contains.
+    """
+    return np.array(map_array(path))

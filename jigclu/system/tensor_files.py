@@ -23,18 +23,29 @@ _SUFFIXES = (".pt", ".pth", ".safetensors", ".tar", ".bin")
 _ZIP_START = b"PK\x03\x04"
 # What training scripts store beside tensors: their arguments, and scores as NumPy scalars.
 # Building these classes runs no code of the file. NumPy 1 had another module for scalars.
-_SCALAR = np.float64(0).__reduce__()[0]
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+
+
+def _build_scalar(kind: Any, data: bytes) -> Any:
+    """Builds a scalar; without data, NumPy would fill any amount of memory with zeros."""
+    return _SCALAR(kind, data)
+
+
 _PLAIN_CLASSES: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *{type(np.dtype(kind)) for kind in np.typecodes["All"] if kind not in "OV"},
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_build_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 _FORBIDDEN = re.compile(r"(?:GLOBAL|class) ([\w.]+)")
 
 
 class UnusableFileError(UserError):
     """A file exists, but its content cannot be used."""
+
+
+class _ImplausibleError(Exception):
+    """Sizes in a file that are larger than the file; the message is a reason for the user."""
 
 
 def check_exists(path: Path) -> None:
@@ -75,6 +86,7 @@ def check_sums(path: Path) -> None:
     """
     check_exists(path)
     with _one_line_errors(path):
+        _check_unpacked_size(path)
         _check_sums(path)
 
 
@@ -97,6 +109,7 @@ def _read(path: Path, device: torch.device | str, mapped: bool) -> dict[Any, Any
     with _one_line_errors(path):
         if path.suffix == ".safetensors":
             return _read_safetensors(path, device)
+        _check_unpacked_size(path)
         if not mapped:
             _check_sums(path)
         with torch.serialization.safe_globals(_PLAIN_CLASSES):
@@ -107,6 +120,7 @@ def _read(path: Path, device: torch.device | str, mapped: bool) -> dict[Any, Any
                 weights_only=True,
                 mmap=mapped and zipfile.is_zipfile(path),
             )
+        _check_tensors(contents)
     if not isinstance(contents, dict):
         kind = type(contents).__name__
         raise UnusableFileError(f"checkpoint {path} holds a {kind}; expected a dict")
@@ -117,6 +131,40 @@ def _read_safetensors(path: Path, device: torch.device | str) -> dict[Any, Any]:
     with safetensors.safe_open(path, "pt", str(device)) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return {METADATA: file.metadata() or {}} | tensors
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Raises _ImplausibleError for a zip archive that unpacks to more bytes than it has.
+
+    torch.save does not compress, whereas compressed or overlapping entries can fill any memory.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise _ImplausibleError(
+                f"it unpacks to {unpacked:,} bytes, more than the file has, although torch.save "
+                "does not compress; use the original file"
+            )
+
+
+def _check_tensors(contents: Any) -> None:
+    """Raises _ImplausibleError for tensors larger than their storage, whose copies fill memory."""
+    if isinstance(contents, argparse.Namespace):
+        contents = vars(contents)
+    if isinstance(contents, torch.Tensor):
+        is_plain = contents.layout is torch.strided and not contents.is_meta
+        size = contents.numel() * contents.element_size()
+        if not is_plain or size > contents.untyped_storage().nbytes():
+            raise _ImplausibleError(
+                f"it holds a tensor of shape {tuple(contents.shape)} that is sparse or repeats its "
+                "values instead of storing them; save it as a dense tensor"
+            )
+    elif isinstance(contents, dict):
+        _check_tensors(list(contents.values()))
+    elif isinstance(contents, (list, tuple, set)):
+        for value in contents:
+            _check_tensors(value)
 
 
 def _check_sums(path: Path) -> None:
@@ -130,6 +178,8 @@ def _check_sums(path: Path) -> None:
 
 def _reason(path: Path, error: Exception) -> str:
     """Returns why a file cannot be read; calls it damaged only if the file itself proves it."""
+    if isinstance(error, _ImplausibleError):
+        return str(error)
     forbidden = _FORBIDDEN.search(str(error))
     with path.open("rb") as file:
         start = file.read(len(_ZIP_START))

@@ -19,6 +19,7 @@ from jigclu.models.encoder import Encoder
 from jigclu.system import collectives
 from jigclu.system.errors import UserError, check
 from jigclu.system.files import expand_home
+from jigclu.system.input_files import map_array
 from jigclu.system.on_resume import Free
 from jigclu.training.features import FeatureSettings, encode
 
@@ -71,7 +72,7 @@ class FeatureCache:
         try:
             if not collectives.broadcast(os.path.exists(path)):
                 self._compute(path, encoder, images, settings)
-            return np.load(path, mmap_mode="r")
+            return _open(path, (len(images), encoder.channels))
         except OSError as error:
             raise UserError(
                 f"{path} cannot be written or read ({error}): use another feature_cache.folder"
@@ -108,6 +109,19 @@ class FeatureCache:
             if collectives.rank() == 0:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
+
+
+def _open(path: str, shape: tuple[int, int]) -> NDArray[np.float16]:
+    """Maps cached features; raises UserError for other contents than float16 of a shape."""
+    try:
+        features = map_array(path)
+        if features.dtype != np.float16 or features.shape != shape:
+            raise ValueError(f"{features.dtype} {list(features.shape)}")
+    except ValueError as error:
+        raise UserError(
+            f"{path} is corrupt ({error}), expected float16 {list(shape)}: remove it"
+        ) from error
+    return features
 
 
 def _allocate(path: str, shape: tuple[int, int]) -> None:

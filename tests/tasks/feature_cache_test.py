@@ -63,6 +63,18 @@ class FeatureCacheTest(FolderTestCase):
         self.assertTrue((own != 0).any(1).all())
         self.assertLen(list(self.folder.iterdir()), 1)
 
+    def test_files_of_another_shape_or_type_are_rejected(self) -> None:
+        expected = self.features()
+        (path,) = self.folder.iterdir()
+        for wrong in (np.array(expected[:-1]), expected.astype(np.float32), path.read_bytes()[:-1]):
+            if isinstance(wrong, bytes):
+                path.write_bytes(wrong)
+            else:
+                np.save(path, wrong)
+            with self.assertRaisesRegex(UserError, r"corrupt .*, expected float16 \[7, .*remove"):
+                self.features()
+            np.save(path, np.array(expected))
+
     def test_full_disk_is_reported_before_writing(self) -> None:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with (
