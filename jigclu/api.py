@@ -150,7 +150,7 @@ def extract_features(
     check(isinstance(transform, EvalTransform), "encoder.transform", kind, "an EvalTransform")
     check(batch_size >= 1, "batch_size", batch_size, "1 or more")
     check(precision in PRECISIONS, "precision", precision, f"one of {', '.join(PRECISIONS)}")
-    loading = Loading(workers=workers, prefetch=_PREFETCH)
+    loading = Loading(workers=workers, prefetch=_PREFETCH, most_unreadable=0.0)
     source = _open_source(images)
     device = next(encoder.parameters()).device
     settings = choose_settings(transform, batch_size, loading, device, PRECISIONS[precision])

@@ -252,7 +252,12 @@ class LaunchTest(FolderTestCase):
             Image.new("L", (40, 30), 60 * index).save(data / f"bild ü {index}.png")
         (data / "bild ü 2.png").write_bytes(b"no image")
         printed = self.succeeded(
-            self.demo(*FOLDER_OF_IMAGES, "UnlabeledImages.root='my images'", "loading.workers=1")
+            self.demo(
+                *FOLDER_OF_IMAGES,
+                "UnlabeledImages.root='my images'",
+                "loading.workers=1",
+                "loading.most_unreadable=0.5",
+            )
         )
         self.assertIn("bild ü 2.png", printed)
         self.assertIn("1 unreadable images were skipped", printed)

@@ -27,7 +27,7 @@ COMPUTE = Compute(
     channels_last=True,
     loss_scaling=optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
 )
-LOADING = Loading(workers=0, prefetch=2)
+LOADING = Loading(workers=0, prefetch=2, most_unreadable=0.5)
 SCHEDULE = Schedule(
     epochs=2,
     warmup_epochs=0,

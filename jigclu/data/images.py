@@ -4,7 +4,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from absl import logging
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -41,8 +40,7 @@ class ImageDataset(Dataset[LabeledImage]):
         Args:
           source: images.
           transform: resizes and crops them.
-          skip_unreadable: whether an unreadable image is logged, and becomes a black one without
-            a label.
+          skip_unreadable: whether an unreadable image becomes a black one without a label.
         """
         self._source = source
         self._transform = transform
@@ -60,9 +58,8 @@ class ImageDataset(Dataset[LabeledImage]):
         read = self._source.read if self._skip_unreadable else partial(_read, self._source)
         try:
             image = self._transform.crop_image(read(index))
-        except UnreadableImageError as error:
-            name, side = self._source.name(index), self._transform.crop
-            logging.warning("skipped an unreadable image: %s (%s)", name, error)
+        except UnreadableImageError:
+            side = self._transform.crop
             return LabeledImage(torch.zeros(3, side, side, dtype=torch.uint8), -1, index)
         return LabeledImage(image, _label(self._source, index), index)
 
@@ -136,6 +133,15 @@ class EpochView(Dataset[LabeledImage]):
     def __getitem__(self, index: int) -> LabeledImage:
         """Returns image `index` with the crop and flip of the epoch."""
         return self._images[(self._epoch, index)]
+
+
+def read_error(source: Source, index: int) -> str:
+    """Returns why an image is unreadable; empty if it has become readable."""
+    try:
+        source.read(index)
+    except UnreadableImageError as error:
+        return str(error)
+    return ""
 
 
 def _read(source: Source, index: int) -> Tensor:

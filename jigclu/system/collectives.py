@@ -38,6 +38,14 @@ def broadcast(value: _Value) -> _Value:
     return values[0]
 
 
+def gather_objects(value: _Value) -> list[_Value]:
+    """Returns the values of all ranks, objects that pickle, in rank order, on every rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def barrier() -> None:
     """Waits until every rank has called it."""
     if world_size() > 1:

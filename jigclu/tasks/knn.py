@@ -6,6 +6,7 @@ from pathlib import Path
 from jigclu.models.encoder import Encoder, encoder_tensors
 from jigclu.system import collectives, machine, progress, seeds
 from jigclu.system.device import launched_processes, local_device, process_group
+from jigclu.training.bad_samples import recording
 from jigclu.training.encoder_task import EncoderTask
 from jigclu.training.initial_weights import load_into
 from jigclu.training.knn_evaluator import KnnEvaluator
@@ -53,7 +54,7 @@ class KnnTask(EncoderTask):
     def run(self, workdir: Path, config: str) -> RunResult:
         """Evaluates the encoder, and writes its accuracy to TensorBoard."""
         device = local_device(self.compute.device)
-        with process_group(device):
+        with process_group(device), recording(workdir):
             with seeds.initial_weights(self.seed):
                 encoder = self.new_encoder().to(device)
             with Monitor.of_one_step(workdir, collectives.rank() == 0) as monitor:

@@ -21,6 +21,7 @@ from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError
 from jigclu.system.machine import PRECISIONS, Machine
 from jigclu.system.on_resume import Free, Initial, Logged
+from jigclu.training.bad_samples import Unreadable, recording
 from jigclu.training.initial_weights import load_into
 from jigclu.training.loop import Evaluation, RunResult, never, train
 from jigclu.training.monitor import Monitor
@@ -157,7 +158,7 @@ class PretrainTask(TrainingTask):
         Raises:
           UserError: an error that shows only in training, such as a loss that is not finite.
         """
-        with self.process(workdir, config) as process:
+        with self.process(workdir, config) as process, recording(workdir):
             with progress.status("building the network"):
                 step = self.training_step(process.device, process.machine)
             state, reader = step.initial_state(), _Reader(self, process)
@@ -220,26 +221,32 @@ class _Reader:
     def __init__(self, task: PretrainTask, process: Process) -> None:
         self._task = task
         self._process = process
-        self._unreadable: set[int] = set()
+        self._unreadable = Unreadable(task.source, task.loading.most_unreadable)
         self._one_color: set[int] = set()
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Yields this rank's crops for each step from start_step on."""
-        name = self._task.source.name
-        for batch in self._task.batches(start_step, self._process.device, self._process.machine):
-            for index in sorted(batch.unreadable.keys() - self._unreadable):
-                reason = batch.unreadable[index]
-                logging.warning("skipped an unreadable image: %s (%s)", name(index), reason)
+        """Yields this rank's crops for each step from start_step on.
+
+        Raises:
+          UserError: too many images are unreadable.
+        """
+        name, every = self._task.source.name, self._task.reporting.log_every
+        batches = self._task.batches(start_step, self._process.device, self._process.machine)
+        for step, batch in enumerate(batches, start_step):
+            self._unreadable.add(batch.unreadable)
+            # Ranks wait for each other and their devices, as they do for a log line.
+            if collectives.world_size() == 1 or step == start_step or step % every == 0:
+                self._unreadable.exchange()
             for index in sorted(set(batch.one_color) - self._one_color):
                 logging.warning("all pixels have one color: %s", name(index))
-            self._unreadable.update(batch.unreadable)
             self._one_color.update(batch.one_color)
             yield batch
 
     def summary(self) -> list[str]:
         """Returns messages with the numbers of images that any rank found, if any."""
+        self._unreadable.exchange()
         counts = {
-            "unreadable images were skipped": self._count(self._unreadable),
+            "unreadable images were skipped": len(self._unreadable),
             "images have only one color": self._count(self._one_color),
         }
         return [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jigclu.data.images import ImageDataset
+from jigclu.data.images import ImageDataset, read_error
 from jigclu.data.loader import LabeledBatch
 from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labeled
@@ -20,6 +20,7 @@ from jigclu.data.transform import EvalTransform
 from jigclu.models.encoder import Encoder
 from jigclu.system import collectives
 from jigclu.system.errors import check
+from jigclu.training.bad_samples import Unreadable
 from jigclu.training.features import FeatureSettings, choose_settings, encode
 from jigclu.training.settings import Loading
 
@@ -154,7 +155,7 @@ class KnnEvaluator:
         settings = self._settings(next(encoder.parameters()).device, precision)
         queries, readable = self._all_queries(encoder, settings)
         nearest = empty_nearest(len(queries), self.neighbors, queries.device)
-        for piece, labels in _pieces(encode(encoder, self._images(self.bank), settings)):
+        for piece, labels in _pieces(self._encode(encoder, self.bank, settings)):
             kept = labels >= 0
             bank = functional.normalize(piece[kept], dim=1)
             nearest = update_nearest(nearest, queries, bank, labels[kept])
@@ -170,17 +171,30 @@ class KnnEvaluator:
             self.eval_transform, self.batch_size, self.loading, device, precision
         )
 
-    def _images(self, source: Source) -> ImageDataset:
-        return ImageDataset(
+    def _encode(
+        self, encoder: Encoder, source: Source, settings: FeatureSettings
+    ) -> Iterator[tuple[Tensor, LabeledBatch]]:
+        """Yields features with their batches as `encode`, then reports unreadable images.
+
+        Raises:
+          UserError: too many images are unreadable.
+        """
+        images = ImageDataset(
             source=source, transform=self.eval_transform, skip_unreadable=self.skip_unreadable
         )
+        unreadable = Unreadable(source, self.loading.most_unreadable)
+        for features, batch in encode(encoder, images, settings):
+            skipped = batch.image_index[batch.label < 0].tolist()
+            unreadable.add({index: read_error(source, index) for index in skipped})
+            yield features, batch
+        unreadable.exchange()
 
     def _all_queries(self, encoder: Encoder, settings: FeatureSettings) -> tuple[Tensor, Tensor]:
         """Returns the normalized features of all queries, on every rank, and which are readable."""
         device = next(encoder.parameters()).device
         queries = torch.zeros(len(self.queries), encoder.channels, device=device)
         readable = torch.zeros(len(self.queries), device=device)
-        for piece, batch in encode(encoder, self._images(self.queries), settings):
+        for piece, batch in self._encode(encoder, self.queries, settings):
             rows = batch.image_index.to(device)
             queries[rows] = functional.normalize(piece, dim=1)
             readable[rows] = (batch.label >= 0).float().to(device)

@@ -47,14 +47,19 @@ class Loading:
     Attributes:
       workers: per device; 0 reads in the training process, "auto" chooses by the cores.
       prefetch: batches that each worker keeps ready.
+      most_unreadable: share of unreadable images above which a task stops that otherwise skips
+        them, in [0, 1].
     """
 
     workers: int | Auto
     prefetch: int
+    most_unreadable: float
 
     def __post_init__(self) -> None:
         check_workers(self.workers)
         check(self.prefetch >= 1, "prefetch", self.prefetch, "1 or more")
+        share = self.most_unreadable
+        check(0 <= share <= 1, "most_unreadable", share, "in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

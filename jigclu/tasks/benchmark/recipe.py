@@ -87,7 +87,7 @@ def published_recipe(source: Source, batch_size: int = 256) -> PretrainTask:
             channels_last="auto",
             loss_scaling=optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
         ),
-        loading=Loading(workers="auto", prefetch=2),
+        loading=Loading(workers="auto", prefetch=2, most_unreadable=0.0),
         init_from=None,
         resume_from=None,
         saving=Saving(every=1000, keep_last=2, keep_every=0),
