@@ -13,7 +13,7 @@ from PIL import Image
 from jigclu.data.folders import ImageFolder, UnlabeledImages
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
-from jigclu.training import bad_samples
+from jigclu.training import bad_samples, checkpoint
 from jigclu.training.settings import with_settings
 from tests.ranks import run_on_ranks
 from tests.samples import tiny_model
@@ -104,7 +104,7 @@ class BadSamplesTest(TaskTestCase):
             UserError, r"^most_unreadable is 0.25, .* 16 images, but \d+ of them"
         ):
             run(self.folder, most_unreadable=0.25)
-        self.assertFalse((self.folder / "run" / "checkpoints").exists())
+        self.assertIsNone(checkpoint.latest(self.folder / "run"))
         self.assertGreaterEqual(len(self.listed()), 5)
 
     def test_a_run_resumes_after_the_images_are_repaired(self) -> None:
