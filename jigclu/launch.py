@@ -5,18 +5,23 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags
 
-from jigclu.system import dry_run, progress
+from jigclu.system import dry_run, progress, signals
 from jigclu.system.errors import UserError, printable
 
-with progress.status("loading libraries"):
-    from torch.distributed.elastic.multiprocessing.errors import record
+try:
+    with progress.status("loading libraries"):
+        from torch.distributed.elastic.multiprocessing.errors import record
 
-    from jigclu import config
-    from jigclu.system.device import launched_rank
-    from jigclu.system.files import expand_home
+        from jigclu import config
+        from jigclu.system.device import launched_rank
+        from jigclu.system.files import expand_home
+        from jigclu.training import checkpoint
+except KeyboardInterrupt:
+    sys.exit(130)
 
 _GIN_FILES = flags.DEFINE_multi_string(
     "gin_file", None, "gin file to read; repeatable, later files override earlier ones."
@@ -43,22 +48,28 @@ def _run() -> None:
 
     Raises:
       UserError: any invalid user input.
+      Stopped: a signal ended the run early.
     """
     if not _GIN_FILES.value:
         print(config.runnable())
         raise UserError("--gin_file is missing; pass one, such as --gin_file=gin/demo.gin")
     # torch's compiler emits warnings about its own use of torch, which users cannot fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    given = _WORKDIR.value
-    workdir = Path(expand_home(given)) if given else config.default_workdir(_GIN_FILES.value)
+    workdir = _workdir(_GIN_FILES.value)
     if not _DRY_RUN.value:
-        _load(_GIN_FILES.value, workdir).run(workdir)
+        if _load(_GIN_FILES.value, workdir).run(workdir).is_stopped:
+            raise signals.Stopped
         return
     with dry_run.dry_run():
         configuration = _load(_GIN_FILES.value, workdir)
         if launched_rank() == 0:
             plan = configuration.plan(workdir)
             print(printable(f"{configuration.resolved}\n\n{plan}\nworkdir: {workdir}"))
+
+
+def _workdir(files: list[str]) -> Path:
+    given = _WORKDIR.value
+    return Path(expand_home(given)) if given else config.default_workdir(files)
 
 
 def _load(files: list[str], workdir: Path) -> config.Configuration:
@@ -71,21 +82,40 @@ def _load(files: list[str], workdir: Path) -> config.Configuration:
 
 @record
 def main(arguments: list[str]) -> None:
-    """Runs the command; reports user errors in one line, with exit status 2."""
+    """Runs the command; reports user errors in one line, with exit status 2.
+
+    A signal ends it with exit status 128 plus its number.
+    """
     try:
         if len(arguments) > 1:
             raise UserError(f"argument {arguments[1]!r} is not a flag; see --help")
-        with progress.CONSOLE:
+        with signals.handle(), progress.CONSOLE:
             _run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the same command resumes from the last checkpoint, if there is one",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+    except KeyboardInterrupt as stopped:
+        _exit_stopped(str(stopped))
+    except Exception:
+        # Callers of Python functions in C++ replace Stopped by other errors.
+        if not signals.requested():
+            raise
+        _exit_stopped("")
+
+
+def _exit_stopped(message: str) -> NoReturn:
+    """Ends the process as a signal has asked, with a message of one line on the main rank."""
+    if launched_rank() == 0:
+        print(f"stopped by {signals.reason()}; {message or _what_remains()}", file=sys.stderr)
+    sys.exit(signals.exit_status())
+
+
+def _what_remains() -> str:
+    """Describes what the command does after a signal has ended it."""
+    found = checkpoint.latest(_workdir(_GIN_FILES.value)) if _GIN_FILES.value else None
+    if found is None:
+        return "this run has saved no checkpoint, so the same command starts it anew"
+    return f"the same command resumes from {found}"
 
 
 def _parse(arguments: list[str]) -> list[str]:

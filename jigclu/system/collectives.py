@@ -67,6 +67,36 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return total if world_size() == 1 else total / world_size()
 
 
+class AnyRank:
+    """Exchanges a flag of every rank after every step, without making the step wait for it.
+
+    On a GPU, a call returns the result of the call before, which its step has finished by then
+    or soon will, while the next step is already queued.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Exchanges flags on the device of the steps."""
+        self._device = device
+        self._previous: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        """Returns whether any rank passed True, the same on every rank."""
+        if world_size() == 1:
+            return flag
+        total = sum_over_ranks(torch.full((), float(flag), device=self._device))
+        if self._device.type != "cuda":
+            return total.item() > 0
+        previous = self._previous
+        # The copy is in page-locked memory, because it does not block.
+        copy = total.to("cpu", non_blocking=True)
+        self._previous = copy, torch.cuda.current_stream(self._device).record_event()
+        if previous is None:
+            return False
+        result, arrival = previous
+        arrival.synchronize()
+        return result.item() > 0
+
+
 def gather(values: Tensor, dim: int) -> Tensor:
     """Concatenates the ranks' tensors, which have one shape, along a dimension in rank order."""
     if world_size() == 1:

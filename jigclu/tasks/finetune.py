@@ -10,7 +10,7 @@ from jigclu.methods.classification import ClassificationInputs, ClassifierForwar
 from jigclu.models.classifier import Classifier
 from jigclu.models.encoder import encoder_tensors
 from jigclu.ops.optim import Optimizer, PerParameterRates, check_learning_rate
-from jigclu.system import progress, seeds
+from jigclu.system import progress, seeds, signals
 from jigclu.system.errors import check
 from jigclu.system.on_resume import Logged
 from jigclu.tasks.supervised import (
@@ -21,7 +21,7 @@ from jigclu.tasks.supervised import (
 )
 from jigclu.training.features import encode
 from jigclu.training.initial_weights import load_into
-from jigclu.training.loop import RunResult, never, train
+from jigclu.training.loop import RunResult, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
 from jigclu.training.state import TrainState
@@ -74,7 +74,9 @@ class FinetuneTask(SupervisedTask):
             f"classes, on images of {self.train_size}x{self.train_size} pixels",
         ]
 
-    def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
+    def run(
+        self, workdir: Path, config: str, should_stop: Callable[[], bool] = signals.requested
+    ) -> RunResult:
         """Fine-tunes and evaluates the network; for the arguments see `PretrainTask.run`."""
         with self.process(workdir, config) as process:
             with progress.status("building the network"):

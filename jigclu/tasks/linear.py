@@ -16,7 +16,7 @@ from jigclu.models.encoder import Encoder, encoder_tensors
 from jigclu.ops import probes
 from jigclu.ops.optim import check_momentum
 from jigclu.ops.probes import Probes
-from jigclu.system import collectives, progress, seeds
+from jigclu.system import collectives, progress, seeds, signals
 from jigclu.system.errors import check
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.feature_source import CachedFeatures, EncodedFeatures, FeatureSource
@@ -27,7 +27,7 @@ from jigclu.tasks.supervised import (
     log_classification,
 )
 from jigclu.training.initial_weights import load_into
-from jigclu.training.loop import RunResult, never, train
+from jigclu.training.loop import RunResult, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.probe_step import ProbeStep, initial_state, to_probes
 from jigclu.training.process import Process
@@ -119,7 +119,9 @@ class LinearTask(SupervisedTask):
             f"a frozen {self.encoder}",
         ]
 
-    def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
+    def run(
+        self, workdir: Path, config: str, should_stop: Callable[[], bool] = signals.requested
+    ) -> RunResult:
         """Trains and evaluates the probes; for the arguments see `PretrainTask.run`."""
         with self.process(workdir, config) as process:
             with progress.status("building the network"):

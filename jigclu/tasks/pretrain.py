@@ -16,14 +16,14 @@ from jigclu.methods.forward import MethodForward
 from jigclu.methods.method import Method, StepInputs
 from jigclu.models.encoder import Encoder
 from jigclu.ops.optim import Optimizer, check_learning_rate
-from jigclu.system import collectives, progress, seeds
+from jigclu.system import collectives, progress, seeds, signals
 from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError
 from jigclu.system.machine import PRECISIONS, Machine
 from jigclu.system.on_resume import Free, Initial, Logged
 from jigclu.training.bad_samples import Unreadable, recording
 from jigclu.training.initial_weights import load_into
-from jigclu.training.loop import Evaluation, RunResult, never, train
+from jigclu.training.loop import Evaluation, RunResult, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
 from jigclu.training.resume import History
@@ -147,7 +147,9 @@ class PretrainTask(TrainingTask):
             f"buffers {buffers:.1f}), and {parameters:.1f} MB of gradients",
         ]
 
-    def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
+    def run(
+        self, workdir: Path, config: str, should_stop: Callable[[], bool] = signals.requested
+    ) -> RunResult:
         """Pre-trains to the last step, from the latest checkpoint of the workdir if it has one.
 
         Args:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from jigclu.system import signals
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError, check
 from jigclu.system.files import sha256, write_file
@@ -158,9 +159,14 @@ class ReproduceTask:
         monitor.message(f"stage {name}")
         stage.check(folder)
         _note(path, about)
-        scores = stage.task.run(folder, stage.resolved).scores
-        _note(path, about | {"scores": scores})
-        return scores
+        try:
+            result = stage.task.run(folder, stage.resolved)
+            if result.is_stopped:
+                raise signals.Stopped
+        except KeyboardInterrupt as stopped:
+            raise signals.Stopped(f"the same command continues with stage {name}") from stopped
+        _note(path, about | {"scores": result.scores})
+        return result.scores
 
     def _weights(self, index: int, workdir: Path) -> str | None:
         """Returns the SHA-256 of the pre-trained weights of a stage, or None if it uses none."""

@@ -32,13 +32,13 @@ from jigclu.ops.normalize import check_normalization, normalize
 from jigclu.ops.optim import Optimizer, check_learning_rate
 from jigclu.ops.pictures import SHOWN, confusion_picture, image_grid, segmentation_picture
 from jigclu.ops.segmentation import SegmentationScores, count_pixels, to_scores
-from jigclu.system import collectives, progress, seeds
+from jigclu.system import collectives, progress, seeds, signals
 from jigclu.system.errors import check
 from jigclu.system.machine import Machine
 from jigclu.system.on_resume import ByContent, Free, Logged
 from jigclu.training.features import rank_indices
 from jigclu.training.initial_weights import load_into
-from jigclu.training.loop import Evaluation, RunResult, never, train
+from jigclu.training.loop import Evaluation, RunResult, train
 from jigclu.training.monitor import Monitor
 from jigclu.training.process import Process
 from jigclu.training.resume import History
@@ -159,7 +159,9 @@ class SegmentTask(TrainingTask):
         images = normalize(inputs.images[:SHOWN], self.mean, self.std)
         return image_grid(images, self.mean, self.std)
 
-    def run(self, workdir: Path, config: str, should_stop: Callable[[], bool] = never) -> RunResult:
+    def run(
+        self, workdir: Path, config: str, should_stop: Callable[[], bool] = signals.requested
+    ) -> RunResult:
         """Trains and evaluates the network; for the arguments see `PretrainTask.run`."""
         with self.process(workdir, config) as process:
             machine, device = process.machine, process.device

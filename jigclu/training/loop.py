@@ -1,5 +1,6 @@
 """The training loop and its result."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from jigclu.system import collectives, machine, progress
+from jigclu.system import collectives, machine, progress, signals
 from jigclu.training import checkpoint, resume
 from jigclu.training.alarms import Alarms
 from jigclu.training.bad_step_records import record_bad_step
@@ -19,6 +20,9 @@ from jigclu.training.resume import History
 from jigclu.training.state import TrainState
 from jigclu.training.step import StepResult
 from jigclu.training.task import TrainingTask
+
+# A signal during an evaluation loses at most so many seconds of training.
+_AT_RISK_SECONDS = 30.0
 
 Batch = TypeVar("Batch")
 Scores = dict[str, float]
@@ -42,15 +46,12 @@ class RunResult(NamedTuple):
 
     scores: last scores, by name.
     checkpoint: of the last step; None for tasks that do not train.
+    is_stopped: whether `should_stop` ended the run before its last step and evaluation.
     """
 
     scores: Scores
     checkpoint: Path | None
-
-
-def never() -> bool:
-    """Returns False: the run continues to its last step."""
-    return False
+    is_stopped: bool = False
 
 
 def train(
@@ -65,7 +66,7 @@ def train(
     evaluations: Sequence[Evaluation],
     draw: Callable[[Any], Tensor] | None,
     summarize: Callable[[History], list[str]],
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = signals.requested,
 ) -> RunResult:
     """Trains to the last step, from the latest checkpoint if there is one.
 
@@ -81,8 +82,8 @@ def train(
       evaluations: run in this order at their steps.
       draw: draws inputs as uint8 [3, height, width]; None for no pictures.
       summarize: turns the history of scores into messages at the end.
-      should_stop: called after every step, and returns the same on every rank. True saves a
-        checkpoint and ends the run early.
+      should_stop: called after every step on every rank. True on any of them saves a checkpoint
+        and ends the run early, after the same step on all ranks.
     """
     path, warnings = _choose_start(task, process)
     recipe = task.recipe()
@@ -95,13 +96,23 @@ def train(
     def record(step: int, problem: str) -> None:
         _record_bad_step(task, process, path, step, problem)
 
-    with _monitor(task, process, state.step, record) as monitor, ExitStack() as first_step:
+    any_rank, is_stopped = collectives.AnyRank(process.device), False
+    with (
+        _monitor(task, process, state.step, record) as monitor,
+        signals.deferred(),
+        ExitStack() as first_step,
+    ):
+        saver = _Saver(task, process, recipe, monitor)
         _introduce(monitor, process, start, warnings)
         if state.step == 0:
             initial = [item for item in evaluations if item.before_training]
             history += _evaluate(initial, monitor, state.step)
+        elif history and history[-1] == _pending(state.step):
+            history[-1:] = _evaluate(_due(evaluations, state.step, task), monitor, state.step)
+            saver.save(state, history)
         if state.step < task.total_steps:
             first_step.enter_context(progress.status(_first_step_phrase(process)))
+            first_step.enter_context(signals.interruptible())
         for batch, wait in time_batches(batches(state.step)):
             inputs = prepare(batch, state.step)
             if draw is not None and _is_multiple(state.step, task.reporting.picture_every):
@@ -110,17 +121,30 @@ def train(
             state, metrics, measures = take_step(state, inputs, measured)
             first_step.close()
             monitor.step(state.step, metrics, wait, measures)
-            is_last = state.step == task.total_steps
-            due = [item for item in evaluations if is_last or _is_multiple(state.step, item.every)]
-            history += _evaluate(due, monitor, state.step)
-            stops = is_last or should_stop()
-            if stops or state.step % task.saving.every == 0:
-                path = _save(task, process, state, recipe, history, monitor)
-            if stops:
+            due, is_last = _due(evaluations, state.step, task), state.step == task.total_steps
+            is_stopped = any_rank(should_stop()) and (bool(due) or not is_last)
+            pending = [_pending(state.step)] if due else []
+            if due and not is_stopped:
+                path = saver.save_if_old(state, history + pending) or path
+                history, pending = history + _evaluate(due, monitor, state.step), []
+            if is_stopped or is_last or state.step % task.saving.every == 0:
+                path = saver.save(state, history + pending)
+            if is_stopped or is_last:
                 break
-        for line in _closing_lines(task, process, state.step) + summarize(history):
+        for line in _closing_lines(task, process, state.step, is_stopped) + summarize(history):
             monitor.message(line)
-    return RunResult(history[-1][1] if history else {}, path)
+    return RunResult(history[-1][1] if history else {}, path, is_stopped)
+
+
+def _due(evaluations: Sequence[Evaluation], step: int, task: TrainingTask) -> list[Evaluation]:
+    """Returns the evaluations of a step."""
+    is_last = step == task.total_steps
+    return [item for item in evaluations if is_last or _is_multiple(step, item.every)]
+
+
+def _pending(step: int) -> tuple[int, Scores]:
+    """Returns the entry of the history whose evaluation a resumed run has yet to do."""
+    return step, {}
 
 
 def _choose_start(task: TrainingTask, process: Process) -> tuple[Path | None, list[str]]:
@@ -202,7 +226,8 @@ def _evaluate(evaluations: Sequence[Evaluation], monitor: Monitor, step: int) ->
     """Runs evaluations and reports their scores; returns (step, scores), if there are any."""
     scores: Scores = {}
     for evaluation in evaluations:
-        with monitor.pause(), progress.status(f"evaluating at step {step}"):
+        status = progress.status(f"evaluating at step {step}")
+        with signals.interruptible(), monitor.pause(), status:
             scores |= evaluation.evaluate(monitor, step)
     if not scores:
         return []
@@ -213,33 +238,47 @@ def _evaluate(evaluations: Sequence[Evaluation], monitor: Monitor, step: int) ->
     return [(step, scores)]
 
 
-def _save(
-    task: TrainingTask,
-    process: Process,
-    state: TrainState,
-    recipe: resume.Recipe,
-    history: History,
-    monitor: Monitor,
-) -> Path:
-    """Saves a checkpoint on the main rank; returns its path."""
-    # Never replace a good checkpoint with a diverged one.
-    monitor.means(state.step)
-    advice = task.divergence_advice(process.machine.precision.value)
-    check_finite(task.finite_tensors(state), f"the state after step {state.step}", advice)
-    if collectives.rank() == 0:
-        with monitor.pause():
-            checkpoint.save(
-                process.workdir,
-                resume.to_checkpoint(state, process, recipe, history),
-                state.step,
-                task.saving.keep_last,
-                task.saving.keep_every,
-            )
-    return checkpoint.checkpoint_path(process.workdir, state.step)
+class _Saver:
+    """Saves checkpoints on the main rank; every rank must call its methods."""
+
+    def __init__(
+        self, task: TrainingTask, process: Process, recipe: resume.Recipe, monitor: Monitor
+    ) -> None:
+        self._task = task
+        self._process = process
+        self._recipe = recipe
+        self._monitor = monitor
+        self._saved_at = -math.inf
+
+    def save(self, state: TrainState, history: History) -> Path:
+        """Saves a checkpoint; returns its path."""
+        saving, workdir = self._task.saving, self._process.workdir
+        # Never replace a good checkpoint with a diverged one.
+        self._monitor.means(state.step)
+        advice = self._task.divergence_advice(self._process.machine.precision.value)
+        tensors = self._task.finite_tensors(state)
+        check_finite(tensors, f"the state after step {state.step}", advice)
+        if collectives.rank() == 0:
+            with self._monitor.pause():
+                checkpoint.save(
+                    workdir,
+                    resume.to_checkpoint(state, self._process, self._recipe, history),
+                    state.step,
+                    saving.keep_last,
+                    saving.keep_every,
+                )
+        self._saved_at = time.monotonic()
+        return checkpoint.checkpoint_path(workdir, state.step)
+
+    def save_if_old(self, state: TrainState, history: History) -> Path | None:
+        """Saves a checkpoint unless this process has done so in the last seconds."""
+        if collectives.broadcast(time.monotonic() - self._saved_at > _AT_RISK_SECONDS):
+            return self.save(state, history)
+        return None
 
 
-def _closing_lines(task: TrainingTask, process: Process, step: int) -> list[str]:
-    if step < task.total_steps:
+def _closing_lines(task: TrainingTask, process: Process, step: int, is_stopped: bool) -> list[str]:
+    if is_stopped:
         return [
             f"stopped at step {step} of {task.total_steps}; the same command resumes this run "
             f"from {process.workdir}"

@@ -13,6 +13,7 @@ import torch
 from absl.testing import absltest
 from torch import Tensor
 
+from jigclu.system import signals
 from jigclu.system.errors import UserError
 from jigclu.system.machine import Choice
 from jigclu.training import checkpoint, loop
@@ -74,7 +75,7 @@ class CountingRun:
     def train(
         self,
         evaluations: list[Evaluation],
-        should_stop: Callable[[], bool] = loop.never,
+        should_stop: Callable[[], bool] = signals.requested,
         **changes: Any,
     ) -> tuple[RunResult, str]:
         """Returns the result, and what the run printed."""
