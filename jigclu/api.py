@@ -35,6 +35,8 @@ _Path = str | os.PathLike[str]
 
 # Batches that each worker process keeps ready.
 _PREFETCH = 2
+# Seconds to wait for a batch of them.
+_TIMEOUT = 600.0
 
 
 class FeatureExtractor(nn.Module):
@@ -150,7 +152,7 @@ def extract_features(
     check(isinstance(transform, EvalTransform), "encoder.transform", kind, "an EvalTransform")
     check(batch_size >= 1, "batch_size", batch_size, "1 or more")
     check(precision in PRECISIONS, "precision", precision, f"one of {', '.join(PRECISIONS)}")
-    loading = Loading(workers=workers, prefetch=_PREFETCH, most_unreadable=0.0)
+    loading = Loading(workers=workers, prefetch=_PREFETCH, timeout=_TIMEOUT, most_unreadable=0.0)
     source = _open_source(images)
     device = next(encoder.parameters()).device
     settings = choose_settings(transform, batch_size, loading, device, PRECISIONS[precision])

@@ -26,8 +26,9 @@ COMPUTE = Compute(
     compile=False,
     channels_last=True,
     loss_scaling=optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
+    rank_timeout=60,
 )
-LOADING = Loading(workers=0, prefetch=2, most_unreadable=0.5)
+LOADING = Loading(workers=0, prefetch=2, timeout=60, most_unreadable=0.5)
 SCHEDULE = Schedule(
     epochs=2,
     warmup_epochs=0,

@@ -1,12 +1,18 @@
 """Data loaders: worker processes that read batches."""
 
+import atexit
 import multiprocessing
 import os
+import re
+import shutil
+import signal
 import tempfile
 import threading
-from collections.abc import Callable
-from multiprocessing import util
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, util
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -16,9 +22,67 @@ from jigclu.data.crops import CropDataset, CropSample
 from jigclu.data.images import LabeledImage, RandomCropDataset
 from jigclu.data.sampler import GlobalBatchSampler
 from jigclu.data.segmentation import MaskedCrops, MaskedImage
+from jigclu.system import signals
+from jigclu.system.errors import UserError
 
 # Characters of a temporary folder that leave enough for the names of folder and socket in it.
 _LONGEST_SOCKET_FOLDER = 75
+
+
+class _Loader(DataLoader[Any]):
+    """A loader that reports killed and stopped workers, and too little shared memory, in a line."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                message = worker_failure(str(error), self.timeout)
+                if message is None:
+                    raise
+                raise UserError(message) from error
+            yield batch
+
+
+def worker_failure(error: str, timeout: float) -> str | None:
+    """Describes an error of a DataLoader about its workers; None for other errors."""
+    if "timed out after" in error:
+        stopped = [child.pid for child in multiprocessing.active_children() if _is_stopped(child)]
+        if stopped:
+            return (
+                f"worker process {stopped[0]} is stopped, and has delivered no batch for "
+                f"{timeout:g} seconds: find out what sent it SIGSTOP, and run the command again"
+            )
+        return (
+            f"worker processes have delivered no batch for {timeout:g} seconds: check whether the "
+            "storage of the images responds, or bind a larger loading.timeout"
+        )
+    if "shared memory" in error or re.search(r"file </torch_.*No space left", error):
+        total = shutil.disk_usage("/dev/shm").total / 2**20 if os.path.isdir("/dev/shm") else 0.0
+        return (
+            f"worker processes pass batches through shared memory, and /dev/shm, which has "
+            f"{total:,.0f} MiB, is full: enlarge it (docker run --shm-size=8g), or bind "
+            "loading.workers = 0"
+        )
+    killed = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", error)
+    if killed:
+        return (
+            f"worker process {killed[1]} was killed, perhaps because memory or /dev/shm is full: "
+            "bind a smaller loading.workers or loading.prefetch, and run the same command again"
+        )
+    return None
+
+
+def _is_stopped(process: BaseProcess) -> bool:
+    """Returns whether SIGSTOP or a debugger has stopped a process, as Linux tells."""
+    try:
+        status = Path(f"/proc/{process.pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in "Tt"
 
 
 class Batch(NamedTuple):
@@ -63,6 +127,7 @@ def crop_loader(
     sampler: GlobalBatchSampler,
     workers: int,
     prefetch: int,
+    timeout: float,
     pin_memory: bool,
 ) -> "DataLoader[Batch]":
     """Returns a loader of the sampler's batches; their order does not depend on the workers.
@@ -72,9 +137,10 @@ def crop_loader(
       sampler: batches of this rank over all epochs.
       workers: worker processes, each with one thread; 0 reads in this process.
       prefetch: batches that each worker keeps ready.
+      timeout: seconds to wait for a batch of the workers.
       pin_memory: whether batches are stored in page-locked memory, for copies to a GPU.
     """
-    return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_crops)
+    return _training_loader(dataset, sampler, workers, prefetch, timeout, pin_memory, collate_crops)
 
 
 def labeled_loader(
@@ -82,10 +148,13 @@ def labeled_loader(
     sampler: GlobalBatchSampler,
     workers: int,
     prefetch: int,
+    timeout: float,
     pin_memory: bool,
 ) -> "DataLoader[LabeledBatch]":
     """Returns a loader of the sampler's batches of labeled images; see `crop_loader`."""
-    return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_images)
+    return _training_loader(
+        dataset, sampler, workers, prefetch, timeout, pin_memory, collate_images
+    )
 
 
 def masked_loader(
@@ -93,10 +162,13 @@ def masked_loader(
     sampler: GlobalBatchSampler,
     workers: int,
     prefetch: int,
+    timeout: float,
     pin_memory: bool,
 ) -> "DataLoader[MaskedBatch]":
     """Returns a loader of the sampler's batches of images with masks; see `crop_loader`."""
-    return _training_loader(dataset, sampler, workers, prefetch, pin_memory, collate_masked)
+    return _training_loader(
+        dataset, sampler, workers, prefetch, timeout, pin_memory, collate_masked
+    )
 
 
 def _training_loader(
@@ -104,16 +176,18 @@ def _training_loader(
     sampler: GlobalBatchSampler,
     workers: int,
     prefetch: int,
+    timeout: float,
     pin_memory: bool,
     collate: Callable[[list[Any]], Any],
 ) -> "DataLoader[Any]":
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
         prefetch_factor=prefetch if workers else None,
+        timeout=timeout if workers else 0,
         persistent_workers=workers > 0,
         worker_init_fn=_exit_with_parent,
         multiprocessing_context=worker_context() if workers else None,
@@ -121,17 +195,17 @@ def _training_loader(
 
 
 def image_loader(
-    dataset: Dataset[LabeledImage], batch_size: int, workers: int, prefetch: int
+    dataset: Dataset[LabeledImage], batch_size: int, workers: int, prefetch: int, timeout: float
 ) -> "DataLoader[LabeledBatch]":
     """Returns a loader of every image once and in order; the last batch may be smaller."""
-    return _ordered_loader(dataset, batch_size, workers, prefetch, collate_images)
+    return _ordered_loader(dataset, batch_size, workers, prefetch, timeout, collate_images)
 
 
 def single_masked_loader(
-    dataset: Dataset[MaskedImage], workers: int, prefetch: int
+    dataset: Dataset[MaskedImage], workers: int, prefetch: int, timeout: float
 ) -> "DataLoader[MaskedBatch]":
     """Returns a loader of every image once and in order, one per batch, since sizes differ."""
-    return _ordered_loader(dataset, 1, workers, prefetch, collate_masked)
+    return _ordered_loader(dataset, 1, workers, prefetch, timeout, collate_masked)
 
 
 def _ordered_loader(
@@ -139,14 +213,16 @@ def _ordered_loader(
     batch_size: int,
     workers: int,
     prefetch: int,
+    timeout: float,
     collate: Callable[[list[Any]], Any],
 ) -> "DataLoader[Any]":
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size=batch_size,
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
+        timeout=timeout if workers else 0,
         worker_init_fn=_exit_with_parent,
         multiprocessing_context=worker_context() if workers else None,
     )
@@ -172,12 +248,14 @@ def collate_masked(samples: list[MaskedImage]) -> MaskedBatch:
 
 
 def _exit_with_parent(worker: int) -> None:
-    """Ends this worker when the training process is killed.
+    """Ends this worker when the training process is killed, but not by SIGTERM.
 
     torch only watches the parent process, which here is the fork server and lives as long as
     its workers.
     """
     del worker
+    # torch has set a handler of its own.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -195,7 +273,17 @@ def worker_context() -> BaseContext:
     _shorten_sockets()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jigclu.data.crops"])
+    with signals.ignored():
+        forkserver.ensure_running()
     return context
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Kills workers that do not react; Python would send them SIGTERM and wait for ever."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _shorten_sockets() -> None:

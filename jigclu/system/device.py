@@ -1,18 +1,21 @@
 """The device of this process, and the processes that torchrun started."""
 
+import contextlib
 import functools
 import itertools
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from jigclu.system import compile_cache, progress
+from jigclu.system import compile_cache, progress, signals
 from jigclu.system.cores import launch_number
 from jigclu.system.errors import UserError
 from jigclu.system.files import unwritable
@@ -118,20 +121,32 @@ def _rendezvous() -> tuple[dist.Store, int, int]:
 
 # Numbers the process groups of this process, alike on all ranks.
 _groups = itertools.count()
+# Seconds for which a rank that has lost another one waits for the reports of the others.
+_REPORT_SECONDS = 5.0
 
 
 @functools.cache
 def _store() -> tuple[dist.Store, int, int]:
     """Returns the store through which processes meet, the rank of this one, and their number."""
-    return _rendezvous()
+    store, rank, world_size = _rendezvous()
+    # The store outlives processes that torchrun restarts, and holds the addresses of dead ones.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"jigclu/{attempt}", store), rank, world_size
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     """Joins the processes that torchrun started for the duration of a block.
 
     All of them leave the block together, so files that one has written in it exist for the
     others after it. A single process has no group.
+
+    Args:
+      device: of this process.
+      timeout: seconds for which ranks wait for each other.
+
+    Raises:
+      UserError: another rank failed or does not respond.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -139,19 +154,86 @@ def process_group(device: torch.device) -> Iterator[None]:
         yield
         return
     # Each group needs its own keys: those of an earlier group hold outdated addresses.
-    name = f"jigclu/{next(_groups)}"
+    name = str(next(_groups))
     backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     with progress.status("waiting for the other processes"):
-        store, rank, world_size = _store()
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore(name, store),
-            rank=rank,
-            world_size=world_size,
-            device_id=bound,
-        )
+        try:
+            store, rank, world_size = _store()
+            store = dist.PrefixStore(name, store)
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=timeout),
+                device_id=bound,
+            )
+        except dist.DistError as error:
+            raise UserError(
+                f"the {launched_processes()} processes did not meet within "
+                f"compute.rank_timeout = {timeout:g} seconds ({_first_line(error)}): check whether "
+                "all of them have started, and reach each other"
+            ) from error
     try:
-        yield
-        dist.barrier()
+        with _explain_lost_ranks(store, rank, world_size):
+            yield
+            dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _explain_lost_ranks(store: dist.Store, rank: int, world_size: int) -> Iterator[None]:
+    """Replaces errors of communication by one that names the rank that caused them.
+
+    Each rank that leaves the block early reports why to the store; one that does not was killed
+    or stopped.
+    """
+    try:
+        yield
+    except BaseException as error:
+        is_lost = isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and "/gloo/" in str(error)
+        )
+        own = "lost" if is_lost else "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(RuntimeError):
+            store.set(f"end/{rank}", own)
+        if not is_lost:
+            raise
+        signals.check()
+        reports = _reports(store, world_size)
+        if "stopped" in reports.values():
+            raise signals.Stopped from error
+        raise UserError(_describe_lost(reports, world_size, _first_line(error))) from error
+
+
+def _reports(store: dist.Store, world_size: int) -> dict[int, str]:
+    """Returns why ranks left, by rank; waits for ranks that have not reported yet."""
+    keys = {number: f"end/{number}" for number in range(world_size)}
+    deadline = time.monotonic() + _REPORT_SECONDS
+    try:
+        while not store.check(list(keys.values())) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return {
+            number: store.get(key).decode() for number, key in keys.items() if store.check([key])
+        }
+    except RuntimeError:
+        return {}  # The store was in torchrun, which has ended.
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _describe_lost(reports: Mapping[int, str], world_size: int, error: str) -> str:
+    failed = [str(number) for number, report in reports.items() if report == "failed"]
+    if failed:
+        return f"rank {', '.join(failed)} failed; its own message says why"
+    silent = [str(number) for number in range(world_size) if number not in reports]
+    if reports and silent:
+        return (
+            f"rank {', '.join(silent)} does not respond: it was killed, perhaps for lack of "
+            "memory, or stopped, or its machine is down; run the same command again, or bind a "
+            "larger compute.rank_timeout if it was only slow"
+        )
+    return f"ranks lost their connections ({error}): check the network and torchrun"

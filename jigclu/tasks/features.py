@@ -75,7 +75,7 @@ class FeaturesTask(EncoderTask):
         """Computes and writes the features; call `check` before."""
         assert self.init_from is not None
         device = local_device(self.compute.device)
-        with process_group(device):
+        with process_group(device, self.compute.rank_timeout):
             encoder = self.new_encoder().to(device)
             is_main = collectives.rank() == 0
             with Monitor.of_one_step(workdir, is_main) as monitor:

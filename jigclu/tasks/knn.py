@@ -54,7 +54,7 @@ class KnnTask(EncoderTask):
     def run(self, workdir: Path, config: str) -> RunResult:
         """Evaluates the encoder, and writes its accuracy to TensorBoard."""
         device = local_device(self.compute.device)
-        with process_group(device), recording(workdir):
+        with process_group(device, self.compute.rank_timeout), recording(workdir):
             with seeds.initial_weights(self.seed):
                 encoder = self.new_encoder().to(device)
             with Monitor.of_one_step(workdir, collectives.rank() == 0) as monitor:

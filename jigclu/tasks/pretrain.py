@@ -187,6 +187,7 @@ class PretrainTask(TrainingTask):
             self.sampler(start_step),
             machine.workers.value,
             self.loading.prefetch,
+            self.loading.timeout,
             machine.pin_memory.value,
         )
         return prefetch_to_device(loader, device)

@@ -150,6 +150,7 @@ class SegmentTask(TrainingTask):
             self.sampler(start_step),
             machine.workers.value,
             self.loading.prefetch,
+            self.loading.timeout,
             machine.pin_memory.value,
         )
         return prefetch_to_device(loader, device)
@@ -211,7 +212,12 @@ class SegmentTask(TrainingTask):
         confusion = confusion.to(process.device)
         images = MaskedDataset(source=self.val, resize=self.eval_resize)
         share = Subset(images, rank_indices(len(images)))
-        loader = single_masked_loader(share, process.machine.workers.value, self.loading.prefetch)
+        loader = single_masked_loader(
+            share,
+            process.machine.workers.value,
+            self.loading.prefetch,
+            self.loading.timeout,
+        )
         forward.network.eval()
         with progress.status("segmenting images", total=len(share)) as work:
             for number, (image, mask) in enumerate(loader):

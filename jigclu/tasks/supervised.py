@@ -95,6 +95,7 @@ class SupervisedTask(TrainingTask):
             self.val_batch_size,
             machine.workers.value,
             self.loading.prefetch,
+            self.loading.timeout,
             PRECISIONS[machine.precision.value],
         )
 
@@ -107,6 +108,7 @@ class SupervisedTask(TrainingTask):
             self.sampler(start_step),
             machine.workers.value,
             self.loading.prefetch,
+            self.loading.timeout,
             machine.pin_memory.value,
         )
         for batch in prefetch_to_device(loader, device):

@@ -28,6 +28,7 @@ class FeatureSettings(NamedTuple):
     batch_size: images per rank and batch.
     workers: processes that read images.
     prefetch: batches that each worker keeps ready.
+    timeout: seconds to wait for a batch of the workers.
     precision: of autocast in the encoder; float32 for none.
     """
 
@@ -35,6 +36,7 @@ class FeatureSettings(NamedTuple):
     batch_size: int
     workers: int
     prefetch: int
+    timeout: float
     precision: torch.dtype
 
 
@@ -55,7 +57,9 @@ def choose_settings(
       precision: see `FeatureSettings`.
     """
     workers = choose_workers(loading.workers, device).value
-    return FeatureSettings(transform, batch_size, workers, loading.prefetch, precision)
+    return FeatureSettings(
+        transform, batch_size, workers, loading.prefetch, loading.timeout, precision
+    )
 
 
 def rank_indices(images: int) -> range:
@@ -90,7 +94,11 @@ def encode(
     try:
         with progress.status("encoding images", total=len(share)) as work:
             for batch in image_loader(
-                share, settings.batch_size, settings.workers, settings.prefetch
+                share,
+                settings.batch_size,
+                settings.workers,
+                settings.prefetch,
+                settings.timeout,
             ):
                 images_here = batch.image.to(device, non_blocking=True)
                 features = encode_batch(encoder, images_here, settings)

@@ -25,6 +25,7 @@ class Compute:
       compile: whether torch.compile compiles forward pass and update, or "auto".
       channels_last: whether images and weights are in channels-last format, or "auto".
       loss_scaling: dynamic loss scale, used in float16 only.
+      rank_timeout: seconds that ranks wait for each other.
     """
 
     device: str
@@ -32,12 +33,14 @@ class Compute:
     compile: bool | Auto
     channels_last: bool | Auto
     loss_scaling: LossScaling
+    rank_timeout: float
 
     def __post_init__(self) -> None:
         check(self.device in DEVICES, "device", self.device, f"one of {_quote(DEVICES)}")
         precisions = ("auto", *PRECISIONS)
         known = f"one of {_quote(precisions)}"
         check(self.precision in precisions, "precision", self.precision, known)
+        check(self.rank_timeout > 0, "rank_timeout", self.rank_timeout, "above 0, in seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +50,20 @@ class Loading:
     Attributes:
       workers: per device; 0 reads in the training process, "auto" chooses by the cores.
       prefetch: batches that each worker keeps ready.
+      timeout: seconds to wait for a batch of the workers.
       most_unreadable: share of unreadable images above which a task stops that otherwise skips
         them, in [0, 1].
     """
 
     workers: int | Auto
     prefetch: int
+    timeout: float
     most_unreadable: float
 
     def __post_init__(self) -> None:
         check_workers(self.workers)
         check(self.prefetch >= 1, "prefetch", self.prefetch, "1 or more")
+        check(self.timeout > 0, "timeout", self.timeout, "above 0, in seconds")
         share = self.most_unreadable
         check(0 <= share <= 1, "most_unreadable", share, "in [0, 1]")
 

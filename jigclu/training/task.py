@@ -263,7 +263,7 @@ class TrainingTask(EncoderTask):
           config: all effective bindings, one per line.
         """
         device = local_device(self.compute.device)
-        with process_group(device):
+        with process_group(device, self.compute.rank_timeout):
             chosen = self.choose_machine(workdir)
             chosen.apply()
             yield Process(workdir, config, device, chosen)

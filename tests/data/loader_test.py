@@ -57,7 +57,9 @@ class LoaderTest(absltest.TestCase):
             scaled_decoding=False,
         )
         steps = self.steps(rank, world_size)
-        return list(loader.crop_loader(dataset, steps, workers, prefetch=2, pin_memory=False))
+        return list(
+            loader.crop_loader(dataset, steps, workers, prefetch=2, timeout=60, pin_memory=False)
+        )
 
     def test_batches_contain_uint8_crops_and_unreadable_counts(self) -> None:
         batches = self.batches(workers=0)
@@ -85,7 +87,9 @@ class LoaderTest(absltest.TestCase):
         os.remove(f"{self.root}/1/corrupt.png")
         source = folders.ImageFolder(self.root, "train")
         dataset = images.ImageDataset(source=source, transform=eval_transform(24, 16))
-        batches = list(loader.image_loader(dataset, batch_size=4, workers=1, prefetch=2))
+        batches = list(
+            loader.image_loader(dataset, batch_size=4, workers=1, prefetch=2, timeout=60)
+        )
         self.assertEqual([len(batch.image) for batch in batches], [4, 4, 2])
         self.assertEqual(torch.cat([batch.image_index for batch in batches]).tolist(), [*range(10)])
         self.assertEqual(torch.cat([batch.label for batch in batches]).tolist(), source.labels)
@@ -106,7 +110,11 @@ class LoaderTest(absltest.TestCase):
             length=10, batch_size=4, rank=0, world_size=1, seed=3, start_step=1, total_steps=4
         )
         drawn = [
-            list(loader.labeled_loader(dataset, steps, workers, prefetch=2, pin_memory=False))
+            list(
+                loader.labeled_loader(
+                    dataset, steps, workers, prefetch=2, timeout=60, pin_memory=False
+                )
+            )
             for workers in (0, 2)
         ]
         for batch, other, expected in zip(*drawn, steps, strict=True):
@@ -117,15 +125,15 @@ class LoaderTest(absltest.TestCase):
 
     def test_workers_exit_when_the_training_process_is_killed(self) -> None:
         program = (
-            "import sys, time\n"
+            "import multiprocessing, sys, time\n"
             "from jigclu.data import folders, images, loader, transform\n"
             "dataset = images.ImageDataset(\n"
             "    source=folders.ImageFolder(sys.argv[1], 'train'),\n"
             "    transform=transform.EvalTransform(\n"
             "        resize=8, crop=8, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)))\n"
-            "batches = iter(loader.image_loader(dataset, 1, 1, prefetch=2))\n"
+            "batches = iter(loader.image_loader(dataset, 1, 1, prefetch=2, timeout=60))\n"
             "next(batches)\n"
-            "print(batches._workers[0].pid, flush=True)\n"
+            "print(multiprocessing.active_children()[0].pid, flush=True)\n"
             "time.sleep(60)\n"
         )
         with subprocess.Popen(
@@ -160,7 +168,7 @@ class LoaderTest(absltest.TestCase):
     def test_user_errors_of_workers_reach_the_caller(self) -> None:
         dataset = images.ImageDataset(source=self.source, transform=eval_transform(24, 16))
         with self.assertRaisesRegex(UserError, "corrupt.png is unreadable"):
-            list(loader.image_loader(dataset, batch_size=4, workers=1, prefetch=2))
+            list(loader.image_loader(dataset, batch_size=4, workers=1, prefetch=2, timeout=60))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from jigclu.system.device import launched_rank, process_group
 
 for stage in range(3):
-    with process_group(torch.device("cpu")):
+    with process_group(torch.device("cpu"), 60):
         values = torch.ones(1) * (1 + dist.get_rank())
         dist.all_reduce(values)
         assert values == 3, values
@@ -96,7 +96,7 @@ class DeviceTest(absltest.TestCase):
                 device.launched_rank()
 
     def test_single_process_has_no_process_group(self) -> None:
-        with device.process_group(torch.device("cpu")):
+        with device.process_group(torch.device("cpu"), 60):
             self.assertFalse(dist.is_initialized())
 
     def test_processes_join_repeatedly_and_leave_together(self) -> None:

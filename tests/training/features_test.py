@@ -20,6 +20,7 @@ SETTINGS = features.FeatureSettings(
     batch_size=3,
     workers=0,
     prefetch=2,
+    timeout=60,
     precision=torch.float32,
 )
 

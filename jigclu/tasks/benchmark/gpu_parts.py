@@ -201,7 +201,7 @@ def on_generated_images(images: int, precision: str, workers: int) -> PretrainTa
         temperature=0.07,
         batch_size=256,
         skip_unreadable=False,
-        loading=Loading(workers=workers, prefetch=2, most_unreadable=0.0),
+        loading=Loading(workers=workers, prefetch=2, timeout=600, most_unreadable=0.0),
     )
     return with_patch_size(
         task,
