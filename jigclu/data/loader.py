@@ -34,28 +34,46 @@ class _Loader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
+        if not self.num_workers:
+            yield from batches
+            return
         while True:
+            # Before it can read a batch, torch waits for its worker, without any timeout.
+            stopped: list[int] = []
+            timer = threading.Timer(self.timeout, _kill_stopped, (stopped,))
+            timer.daemon = True
+            timer.start()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                message = worker_failure(str(error), self.timeout)
+            except (RuntimeError, OSError, EOFError) as error:
+                _kill_stopped(stopped)
+                message = _worker_failure(str(error), self.timeout, stopped)
                 if message is None:
                     raise
                 raise UserError(message) from error
+            finally:
+                timer.cancel()
             yield batch
 
 
-def worker_failure(error: str, timeout: float) -> str | None:
+def _kill_stopped(stopped: list[int]) -> None:
+    """Kills stopped worker processes, and adds their numbers to a list."""
+    for child in multiprocessing.active_children():
+        if child.daemon and _is_stopped(child):
+            stopped.append(child.pid or 0)
+            child.kill()
+
+
+def _worker_failure(error: str, timeout: float, stopped: list[int]) -> str | None:
     """Describes an error of a DataLoader about its workers; None for other errors."""
+    if stopped:
+        return (
+            f"worker process {stopped[0]} was stopped, and delivered no batch for {timeout:g} "
+            "seconds: find out what sent it SIGSTOP, and run the same command again"
+        )
     if "timed out after" in error:
-        stopped = [child.pid for child in multiprocessing.active_children() if _is_stopped(child)]
-        if stopped:
-            return (
-                f"worker process {stopped[0]} is stopped, and has delivered no batch for "
-                f"{timeout:g} seconds: find out what sent it SIGSTOP, and run the command again"
-            )
         return (
             f"worker processes have delivered no batch for {timeout:g} seconds: check whether the "
             "storage of the images responds, or bind a larger loading.timeout"
@@ -64,7 +82,7 @@ def worker_failure(error: str, timeout: float) -> str | None:
         total = shutil.disk_usage("/dev/shm").total / 2**20 if os.path.isdir("/dev/shm") else 0.0
         return (
             f"worker processes pass batches through shared memory, and /dev/shm, which has "
-            f"{total:,.0f} MiB, is full: enlarge it (docker run --shm-size=8g), or bind "
+            f"{total:,.1f} MiB, is full: enlarge it (docker run --shm-size=8g), or bind "
             "loading.workers = 0"
         )
     killed = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", error)
