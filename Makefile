@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo install lint test test-detection test-avx2 gpu-check clean
+.PHONY: demo install lint test faults test-detection test-avx2 gpu-check clean
 
 demo: install
 	$(BIN)/python -m jigclu.launch --gin_file=gin/demo.gin --workdir=runs/demo
@@ -28,6 +28,10 @@ test: lint
 	$(BIN)/python -m pytest $(COMMAND_TESTS) & commands=$$!; \
 	$(BIN)/python -m pytest tests $(COMMAND_TESTS:%=--ignore=%); others=$$?; \
 	wait $$commands && exit $$others
+
+# Kills, stops and starves real runs; `make test` leaves out the slow ones.
+faults: install
+	SLOW_TESTS=1 $(BIN)/python -m pytest tests/faults
 
 # The tests that need detectron2, which `make install` does not install.
 test-detection: install

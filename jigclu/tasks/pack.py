@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from jigclu.data.decode import UnreadableImageError, has_one_color
 from jigclu.data.loader import worker_context
 from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, build_index, shard_files
 from jigclu.data.sources import Source, digest
-from jigclu.system import files, progress
+from jigclu.system import files, progress, signals
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError, check, printable
 from jigclu.system.machine import Auto, check_workers, choose_pack_workers
@@ -114,6 +115,10 @@ class PackTask:
             with Monitor.of_one_step(workdir, is_main=True) as monitor:
                 shards = self._shards(workdir)
                 self._finish(workdir, shards, monitor)
+        except KeyboardInterrupt as error:
+            raise signals.Stopped(
+                "finished shards are kept, and the same command packs the others"
+            ) from error
         except OSError as error:
             raise UserError(
                 f"{workdir} cannot be written ({error.strerror or error}): free some disk space "
@@ -143,9 +148,15 @@ class PackTask:
                 torch.set_num_threads,
                 (1,),
             ) as pool:
-                done = pool.map(write, range(self._count()))
-                for shard in progress.track(done, "packing shards", self._count()):
-                    shards.append(shard)
+                try:
+                    done = pool.map(write, range(self._count()))
+                    for shard in progress.track(done, "packing shards", self._count()):
+                        shards.append(shard)
+                except KeyboardInterrupt:
+                    # The pool would wait for the shards in progress, which can take minutes.
+                    for child in multiprocessing.active_children():
+                        child.kill()
+                    raise
         except BrokenProcessPool as error:
             raise UserError(
                 f"a worker process was killed after {len(shards)} shards, perhaps for lack of "
