@@ -1,0 +1,101 @@
+"""A test case that starts small runs as users do, and harms them."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jigclu import config
+from tests.folder_case import FolderTestCase
+from tests.launch_test import SMALL, bindings
+
+# The slow tests of this folder run in `make faults` only.
+SLOW = bool(os.environ.get("SLOW_TESTS"))
+_MODULE = ("-m", "jigclu.launch")
+_SECONDS = 240
+
+
+class Run:
+    """A run in the background, in a process group of its own."""
+
+    def __init__(self, command: list[str], folder: Path, log: Path) -> None:
+        environment = {name: v for name, v in os.environ.items() if name != "RANK"}
+        environment |= {
+            "PYTHONPATH": str(config.ROOT),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "GLOO_SOCKET_IFNAME": socket.if_nameindex()[0][1],
+        }
+        self._log = log
+        with open(log, "wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def printed(self) -> str:
+        """Everything that the run has printed so far."""
+        return self._log.read_text()
+
+    def wait_for(self, pattern: str) -> None:
+        """Waits until any process of the run has printed something."""
+        deadline = time.monotonic() + _SECONDS
+        while not re.search(pattern, self.printed):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the run never printed {pattern!r}:\n{self.printed}")
+            time.sleep(0.05)
+
+    def children(self, pid: int | None = None) -> list[int]:
+        """Returns the child processes of a process, of the run itself by default."""
+        pid = self.process.pid if pid is None else pid
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return sorted(int(n) for task in tasks for n in (task / "children").read_text().split())
+
+    def workers(self) -> list[int]:
+        """Returns the worker processes, which are the children of the fork server."""
+        return [pid for child in self.children() for pid in self.children(child)]
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the process that was started."""
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Returns the exit status; negative for the signal that killed the process."""
+        return self.process.wait(timeout=_SECONDS)
+
+
+class RunTestCase(FolderTestCase):
+    """A test case with a workdir and runs in it, all of which end with the test."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.workdir = self.folder / "run"
+        self.small = self.folder / "small.gin"
+        self.small.write_text(SMALL + "schedule.epochs = 1000\npretrain.evaluators = ()\n")
+
+    def start(self, *texts: str, ranks: int = 1, torchrun: tuple[str, ...] = ()) -> Run:
+        """Starts pre-training of 3,000 steps with bindings; several ranks by torchrun."""
+        program = list(_MODULE)
+        if ranks > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", *torchrun]
+            program = [*launcher, f"--nproc-per-node={ranks}", *_MODULE]
+        flags = [f"--gin_file={self.small}", f"--workdir={self.workdir}", *bindings(*texts)]
+        log = self.folder / f"log_{len(list(self.folder.iterdir()))}"
+        run = Run([sys.executable, *program, *flags], self.folder, log)
+        self.addCleanup(self._end, run)
+        return run
+
+    def _end(self, run: Run) -> None:
+        if run.process.poll() is None:
+            for pid in (*run.children(), run.process.pid):
+                os.kill(pid, signal.SIGKILL)
+            run.process.wait()
