@@ -86,10 +86,15 @@ def main(arguments: list[str]) -> None:
 
     A signal ends it with exit status 128 plus its number.
     """
+    with signals.handle():
+        _main(arguments)
+
+
+def _main(arguments: list[str]) -> None:
     try:
         if len(arguments) > 1:
             raise UserError(f"argument {arguments[1]!r} is not a flag; see --help")
-        with signals.handle(), progress.CONSOLE:
+        with progress.CONSOLE:
             _run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -26,7 +26,7 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class _Request:
-    """The first signal since `handle`, and whether signals are deferred."""
+    """The first signal in a block of `handle`, and whether signals are deferred."""
 
     received: signal.Signals | None = None
     is_deferred: bool = False
@@ -42,7 +42,7 @@ def handle() -> Iterator[None]:
 
     Under torchrun, the end of torchrun counts as SIGTERM.
     """
-    _request.received, _request.is_deferred, _request.parent = None, False, os.getppid()
+    _request.parent = os.getppid()
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     reader, writer = os.pipe()
@@ -57,6 +57,7 @@ def handle() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.close(writer)
+        _request.received = None
 
 
 def _receive(number: int, frame: object) -> None:

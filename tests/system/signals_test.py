@@ -47,7 +47,7 @@ os._exit(0)
 
 
 def send(number: signal.Signals) -> None:
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)
 
 
 class SignalsTest(parameterized.TestCase):
@@ -55,11 +55,12 @@ class SignalsTest(parameterized.TestCase):
     def test_a_signal_stops_the_block_and_sets_the_exit_status(
         self, number: signal.Signals
     ) -> None:
-        with self.assertRaises(signals.Stopped), signals.handle():
-            send(number)
-        self.assertTrue(signals.requested())
-        self.assertEqual(signals.exit_status(), 128 + number)
-        self.assertEqual(signals.reason(), number.name)
+        with signals.handle():
+            with self.assertRaises(signals.Stopped):
+                send(number)
+            self.assertTrue(signals.requested())
+            self.assertEqual(signals.exit_status(), 128 + number)
+            self.assertEqual(signals.reason(), number.name)
 
     def test_a_deferred_signal_is_raised_when_the_block_is_interruptible_again(self) -> None:
         with signals.handle(), signals.deferred():
@@ -78,8 +79,7 @@ class SignalsTest(parameterized.TestCase):
         with self.assertRaises(signals.Stopped), signals.handle():
             send(signal.SIGTERM)
         self.assertEqual(signal.getsignal(signal.SIGTERM), before)
-        with signals.handle():
-            self.assertFalse(signals.requested())
+        self.assertFalse(signals.requested())
 
     def test_processes_that_start_while_signals_are_ignored_ignore_them(self) -> None:
         with signals.ignored():

@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import shlex
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -156,6 +158,63 @@ class LoopTest(TaskTestCase):
         self.assertIn("at step 3", printed)
         self.assertEqual(final(self.folder)["parameters"]["w"].item(), 6.0)
         self.assertEqual([step for step, _ in final(self.folder)["scores"]], [2, 4, 6])
+
+    @mock.patch.object(loop, "_AT_RISK_SECONDS", 0.0)
+    def test_a_signal_during_an_evaluation_loses_neither_the_step_nor_the_scores(self) -> None:
+        for step in (2, 6):
+            run = CountingRun(self.folder)
+            interrupted = Evaluation(2, False, partial(self.evaluate_and_stop, step))
+            with self.assertRaises(signals.Stopped), signals.handle():
+                run.train([interrupted], every=100)
+            self.assertEqual(final(self.folder)["step"], step)
+            self.assertEqual(final(self.folder)["scores"][-1], (step, {}))
+        again = CountingRun(self.folder)
+        result, _ = again.train([again.evaluation("often", 2)], every=100)
+        self.assertEqual(again.calls, ["often 6"])
+        self.assertEqual(result.scores, {"often": 6.0})
+        scores = [(step, list(values)) for step, values in final(self.folder)["scores"]]
+        self.assertEqual(scores, [(2, ["often"]), (4, ["often"]), (6, ["often"])])
+
+    def evaluate_and_stop(self, stop: int, monitor: Monitor, step: int) -> dict[str, float]:
+        """Evaluates, or sends a signal at a step."""
+        del monitor
+        if step == stop:
+            signal.raise_signal(signal.SIGTERM)
+        return {"often": float(step)}
+
+    def test_a_request_to_stop_skips_the_evaluation_until_the_run_resumes(self) -> None:
+        run = CountingRun(self.folder)
+        result, _ = run.train(
+            [run.evaluation("often", 2)], should_stop=lambda: "step 1" in run.calls
+        )
+        self.assertTrue(result.is_stopped)
+        self.assertNotIn("often 2", run.calls)
+        again = CountingRun(self.folder)
+        result, _ = again.train([again.evaluation("often", 2)])
+        self.assertEqual(again.calls[:2], ["often 2", "read 2"])
+        self.assertFalse(result.is_stopped)
+        self.assertEqual([step for step, _ in final(self.folder)["scores"]], [2, 4, 6])
+
+    def test_a_signal_while_saving_ends_the_run_after_the_checkpoint(self) -> None:
+        save = checkpoint.save
+
+        def save_slowly(*arguments: Any, **named: Any) -> Path:
+            signal.raise_signal(signal.SIGINT)
+            return save(*arguments, **named)
+
+        run = CountingRun(self.folder)
+        with signals.handle(), mock.patch.object(checkpoint, "save", save_slowly):
+            result, printed = run.train([], every=2)
+        self.assertTrue(result.is_stopped)
+        self.assertIn("stopped at step 3 of 6", printed)
+        self.assertEqual(final(self.folder)["step"], 3)
+
+    def test_a_signal_during_the_first_step_does_not_wait_for_its_compilation(self) -> None:
+        run = CountingRun(self.folder)
+        stop = mock.patch.object(run, "take_step", lambda *_: signal.raise_signal(signal.SIGTERM))
+        with self.assertRaises(signals.Stopped), signals.handle(), stop:
+            run.train([])
+        self.assertIsNone(checkpoint.latest(self.folder))
 
     def test_a_finished_run_takes_no_step(self) -> None:
         CountingRun(self.folder).train([])
