@@ -105,6 +105,19 @@ class LaunchScriptsTest(parameterized.TestCase):
             ],
         )
 
+    def test_slurm_stops_the_run_and_requeues_the_job_before_its_time_limit(self) -> None:
+        requeued = self.commands / "requeued"
+        self._stand_in("scontrol", f'if [[ $1 == requeue ]]; then echo "$*" >{requeued}; fi')
+        # The signal of Slurm, and the reaction of the run to the one that srun receives.
+        self._stand_in(
+            "srun", "trap 'echo saved; exit 1' USR1; sleep 0.5; kill -USR1 $PPID; while :; do sleep 0.1; done"
+        )
+        with self.assertRaises(subprocess.CalledProcessError) as raised:
+            self._run("slurm.sbatch", **self.slurm)
+        self.assertEqual(raised.exception.stdout, "saved\n")
+        self.assertEqual(requeued.read_text(), "requeue 77\n")
+        self.assertIn("#SBATCH --signal=B:USR1@", (LAUNCH / "slurm.sbatch").read_text())
+
     @parameterized.parameters(*SCRIPTS)
     def test_overrides_and_arguments_with_spaces_pass_through(self, script: str) -> None:
         words = self._run(

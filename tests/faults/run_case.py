@@ -50,7 +50,9 @@ class Run:
         """Waits until any process of the run has printed something."""
         deadline = time.monotonic() + _SECONDS
         while not re.search(pattern, self.printed):
-            if time.monotonic() > deadline:
+            # Processes outlive torchrun only if it was killed.
+            is_over = self.process.poll() not in (None, -signal.SIGKILL)
+            if is_over or time.monotonic() > deadline:
                 raise AssertionError(f"the run never printed {pattern!r}:\n{self.printed}")
             time.sleep(0.05)
 
@@ -80,17 +82,24 @@ class RunTestCase(FolderTestCase):
         super().setUp()
         self.workdir = self.folder / "run"
         self.small = self.folder / "small.gin"
-        self.small.write_text(SMALL + "schedule.epochs = 1000\npretrain.evaluators = ()\n")
+        self.small.write_text(SMALL)
 
-    def start(self, *texts: str, ranks: int = 1, torchrun: tuple[str, ...] = ()) -> Run:
+    def start(
+        self,
+        *texts: str,
+        ranks: int = 1,
+        torchrun: tuple[str, ...] = (),
+        prefix: tuple[str, ...] = (),
+    ) -> Run:
         """Starts pre-training of 3,000 steps with bindings; several ranks by torchrun."""
         program = list(_MODULE)
         if ranks > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", *torchrun]
             program = [*launcher, f"--nproc-per-node={ranks}", *_MODULE]
+        texts = ("schedule.epochs=1000", "pretrain.evaluators=()", *texts)
         flags = [f"--gin_file={self.small}", f"--workdir={self.workdir}", *bindings(*texts)]
         log = self.folder / f"log_{len(list(self.folder.iterdir()))}"
-        run = Run([sys.executable, *program, *flags], self.folder, log)
+        run = Run([*prefix, sys.executable, *program, *flags], self.folder, log)
         self.addCleanup(self._end, run)
         return run
 
