@@ -109,9 +109,8 @@ class LaunchScriptsTest(parameterized.TestCase):
         requeued = self.commands / "requeued"
         self._stand_in("scontrol", f'if [[ $1 == requeue ]]; then echo "$*" >{requeued}; fi')
         # The signal of Slurm, and the reaction of the run to the one that srun receives.
-        self._stand_in(
-            "srun", "trap 'echo saved; exit 1' USR1; sleep 0.5; kill -USR1 $PPID; while :; do sleep 0.1; done"
-        )
+        react = "trap 'echo saved; exit 1' USR1"
+        self._stand_in("srun", f"{react}; sleep 0.5; kill -USR1 $PPID; sleep 0.5; sleep 0.5")
         with self.assertRaises(subprocess.CalledProcessError) as raised:
             self._run("slurm.sbatch", **self.slurm)
         self.assertEqual(raised.exception.stdout, "saved\n")

@@ -135,7 +135,7 @@ def _store() -> tuple[dist.Store, int, int]:
 
 
 @contextmanager
-def process_group(device: torch.device, timeout: float) -> Iterator[None]:
+def process_group(device: torch.device, timeout: float = 900.0) -> Iterator[None]:
     """Joins the processes that torchrun started for the duration of a block.
 
     All of them leave the block together, so files that one has written in it exist for the
@@ -143,7 +143,8 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
 
     Args:
       device: of this process.
-      timeout: seconds for which ranks wait for each other.
+      timeout: seconds for which ranks wait for each other; the default is for the choice of
+        settings.
 
     Raises:
       UserError: another rank failed or does not respond.

@@ -10,7 +10,8 @@ from absl.testing import absltest
 
 from jigclu.data.loader import _worker_failure
 from jigclu.system.device import _describe_lost
-from tests.faults.run_case import SLOW, RunTestCase
+from tests.faults.run_case import RunTestCase
+from tests.faults.slow import SLOW
 
 
 class MessagesTest(absltest.TestCase):

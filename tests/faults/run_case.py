@@ -13,8 +13,6 @@ from jigclu import config
 from tests.folder_case import FolderTestCase
 from tests.launch_test import SMALL, bindings
 
-# The slow tests of this folder run in `make faults` only.
-SLOW = bool(os.environ.get("SLOW_TESTS"))
 _MODULE = ("-m", "jigclu.launch")
 _SECONDS = 240
 

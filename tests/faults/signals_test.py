@@ -6,7 +6,8 @@ import unittest
 
 from absl.testing import absltest, parameterized
 
-from tests.faults.run_case import SLOW, Run, RunTestCase
+from tests.faults.run_case import Run, RunTestCase
+from tests.faults.slow import SLOW
 from tests.small_tasks import final
 
 
