@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 import tarfile
 from pathlib import Path
 from unittest import mock
@@ -16,10 +17,12 @@ from jigclu.data.folders import UnlabeledImages
 from jigclu.data.lists import ImageList
 from jigclu.data.packed import PackedImages
 from jigclu.data.webdataset import WebDatasetImages
+from jigclu.models.encoder import create_encoder
 from jigclu.system.errors import UserError
 from jigclu.tasks.linear import LinearTask
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training import features
 from jigclu.training.settings import with_settings
 from jigclu.training.state import TrainState
 from jigclu.training.step import StepResult
@@ -112,7 +115,7 @@ class AdviceTest(TaskTestCase, parameterized.TestCase):
         return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events]
 
     def test_out_of_memory_the_recommended_micro_batch_size_resumes_the_run(self) -> None:
-        self.launch("schedule.stop_after_steps=2")
+        self.launch("schedule.stop_after_steps=1")
         full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         with mock.patch.object(PretrainTask, "take_step", side_effect=full):
             message = self.rejected()
@@ -120,13 +123,14 @@ class AdviceTest(TaskTestCase, parameterized.TestCase):
         self.assertIn("smaller pretrain.batch_size in another --workdir", message)
         binding = re.findall(r"bind (\S+ = \d+)", message)[0]
 
-        expected = "changed since step 2: micro_batch_size was None and is 2"
-        self.assertIn(f"\n{expected}\n", self.launch(binding))
-        self.assertEqual(self.texts("changes"), [(2, expected)])
-        self.assertEqual(final(self.workdir)["step"], 3)
+        expected = "changed since step 1: micro_batch_size was None and is 2"
+        stop = "schedule.stop_after_steps=2"
+        self.assertIn(f"\n{expected}\n", self.launch(binding, stop))
+        self.assertEqual(self.texts("changes"), [(1, expected)])
         # The change is part of the run from here on, and undoing it is another one.
-        self.assertNotIn("changed since", self.launch(binding))
-        self.assertIn("micro_batch_size was 2 and is None", self.launch())
+        self.assertNotIn("changed since", self.launch(binding, stop))
+        self.assertIn("step 2: micro_batch_size was 2 and is None", self.launch())
+        self.assertEqual(final(self.workdir)["step"], 3)
 
     def test_out_of_memory_other_tasks_are_advised_to_use_smaller_batches(self) -> None:
         full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -138,6 +142,18 @@ class AdviceTest(TaskTestCase, parameterized.TestCase):
             "one has checkpoints",
         )
         self.launch("linear.batch_size=5", file="linear")
+
+    @parameterized.parameters(
+        ("small", "pretrain.evaluators=(@knn_evaluator(),)", "knn_evaluator.batch_size"),
+        ("linear", "schedule.epochs=1", "linear.val_batch_size"),
+    )
+    def test_out_of_memory_in_an_evaluation_its_own_batch_size_is_advised(
+        self, file: str, binding: str, setting: str
+    ) -> None:
+        full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        with mock.patch.object(features, "encode_batch", side_effect=full):
+            message = self.rejected(binding, file=file)
+        self.assertEqual(message, f"CUDA out of memory: use a smaller {setting}")
 
     @parameterized.parameters(
         ("pretrain.learning_rate = 0.001", "learning_rate was 0.03 and is 0.001"),
@@ -183,6 +199,43 @@ class AdviceTest(TaskTestCase, parameterized.TestCase):
             "a resumed run\n",
             printed,
         )
+
+    def test_runs_with_other_settings_do_not_share_a_workdir(self) -> None:
+        """A second run that only names the gin file has the default workdir of the first."""
+        self.launch()
+        before = self.contents()
+        for binding in ("pretrain.learning_rate=0.001", "pretrain.seed=7", "jigsaw.grid=4"):
+            message = self.rejected(binding)
+            self.assertStartsWith(message, binding.partition("=")[0] + " was ")
+            self.assertIn("another --workdir for a new run", message)
+        self.assertEqual(self.contents(), before)
+
+    def test_a_finished_run_is_evaluated_again_on_other_images(self) -> None:
+        first = self.launch(file="linear")
+        again = self.launch(file="linear")
+        other = self.launch("val_split/ProceduralImages.images=50", file="linear")
+        scores = [text.partition("top-1 ")[2] for text in (first, again, other)]
+        self.assertEqual(scores[0], scores[1])
+        self.assertIn("of 50 images of val", scores[2])
+        self.assertNotIn("\nstep ", again)
+        # Of 50 images, an even percentage; those of 10 images are multiples of ten.
+        recorded = other.partition("\nstep ")[2].partition("top1 ")[2].partition(",")[0]
+        self.assertEqual(f"{float(recorded):.2%}", scores[2].partition(",")[0])
+
+    def test_an_evaluation_resumes_with_the_weights_of_its_run_wherever_they_are(self) -> None:
+        paths = [self.folder / name for name in ("a.pth", "b.pth", "other.pth")]
+        for path in paths:
+            torch.save(create_encoder("resnet18", True).state_dict(), path)
+        shutil.copy(paths[0], paths[1])
+        a, b, other = (f"linear.init_from='{path}'" for path in paths)
+        self.launch(a, "schedule.stop_after_steps=1", file="linear")
+        self.assertStartsWith(self.rejected(other, file="linear"), "linear.init_from was ")
+        paths[0].unlink()
+        moved = self.launch(b, "schedule.stop_after_steps=1", file="linear")
+        self.assertIn(f"changed since step 1: init_from was '{paths[0]}' and is ", moved)
+        paths[1].unlink()
+        self.assertStartsWith(self.rejected(b, file="linear"), "linear.init_from was ")
+        self.assertNotIn("changed since", self.launch(a, file="linear"))
 
     def test_a_pruned_checkpoint_to_resume_is_needed_only_by_a_new_workdir(self) -> None:
         self.launch("schedule.stop_after_steps=1")

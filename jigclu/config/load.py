@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gin
-import torch
 from absl import logging
 
 from jigclu.config import chosen, gin_files, messages, sizes
@@ -23,7 +22,7 @@ from jigclu.config.registry import (
     register,
 )
 from jigclu.data.sources import find_notes
-from jigclu.system import progress
+from jigclu.system import memory, progress
 from jigclu.system.device import launched_rank
 from jigclu.system.dry_run import DownloadNeeded
 from jigclu.system.errors import UserError
@@ -145,16 +144,14 @@ def _named_bindings(task: Task) -> Iterator[None]:
 
     Lack of memory becomes a user error.
     """
+    advice = "use a smaller batch_size"
+    if isinstance(task, TrainingTask):
+        advice = task.memory_advice
     try:
-        yield
+        with memory.advise(advice):
+            yield
     except UserError as error:
         raise UserError(name_setting(str(error), task)) from error
-    except torch.OutOfMemoryError as error:
-        advice = "use a smaller batch_size"
-        if isinstance(task, TrainingTask):
-            advice = task.memory_advice
-        reason = str(error).split(". ", 1)[0]
-        raise UserError(name_setting(f"{reason}: {advice}", task)) from error
 
 
 def _task_name(config: str) -> str | None:

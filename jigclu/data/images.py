@@ -1,5 +1,6 @@
 """Labeled images: resized for evaluation, and randomly cropped for training."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jigclu.data.decode import UnreadableImageError, crop_resize
+from jigclu.data.decode import UnreadableImageError, crop_resize, has_one_color
 from jigclu.data.sources import Source
 from jigclu.data.transform import EvalTransform
 from jigclu.ops.crops import check_crop, random_resized_crop
@@ -22,11 +23,13 @@ class LabeledImage(NamedTuple):
     image: uint8 [3, size, size].
     label: class number, -1 if unlabeled or skipped.
     image_index: index in the source.
+    has_one_color: whether all pixels of the image in the source are the same.
     """
 
     image: Tensor
     label: int
     image_index: int
+    has_one_color: bool
 
 
 class ImageDataset(Dataset[LabeledImage]):
@@ -42,12 +45,12 @@ class ImageDataset(Dataset[LabeledImage]):
           transform: resizes and crops them.
           skip_unreadable: whether an unreadable image becomes a black one without a label.
         """
-        self._source = source
+        self.source = source
         self._transform = transform
         self._skip_unreadable = skip_unreadable
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> LabeledImage:
         """Returns image `index`.
@@ -55,13 +58,14 @@ class ImageDataset(Dataset[LabeledImage]):
         Raises:
           UserError: the image is unreadable, and is not to be skipped.
         """
-        read = self._source.read if self._skip_unreadable else partial(_read, self._source)
+        read = self.source.read if self._skip_unreadable else partial(_read, self.source)
         try:
-            image = self._transform.crop_image(read(index))
+            image = read(index)
+            crop = self._transform.crop_image(image)
         except UnreadableImageError:
             side = self._transform.crop
-            return LabeledImage(torch.zeros(3, side, side, dtype=torch.uint8), -1, index)
-        return LabeledImage(image, _label(self._source, index), index)
+            return LabeledImage(torch.zeros(3, side, side, dtype=torch.uint8), -1, index, False)
+        return LabeledImage(crop, _label(self.source, index), index, has_one_color(image))
 
 
 class RandomCropDataset(Dataset[LabeledImage]):
@@ -93,7 +97,7 @@ class RandomCropDataset(Dataset[LabeledImage]):
         check_crop(scale, ratio)
         check(size >= 1, "train_size", size, "1 or more, in pixels")
         check(0 <= flip_probability <= 1, "flip_probability", flip_probability, "in [0, 1]")
-        self._source = source
+        self.source = source
         self._seed = seed
         self._size = size
         self._scale = scale
@@ -101,7 +105,7 @@ class RandomCropDataset(Dataset[LabeledImage]):
         self._flip_probability = flip_probability
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> LabeledImage:
         """Returns image `index` with the crop and flip of `epoch`.
@@ -110,20 +114,21 @@ class RandomCropDataset(Dataset[LabeledImage]):
           UserError: the image is unreadable. Skipping it would silently change the training set.
         """
         epoch, index = epoch_and_index
-        image = _read(self._source, index)
+        image = _read(self.source, index)
         random = seeds.image_crops(self._seed, epoch, index)
         whole = Box(0, 0, *image.shape[1:])
         crop = random_resized_crop(random, whole, self._scale, self._ratio)
-        image = crop_resize(image, crop, self._size)
+        shown = crop_resize(image, crop, self._size)
         if random.random() < self._flip_probability:
-            image = image.flip(-1)
-        return LabeledImage(image, _label(self._source, index), index)
+            shown = shown.flip(-1)
+        return LabeledImage(shown, _label(self.source, index), index, has_one_color(image))
 
 
 class EpochView(Dataset[LabeledImage]):
     """A RandomCropDataset in one fixed epoch, indexed by image."""
 
     def __init__(self, images: RandomCropDataset, epoch: int) -> None:
+        self.source = images.source
         self._images = images
         self._epoch = epoch
 
@@ -152,6 +157,13 @@ def _read(source: Source, index: int) -> Tensor:
             f"image {source.name(index)} is unreadable ({error}): "
             "labeled data must be complete; fix or remove the image"
         ) from error
+
+
+def warn_of_one_color(source: Source, indices: Sequence[int]) -> None:
+    """Logs the number of images whose pixels are all the same, and the first of them."""
+    if indices:
+        first, count, images = source.name(indices[0]), len(indices), len(source)
+        logging.warning("%d of %d images have only one color, such as %s", count, images, first)
 
 
 def _label(source: Source, index: int) -> int:

@@ -122,11 +122,13 @@ class LabeledBatch(NamedTuple):
     image: uint8 [batch, 3, size, size].
     label: int64 [batch], -1 if unlabeled.
     image_index: int64 [batch], index in the source.
+    one_color: indices in the source of images whose pixels are all the same.
     """
 
     image: Tensor
     label: Tensor
     image_index: Tensor
+    one_color: tuple[int, ...]
 
 
 class MaskedBatch(NamedTuple):
@@ -257,7 +259,9 @@ def collate_crops(samples: list[CropSample]) -> Batch:
 
 def collate_images(samples: list[LabeledImage]) -> LabeledBatch:
     """Stacks samples into a LabeledBatch, in a worker directly in shared memory."""
-    return LabeledBatch(*default_collate([tuple(sample) for sample in samples]))
+    image, label, image_index = default_collate([sample[:3] for sample in samples])
+    one_color = tuple(sample.image_index for sample in samples if sample.has_one_color)
+    return LabeledBatch(image, label, image_index, one_color)
 
 
 def collate_masked(samples: list[MaskedImage]) -> MaskedBatch:

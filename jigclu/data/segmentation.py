@@ -19,8 +19,15 @@ from torchvision import tv_tensors
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 from torchvision.transforms.v2 import functional as transforms
 
-from jigclu.data.decode import USUAL_DECODING, Decoding, UnreadableImageError, open_image
+from jigclu.data.decode import (
+    USUAL_DECODING,
+    Decoding,
+    UnreadableImageError,
+    has_one_color,
+    open_image,
+)
 from jigclu.data.image_files import ImageFiles, list_images, require_folder
+from jigclu.data.images import warn_of_one_color
 from jigclu.data.lists import read_list
 from jigclu.data.sources import Source, digest
 from jigclu.ops.crops import ScaledCrop, scaled_crop
@@ -244,6 +251,8 @@ def read_pair(source: SegmentationSource, index: int) -> MaskedImage:
 def check_masks(source: SegmentationSource, name: str) -> None:
     """Reads all images and masks of a source, so that none of them stops a run later.
 
+    Images of one color are reported in the log.
+
     Args:
       source: images with masks.
       name: of the setting, for messages.
@@ -252,14 +261,18 @@ def check_masks(source: SegmentationSource, name: str) -> None:
       UserError: a file is unreadable or invalid, or no pixel has a class.
     """
     with ThreadPoolExecutor(available_cores()) as pool, naming(name):
-        pairs = pool.map(partial(_has_classes, source), range(len(source)))
+        pairs = pool.map(partial(_check_pair, source), range(len(source)))
         what = f"checking the images and masks of {name}"
-        if not any(list(progress.track(pairs, what, len(source)))):
+        have_classes, have_one_color = zip(*progress.track(pairs, what, len(source)), strict=True)
+        if not any(have_classes):
             raise UserError("every pixel of every mask is ignored: expected pixels with a class")
+    warn_of_one_color(source, [index for index, value in enumerate(have_one_color) if value])
 
 
-def _has_classes(source: SegmentationSource, index: int) -> bool:
-    return bool((read_pair(source, index).mask != IGNORED).any())
+def _check_pair(source: SegmentationSource, index: int) -> tuple[bool, bool]:
+    """Returns whether a mask has pixels with a class, and whether its image has one color."""
+    image, mask = read_pair(source, index)
+    return bool((mask != IGNORED).any()), has_one_color(image)
 
 
 class MaskedDataset(Dataset[MaskedImage]):

@@ -1,11 +1,14 @@
 """Memory of the device of this process."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from jigclu.system.cores import local_ranks
+from jigclu.system.errors import UserError
 
 # Limits of a container, in bytes, of cgroup versions 2 and 1; "max" for none.
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
@@ -27,3 +30,13 @@ def container_limits(mount: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """
     texts = [(mount / name).read_text().strip() for name in _LIMITS if (mount / name).is_file()]
     return [int(text) for text in texts if text.isdecimal()]
+
+
+@contextmanager
+def advise(advice: str) -> Iterator[None]:
+    """Turns a lack of device memory into a user error that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ", 1)[0]
+        raise UserError(f"{reason}: {advice}") from error

@@ -19,6 +19,7 @@ class Rule(enum.Enum):
     INITIAL: it is accepted and reported to have no effect, because only new runs read it.
     FREE: it is accepted, because it does not affect what is learned.
     BY_CONTENT: it is accepted if the fingerprint of the images is the same.
+    SAME_WEIGHTS: it is accepted and reported if it names the same weights in another place.
     """
 
     FIXED = enum.auto()
@@ -26,12 +27,14 @@ class Rule(enum.Enum):
     INITIAL = enum.auto()
     FREE = enum.auto()
     BY_CONTENT = enum.auto()
+    SAME_WEIGHTS = enum.auto()
 
 
 Logged = Annotated[_Value, Rule.LOGGED]
 Initial = Annotated[_Value, Rule.INITIAL]
 Free = Annotated[_Value, Rule.FREE]
 ByContent = Annotated[_Value, Rule.BY_CONTENT]
+SameWeights = Annotated[_Value, Rule.SAME_WEIGHTS]
 
 
 def field_rules(owner: type) -> dict[str, Rule]:

@@ -50,6 +50,9 @@ class Stage(Protocol):
     def check(self, workdir: Path) -> None:
         """Checks the task; errors name the binding."""
 
+    def run(self, workdir: Path) -> RunResult:
+        """Writes the configuration to the workdir, then runs the task."""
+
     def _replace(self, *, task: Task) -> "Stage":
         """Returns the configuration with another task."""
 
@@ -160,7 +163,7 @@ class ReproduceTask:
         stage.check(folder)
         _note(path, about)
         try:
-            result = stage.task.run(folder, stage.resolved)
+            result = stage.run(folder)
             if result.is_stopped:
                 raise signals.Stopped
         except KeyboardInterrupt as stopped:

@@ -32,7 +32,7 @@ from jigclu.ops.normalize import check_normalization, normalize
 from jigclu.ops.optim import Optimizer, check_learning_rate
 from jigclu.ops.pictures import SHOWN, confusion_picture, image_grid, segmentation_picture
 from jigclu.ops.segmentation import SegmentationScores, count_pixels, to_scores
-from jigclu.system import collectives, progress, seeds, signals
+from jigclu.system import collectives, memory, progress, seeds, signals
 from jigclu.system.errors import check
 from jigclu.system.machine import Machine
 from jigclu.system.on_resume import ByContent, Free, Logged
@@ -222,8 +222,9 @@ class SegmentTask(TrainingTask):
         with progress.status("segmenting images", total=len(share)) as work:
             for number, (image, mask) in enumerate(loader):
                 truth = mask.to(process.device)
-                logits = forward.logits(image.to(process.device), *mask.shape[1:])
-                predicted = logits.argmax(1)
+                with memory.advise("bind eval_resize to fewer pixels"):
+                    logits = forward.logits(image.to(process.device), *mask.shape[1:])
+                    predicted = logits.argmax(1)
                 confusion += count_pixels(predicted, truth, len(classes))
                 if number < _PICTURES:
                     shown = transforms.resize(image[0], list(mask.shape[1:]), antialias=True)

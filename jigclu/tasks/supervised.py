@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from absl import logging
 from torch import Tensor
 
 from jigclu.data.images import ImageDataset, RandomCropDataset
@@ -93,6 +94,7 @@ class SupervisedTask(TrainingTask):
         return FeatureSettings(
             self.eval_transform,
             self.val_batch_size,
+            "val_batch_size",
             machine.workers.value,
             self.loading.prefetch,
             self.loading.timeout,
@@ -111,7 +113,12 @@ class SupervisedTask(TrainingTask):
             self.loading.timeout,
             machine.pin_memory.value,
         )
+        warned: set[int] = set()
         for batch in prefetch_to_device(loader, device):
+            for index in sorted(set(batch.one_color) - warned):
+                warned.add(index)
+                name, count = self.training_source.name(index), len(warned)
+                logging.warning("all pixels have one color: %s (%d images so far)", name, count)
             yield ClassificationInputs(batch.image, batch.label)
 
     def evaluation(self, evaluate: Callable[[Monitor, int], dict[str, float]]) -> Evaluation:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from jigclu.data.images import EpochView, ImageDataset
+from jigclu.data.images import EpochView, ImageDataset, warn_of_one_color
 from jigclu.data.loader import LabeledBatch, image_loader
 from jigclu.data.transform import EvalTransform
 from jigclu.models.encoder import Encoder
 from jigclu.ops.normalize import pool
-from jigclu.system import collectives, progress
+from jigclu.system import collectives, memory, progress
 from jigclu.system.errors import UserError
 from jigclu.system.machine import choose_workers
 from jigclu.training.settings import Loading
@@ -26,6 +26,7 @@ class FeatureSettings(NamedTuple):
 
     transform: its mean and std normalize the images, which are already cropped.
     batch_size: images per rank and batch.
+    batch_size_name: of the setting, for messages.
     workers: processes that read images.
     prefetch: batches that each worker keeps ready.
     timeout: seconds to wait for a batch of the workers.
@@ -34,6 +35,7 @@ class FeatureSettings(NamedTuple):
 
     transform: EvalTransform
     batch_size: int
+    batch_size_name: str
     workers: int
     prefetch: int
     timeout: float
@@ -46,6 +48,7 @@ def choose_settings(
     loading: Loading,
     device: torch.device,
     precision: torch.dtype,
+    batch_size_name: str = "batch_size",
 ) -> FeatureSettings:
     """Returns settings with the number of worker processes chosen for the device.
 
@@ -55,10 +58,17 @@ def choose_settings(
       loading: worker processes as bound.
       device: of the encoder.
       precision: see `FeatureSettings`.
+      batch_size_name: see `FeatureSettings`.
     """
     workers = choose_workers(loading.workers, device).value
     return FeatureSettings(
-        transform, batch_size, workers, loading.prefetch, loading.timeout, precision
+        transform,
+        batch_size,
+        batch_size_name,
+        workers,
+        loading.prefetch,
+        loading.timeout,
+        precision,
     )
 
 
@@ -85,12 +95,14 @@ def encode(
       Features float32 [batch, channels] on the device, and their batch of images on the CPU.
 
     Raises:
-      UserError: a feature is not finite.
+      UserError: a feature is not finite, or the device runs out of memory.
     """
     device = next(encoder.parameters()).device
     was_training = encoder.training
     encoder.eval()
     share = Subset(images, rank_indices(len(images)))
+    advice = f"use a smaller {settings.batch_size_name}"
+    one_color: list[int] = []
     try:
         with progress.status("encoding images", total=len(share)) as work:
             for batch in image_loader(
@@ -100,11 +112,14 @@ def encode(
                 settings.prefetch,
                 settings.timeout,
             ):
-                images_here = batch.image.to(device, non_blocking=True)
-                features = encode_batch(encoder, images_here, settings)
+                with memory.advise(advice):
+                    images_here = batch.image.to(device, non_blocking=True)
+                    features = encode_batch(encoder, images_here, settings)
                 _check_finite(features)
+                one_color += batch.one_color
                 yield features, batch
                 work.done += len(features)
+            warn_of_one_color(images.source, one_color)
     finally:
         encoder.train(was_training)
 

@@ -11,7 +11,7 @@ from jigclu.models.weights import Architecture, Weights, match_weights, select_w
 from jigclu.system import tensor_files
 from jigclu.system.download import download
 from jigclu.system.errors import UserError
-from jigclu.system.files import expand_home
+from jigclu.system.files import expand_home, sha256
 from jigclu.training import checkpoint
 
 
@@ -111,6 +111,17 @@ def select(values: Mapping[Any, Any], init_from: str, encoder: str | None = None
     """Selects the weights from the contents of their file."""
     place = find(init_from)
     return select_weights(values, place.path, place.address, encoder)
+
+
+def fingerprint(init_from: str | None) -> str:
+    """Returns a text that identifies the content of weights, or "" if their file is missing."""
+    if init_from is None:
+        return ""
+    try:
+        place = find(init_from)
+    except UserError:
+        return ""
+    return f"{sha256(place.path)}:{place.address or ''}" if place.path.is_file() else ""
 
 
 def architecture(init_from: str, encoder: str | None = None) -> Architecture:

@@ -167,8 +167,9 @@ class KnnEvaluator:
         }
 
     def _settings(self, device: torch.device, precision: torch.dtype) -> FeatureSettings:
+        name = "knn_evaluator.batch_size"
         return choose_settings(
-            self.eval_transform, self.batch_size, self.loading, device, precision
+            self.eval_transform, self.batch_size, self.loading, device, precision, name
         )
 
     def _encode(

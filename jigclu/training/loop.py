@@ -86,9 +86,8 @@ def train(
         and ends the run early, after the same step on all ranks.
     """
     path, warnings = _choose_start(task, process)
-    recipe = task.recipe()
-    start = resume.start(path, task.init_from, process, state, recipe, initialize)
-    state, history = start.state, start.history
+    start = resume.start(path, task.init_from, process, state, task.recipe(), initialize)
+    state, history, recipe = start.state, start.history, start.recipe
     if path is not None:
         check_finite(task.finite_tensors(state), str(path), "resume_from an earlier checkpoint")
     _check_room(task, process, state)
@@ -110,6 +109,9 @@ def train(
         elif history and history[-1] == _pending(state.step):
             history[-1:] = _evaluate(_due(evaluations, state.step, task), monitor, state.step)
             saver.save(state, history)
+        elif state.step == task.total_steps and start.is_reconfigured:
+            # The scores in the checkpoint may be of other images or of another preprocessing.
+            history += _evaluate(evaluations, monitor, state.step)
         if state.step < task.total_steps:
             first_step.enter_context(progress.status(_first_step_phrase(process)))
             first_step.enter_context(signals.interruptible())

@@ -118,9 +118,11 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         if self._is_main:
-            # Keeps the window that ends at start_step, and drops everything after it.
+            # Keeps the window that ends at start_step, and drops everything after it. A new run
+            # also drops what an earlier one reported before its first step.
+            dropped_from = self._start_step + 1 if self._start_step else 0
             try:
-                self._writer = SummaryWriter(str(self._folder), purge_step=self._start_step + 1)
+                self._writer = SummaryWriter(str(self._folder), purge_step=dropped_from)
             except OSError as error:
                 raise UserError(
                     f"{self._folder} cannot be written ({error.strerror}): use another --workdir"

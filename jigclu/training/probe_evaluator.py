@@ -105,8 +105,9 @@ class ProbeEvaluator:
         }
 
     def _settings(self, device: torch.device, precision: torch.dtype) -> FeatureSettings:
+        name = "probe_evaluator.batch_size"
         return choose_settings(
-            self.eval_transform, self.batch_size, self.loading, device, precision
+            self.eval_transform, self.batch_size, self.loading, device, precision, name
         )
 
     def _encode(

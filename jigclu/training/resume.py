@@ -30,6 +30,9 @@ _TASKS_OF_0_3_0 = {
     "dilated_stages": "segmentation",
 }
 _TASK = "task"
+# Nor did it record what the initial weights were.
+_WEIGHTS = "init_from.content"
+_NO_SETTINGS = (_TASK, _WEIGHTS)
 
 
 class Recipe(NamedTuple):
@@ -39,12 +42,14 @@ class Recipe(NamedTuple):
     settings: values that are compared on resume, by their path from the task.
     rules: of the settings that a resumed run may change, by the same path.
     images: fingerprint of the training images.
+    weights: `initial_weights.fingerprint` of the initial weights.
     """
 
     task: str
     settings: dict[str, str]
     rules: dict[str, Rule]
     images: str
+    weights: str
 
 
 class Start(NamedTuple):
@@ -54,12 +59,16 @@ class Start(NamedTuple):
     history: earlier scores.
     message: where the state comes from; "" for a new run with random weights.
     changes: what a resumed run changed, in one line; "" for nothing.
+    recipe: of the run from here on, with the weights from which it began.
+    is_reconfigured: whether a resumed run has other bindings than before.
     """
 
     state: TrainState
     history: History
     message: str
     changes: str
+    recipe: Recipe
+    is_reconfigured: bool
 
 
 def start(
@@ -81,15 +90,21 @@ def start(
       initialize: loads initial weights into the state; returns a message.
     """
     if path is None:
-        return Start(state, [], "" if init_from is None else initialize(init_from), "")
+        message = "" if init_from is None else initialize(init_from)
+        return Start(state, [], message, "", recipe, False)
     contents, precision = checkpoint.load(path, process.device), process.machine.precision.value
     state = restore(state, contents, path, precision)
     history = [(step, dict(scores)) for step, scores in contents["scores"]]
     message = f"resumed from {path} at step {state.step}"
-    return Start(state, history, message, describe_changes(contents, recipe, precision))
+    changes = describe_changes(contents, recipe, precision)
+    recipe = recipe._replace(weights=contents["settings"].get(_WEIGHTS, ""))
+    is_reconfigured = contents["config"] != process.config
+    return Start(state, history, message, changes, recipe, is_reconfigured)
 
 
-def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path, new_run: str) -> None:
+def check_same_run(
+    contents: Mapping[str, Any], recipe: Recipe, path: Path, new_run: str, is_finished: bool
+) -> None:
     """Raises UserError unless a run may resume a checkpoint.
 
     Args:
@@ -97,17 +112,22 @@ def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path, new_
       recipe: of the run that is to resume.
       path: of the checkpoint, for messages.
       new_run: flags that start a new run from the checkpoint.
+      is_finished: whether no steps remain that a changed setting could affect.
     """
-    advice = f"start a new run from its encoder by {new_run}"
     task = _task(contents["settings"])
     if task != recipe.task:
         raise UserError(
-            f"{path} is a {task} checkpoint, which a {recipe.task} run cannot resume; {advice}"
+            f"{path} is a {task} checkpoint, which a {recipe.task} run cannot resume; start a new "
+            f"run from its encoder by {new_run}"
         )
+    is_moved = recipe.weights and recipe.weights == contents["settings"].get(_WEIGHTS)
+    accepted = {*Rule} - {Rule.FIXED}
+    accepted -= {Rule.LOGGED} if is_finished else set()
+    accepted -= set() if is_moved else {Rule.SAME_WEIGHTS}
     changed = [
         f"{name} was {before} and is {now}"
         for name, before, now in _differences(contents["settings"], recipe)
-        if name not in recipe.rules
+        if recipe.rules.get(name, Rule.FIXED) not in accepted
     ]
     if not changed and contents["data"] != recipe.images:
         changed = ["source has other images than before (their number or names differ)"]
@@ -115,7 +135,7 @@ def check_same_run(contents: Mapping[str, Any], recipe: Recipe, path: Path, new_
         more = f" ({len(changed) - 1} more settings differ)" if len(changed) > 1 else ""
         raise UserError(
             f"{changed[0]}{more}: {path} comes from another run; use the old values to resume "
-            f"it, or {advice}"
+            f"it, another --workdir for a new run, or start one from its encoder by {new_run}"
         )
 
 
@@ -127,11 +147,15 @@ def describe_changes(contents: Mapping[str, Any], recipe: Recipe, precision: str
       recipe: of the resumed run, which has passed `check_same_run`.
       precision: of the resumed run.
     """
+    differences = _differences(contents["settings"], recipe)
     changes = []
-    for name, before, now in _differences(contents["settings"], recipe):
+    for name, before, now in differences:
         ignored = recipe.rules.get(name) is Rule.INITIAL
         effect = ", which has no effect on a resumed run" if ignored else ""
         changes.append(f"{name} was {before} and is {now}{effect}")
+    began, named = contents["settings"].get(_WEIGHTS), [name for name, *_ in differences]
+    if began and recipe.weights not in ("", began) and "init_from" not in named:
+        changes.append("init_from has other weights now, which have no effect on a resumed run")
     started = started_precision(contents)
     if started != precision:
         changes.append(f"precision was {started!r} and is {precision!r}")
@@ -145,7 +169,7 @@ def _differences(recorded: Mapping[str, str], recipe: Recipe) -> list[tuple[str,
     before |= {name: _RENAMED.get(value, value) for name, value in recorded.items()}
     # Settings that another version compared, but this one need not, and the other way round.
     names = [name for name in now if name in before or name not in rules]
-    names += [name for name in before if name not in now and name not in (*rules, _TASK)]
+    names += [name for name in before if name not in now and name not in (*rules, *_NO_SETTINGS)]
     pairs = ((name, before.get(name, "absent"), now.get(name, "absent")) for name in names)
     return [(name, earlier, present) for name, earlier, present in pairs if earlier != present]
 
@@ -182,7 +206,7 @@ def to_checkpoint(
         },
         "rng": rng,
         "config": process.config,
-        "settings": {_TASK: recipe.task} | recipe.settings,
+        "settings": {_TASK: recipe.task, _WEIGHTS: recipe.weights} | recipe.settings,
         "versions": {
             "jigclu": jigclu.__version__,
             "torch": str(torch.__version__),

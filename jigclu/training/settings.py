@@ -186,7 +186,7 @@ def learning_settings(task: Any) -> dict[str, str]:
     These are the fields of the task and of the dataclasses in it, such as `schedule.epochs` or
     `method.augmentation.hue`, that determine what a run learns, or affect it in some way.
     """
-    compared = (Rule.FIXED, Rule.LOGGED, Rule.INITIAL)
+    compared = (Rule.FIXED, Rule.LOGGED, Rule.INITIAL, Rule.SAME_WEIGHTS)
     return {path: repr(value) for path, rule, value in _settings(task, "") if rule in compared}
 
 

@@ -17,9 +17,9 @@ from jigclu.system.device import check_compiler, launched_processes, local_devic
 from jigclu.system.errors import UserError, check, naming
 from jigclu.system.files import expand_home
 from jigclu.system.machine import Machine
-from jigclu.system.on_resume import ByContent, Free, Logged
+from jigclu.system.on_resume import ByContent, Free, Logged, SameWeights
 from jigclu.system.tensor_files import check_exists
-from jigclu.training import checkpoint, resume
+from jigclu.training import checkpoint, initial_weights, resume
 from jigclu.training.encoder_task import EncoderTask
 from jigclu.training.process import Process
 from jigclu.training.settings import (
@@ -51,6 +51,7 @@ class TrainingTask(EncoderTask):
     title: ClassVar[str]
     raises_alarms: ClassVar[bool] = False
 
+    init_from: SameWeights[str | None]
     seed: int
     source: ByContent[Source]
     batch_size: int
@@ -160,7 +161,9 @@ class TrainingTask(EncoderTask):
         with torch.device("meta"):
             self.new_encoder()
         contents = checkpoint.peek(found)
-        resume.check_same_run(contents, self.recipe(), found, self._new_run(found, workdir))
+        is_finished = self.total_steps <= contents["step"]
+        new_run = self._new_run(found, workdir)
+        resume.check_same_run(contents, self.recipe(), found, new_run, is_finished)
         if self.total_steps < contents["step"]:
             stop = self.schedule.stop_after_steps
             if stop is None:
@@ -189,7 +192,9 @@ class TrainingTask(EncoderTask):
     def recipe(self) -> resume.Recipe:
         """Returns the settings and images that a resumed run must share with its checkpoint."""
         images = self.training_source.fingerprint(deep=False)
-        return resume.Recipe(self.title, learning_settings(self), resume_rules(self), images)
+        weights = initial_weights.fingerprint(self.init_from)
+        settings, rules = learning_settings(self), resume_rules(self)
+        return resume.Recipe(self.title, settings, rules, images, weights)
 
     def _new_run(self, path: Path, workdir: Path) -> str:
         """Returns the flags with which a new run starts from the encoder of a checkpoint."""

@@ -75,6 +75,23 @@ class HuggingFaceImagesTest(FolderTestCase):
             self.check(source)
             self.assertEqual((source.classes, source.labels), (["a", "b", "c"], [1, 2, 0]))
 
+    def test_reads_arrow_files_that_lie_loose_in_a_folder(self) -> None:
+        import pyarrow
+
+        folder = self.folder / "loose"
+        folder.mkdir()
+        table = self.data.data.table
+        for name, start, stop in (("train-0", 0, 2), ("train-1", 2, 3), ("test-0", 0, 1)):
+            with (
+                pyarrow.OSFile(str(folder / f"{name}.arrow"), "wb") as file,
+                pyarrow.ipc.new_stream(file, table.schema) as writer,
+            ):
+                writer.write_table(table.slice(start, stop - start))
+        source = HuggingFaceImages(str(folder), "train", "img", "y")
+        self.check(source)
+        self.assertEqual((source.classes, source.labels), (["cat", "dog", "owl"], [0, 1, 0]))
+        self.assertLen(HuggingFaceImages(str(folder), "test", "img", "y"), 1)
+
     def test_fingerprint_depends_on_images(self) -> None:
         self.data.save_to_disk(self.folder / "a")
         self.data.select([0, 2, 1]).save_to_disk(self.folder / "b")

@@ -6,6 +6,7 @@ import torch
 from absl.testing import absltest, parameterized
 
 from jigclu.data import images
+from jigclu.data.loader import collate_images
 from jigclu.system.errors import UserError
 from tests.samples import MemorySource, eval_transform, noise
 
@@ -16,7 +17,7 @@ class ImageDatasetTest(parameterized.TestCase):
         source = MemorySource([image, image], labels=[7, 9])
         dataset = images.ImageDataset(source=source, transform=eval_transform(16, 10))
         self.assertLen(dataset, 2)
-        shown, label, index = dataset[1]
+        shown, label, index, _ = dataset[1]
         self.assertTrue(torch.equal(shown, image[:, 3:13, 10:20]))
         self.assertEqual((label, index), (9, 1))
 
@@ -43,6 +44,22 @@ class ImageDatasetTest(parameterized.TestCase):
         readable, skipped = dataset[0], dataset[1]
         self.assertEqual((readable.label, skipped.label), (7, -1))
         self.assertEqual(skipped.image.shape, readable.image.shape)
+
+    def test_the_image_decides_about_one_color_and_not_its_crop(self) -> None:
+        source = MemorySource([torch.full((3, 40, 40), 9, dtype=torch.uint8)] * 2, labels=[0, 1])
+        frame = torch.full((3, 40, 40), 9, dtype=torch.uint8)
+        frame[:, 0] = 200
+        framed = MemorySource([frame], labels=[0])
+        for of_one_color, other in (
+            (
+                images.ImageDataset(source=source, transform=eval_transform(40, 10))[1],
+                images.ImageDataset(source=framed, transform=eval_transform(40, 10))[0],
+            ),
+            (crop_dataset(source=source)[(0, 1)], crop_dataset(source=framed)[(0, 0)]),
+        ):
+            self.assertEqual((of_one_color.has_one_color, other.has_one_color), (True, False))
+        batch = collate_images([of_one_color, other])
+        self.assertEqual(batch.one_color, (1,))
 
 
 def crop_dataset(**changes: Any) -> images.RandomCropDataset:

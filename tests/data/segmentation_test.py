@@ -68,6 +68,12 @@ class FoldersTest(FolderTestCase):
             np.testing.assert_array_equal(image[1].numpy(), 20 * mask)
         check_masks(source, "source")
 
+    def test_images_of_one_color_are_counted(self) -> None:
+        Image.new("RGB", (30, 20), (7, 8, 9)).save(self.folder / "images" / "a.png")
+        with self.assertLogs(level="WARNING") as logs:
+            check_masks(self.source(), "source")
+        self.assertRegex(logs.output[0], "1 of 2 images have only one color, such as .*/a.png")
+
     def test_reads_palettes_black_and_white_and_16_bits(self) -> None:
         path = self.folder / "masks" / "a.png"
         values = self.masks["a"] % 2

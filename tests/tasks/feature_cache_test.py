@@ -25,7 +25,13 @@ from tests.samples import MemorySource, eval_transform, noise, small_encoder
 TRANSFORM = eval_transform(resize=32, crop=32)
 IMAGES = ImageDataset(source=MemorySource([*noise(7, 3, 32, 32)]), transform=TRANSFORM)
 SETTINGS = FeatureSettings(
-    transform=TRANSFORM, batch_size=3, workers=0, prefetch=2, timeout=60, precision=torch.float32
+    transform=TRANSFORM,
+    batch_size=3,
+    batch_size_name="batch_size",
+    workers=0,
+    prefetch=2,
+    timeout=60,
+    precision=torch.float32,
 )
 
 

@@ -1,5 +1,7 @@
 """Fine-tuning equals a plain torch loop, also resumed and on two ranks; invalid settings."""
 
+import itertools
+import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -9,7 +11,9 @@ import torchvision
 from absl.testing import absltest, parameterized
 from torch import nn
 from torch.nn import functional
+from torchvision.transforms.v2.functional import to_pil_image
 
+from jigclu.data.folders import ImageFolder
 from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sampler import GlobalBatchSampler
 from jigclu.data.sources import ImageArray
@@ -22,7 +26,7 @@ from jigclu.training.settings import Saving, with_settings
 from jigclu.training.state import TrainState
 from jigclu.training.step import StepResult, TrainingStep
 from tests.ranks import run_on_ranks
-from tests.samples import TinyEncoder
+from tests.samples import TinyEncoder, noise
 from tests.small_tasks import LABELED, TaskTestCase, final, run_task
 
 CONFIG = "finetune.seed = 0"
@@ -93,7 +97,7 @@ class FinetuneTest(TaskTestCase):
             if step == 2:
                 for group in optimizer.param_groups:
                     group["lr"] *= 0.1
-            pixels, labels, _ = zip(*(images[item] for item in batch), strict=True)
+            pixels, labels, *_ = zip(*(images[item] for item in batch), strict=True)
             logits = self.resnet((torch.stack(pixels).float() / 255 - mean) / std)
             optimizer.zero_grad()
             functional.cross_entropy(logits, torch.tensor(labels)).backward()
@@ -143,6 +147,30 @@ class FinetuneTest(TaskTestCase):
         with mock.patch.object(FinetuneTask, "new_encoder", lambda task: TinyEncoder()):
             printed = run(task, self.folder)
         self.assertIn("after 2 steps", printed)
+
+    def test_class_names_that_are_not_utf_8_are_escaped_in_reports(self) -> None:
+        """Folders of old archives; one of their images has a single color."""
+        classes = (b"caf\xe9", b"cat")
+        for split, name in itertools.product(("train", "val"), classes):
+            folder = os.path.join(os.fsencode(self.folder), split.encode(), name)
+            os.makedirs(folder)
+            for index in range(4):
+                pixels = noise(3, 32, 32) if index else torch.zeros(3, 32, 32, dtype=torch.uint8)
+                with open(os.path.join(folder, b"\xe8%d.png" % index), "wb") as file:
+                    to_pil_image(pixels).save(file, "PNG")
+        source, val = (ImageFolder(str(self.folder), split) for split in ("train", "val"))
+        task = changed(source=source, val=val, batch_size=4, epochs=1)
+        with (
+            mock.patch.object(FinetuneTask, "new_encoder", lambda task: TinyEncoder()),
+            self.assertLogs(level="WARNING") as logs,
+        ):
+            run(task, self.folder / "run")
+        table = self.events(self.folder / "run").Tensors("accuracy_per_class/text_summary")
+        self.assertIn(rb"| caf\udce9 | ", table[0].tensor_proto.string_val[0])
+        warnings = "\n".join(logs.output)
+        self.assertIn("have one color: ", warnings)
+        self.assertIn("(2 images so far)", warnings)
+        self.assertIn("2 of 8 images have only one color", warnings)
 
     def test_trains_on_a_part_of_the_labels(self) -> None:
         task = changed(source=BalancedSubset(TASK.source, 0.5, seed=0), epochs=1)

@@ -101,6 +101,9 @@ class StubStage(NamedTuple):
     def check(self, workdir: Path) -> None:
         self.task.check(workdir)
 
+    def run(self, workdir: Path) -> RunResult:
+        return self.task.run(workdir, self.resolved)
+
 
 class ReproduceTest(FolderTestCase):
     def setUp(self) -> None:
@@ -269,6 +272,11 @@ class ReproduceTest(FolderTestCase):
         self.assertAlmostEqual(with_weights, trained, delta=0.11)
         self.assertIn(f"| knn | knn_accuracy | {with_weights:.4g} | 0.5 |", printed)
         self.assertIn(f"| untrained | knn_accuracy | {untrained:.4g} |  |", printed)
+        recorded = (self.folder / "knn" / "config.gin").read_text()
+        self.assertIn("checkpoints/step_00000002.pt", recorded)
+        self.assertIn(
+            "launch.task = @pretrain()", (self.folder / "first" / "config.gin").read_text()
+        )
 
 
 if __name__ == "__main__":

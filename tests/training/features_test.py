@@ -18,6 +18,7 @@ from tests.terminal import progress_log
 SETTINGS = features.FeatureSettings(
     transform=eval_transform(32, 32),
     batch_size=3,
+    batch_size_name="batch_size",
     workers=0,
     prefetch=2,
     timeout=60,
@@ -96,6 +97,15 @@ class EncodeTest(absltest.TestCase):
         counts = re.findall(r"encoding images, (\d) of 7", log.getvalue())
         # Once at the start, then at each batch.
         self.assertEqual(counts, ["0", "0", "3", "6"])
+
+    def test_images_of_one_color_are_counted_in_one_warning(self) -> None:
+        pixels = noise(7, 3, 32, 32)
+        pixels[[2, 5]] = 9
+        images = ImageDataset(source=MemorySource([*pixels]), transform=SETTINGS.transform)
+        with self.assertLogs(level="WARNING") as logs:
+            list(features.encode(small_encoder(), images, SETTINGS))
+        self.assertLen(logs.output, 1)
+        self.assertIn("2 of 7 images have only one color, such as memory 2", logs.output[0])
 
     def test_rejects_features_that_are_not_finite(self) -> None:
         encoder = small_encoder()

@@ -31,6 +31,7 @@ RECIPE = Recipe(
         "source": Rule.BY_CONTENT,
     },
     images="ab12",
+    weights="",
 )
 PATH = Path("c.pt")
 NEW_RUN = "--workdir=other"
@@ -76,13 +77,13 @@ def contents_of(value: float) -> dict[str, Any]:
 
 class ResumeTest(TaskTestCase):
     def test_same_recipe_resumes(self) -> None:
-        resume.check_same_run(contents_of(5.0), RECIPE, PATH, NEW_RUN)
+        resume.check_same_run(contents_of(5.0), RECIPE, PATH, NEW_RUN, False)
 
     @parameterized.parameters(
         (
             {"seed": "1", "learning_rate": "0.2"},
-            "seed was 0 and is 1: c.pt comes from another run; use the old values to resume it, or "
-            "start a new run from its encoder by --workdir=other$",
+            "seed was 0 and is 1: c.pt comes from another run; use the old values to resume it, "
+            "another --workdir for a new run, or start one from its encoder by --workdir=other$",
         ),
         ({"method": None}, "method was Jigsaw and is absent: c.pt"),
         ({"optimizer.momentum": "0.5"}, "optimizer.momentum was absent and is 0.5: c.pt"),
@@ -92,12 +93,14 @@ class ResumeTest(TaskTestCase):
         settings = {k: v for k, v in (RECIPE.settings | change).items() if v is not None}
         with self.assertRaisesRegex(UserError, f"^{message}"):
             resume.check_same_run(
-                contents_of(5.0), RECIPE._replace(settings=settings), PATH, NEW_RUN
+                contents_of(5.0), RECIPE._replace(settings=settings), PATH, NEW_RUN, False
             )
 
     def test_other_images_are_rejected(self) -> None:
         with self.assertRaisesRegex(UserError, "^source has other images than before.*c.pt"):
-            resume.check_same_run(contents_of(5.0), RECIPE._replace(images="cd34"), PATH, NEW_RUN)
+            resume.check_same_run(
+                contents_of(5.0), RECIPE._replace(images="cd34"), PATH, NEW_RUN, False
+            )
 
     def changed(self, **settings: str) -> Recipe:
         return RECIPE._replace(settings=RECIPE.settings | settings)
@@ -117,9 +120,48 @@ class ResumeTest(TaskTestCase):
         self, changes: dict[str, str], precision: str, message: str
     ) -> None:
         recipe = self.changed(**changes)
-        resume.check_same_run(contents_of(5.0), recipe, PATH, NEW_RUN)
+        resume.check_same_run(contents_of(5.0), recipe, PATH, NEW_RUN, False)
         expected = f"changed since step 5: {message}" if message else ""
         self.assertEqual(resume.describe_changes(contents_of(5.0), recipe, precision), expected)
+
+    def test_a_finished_run_rejects_settings_that_affect_only_its_steps(self) -> None:
+        recipe = self.changed(learning_rate="0.2", init_from="'w.pth'")
+        with self.assertRaisesRegex(UserError, "^learning_rate was 0.1 and is 0.2: c.pt"):
+            resume.check_same_run(contents_of(5.0), recipe, PATH, NEW_RUN, True)
+        resume.check_same_run(contents_of(5.0), RECIPE, PATH, NEW_RUN, True)
+
+    @parameterized.parameters(
+        ("'a'", "1f", "'a'", "1f", ""),
+        ("'a'", "1f", "'b'", "1f", "init_from was 'a' and is 'b'"),
+        ("'a'", "1f", "'a'", "", ""),
+        ("'a'", "1f", "'a'", "2e", "init_from has other weights now, which have no effect on a "),
+        ("'a'", "", "'a'", "2e", ""),
+    )
+    def test_the_same_weights_may_have_moved_or_be_missing(
+        self, name: str, weights: str, now: str, weights_now: str, change: str
+    ) -> None:
+        contents, recipe = self.evaluation(name, weights), self.changed(init_from=now)
+        rules = RECIPE.rules | {"init_from": Rule.SAME_WEIGHTS}
+        recipe = recipe._replace(rules=rules, weights=weights_now)
+        resume.check_same_run(contents, recipe, PATH, NEW_RUN, False)
+        described = resume.describe_changes(contents, recipe, "bfloat16")
+        self.assertStartsWith(described.removeprefix("changed since step 5: "), change)
+        self.assertEqual(bool(described), bool(change))
+
+    @parameterized.parameters(("1f", "2e"), ("1f", ""), ("", ""), ("", "2e"))
+    def test_other_weights_are_rejected(self, weights: str, weights_now: str) -> None:
+        recipe = self.changed(init_from="'b'")._replace(
+            rules=RECIPE.rules | {"init_from": Rule.SAME_WEIGHTS}, weights=weights_now
+        )
+        with self.assertRaisesRegex(UserError, "^init_from was 'a' and is 'b': c.pt"):
+            contents = self.evaluation("'a'", weights)
+            resume.check_same_run(contents, recipe, PATH, NEW_RUN, False)
+
+    def evaluation(self, init_from: str, weights: str) -> dict[str, Any]:
+        """Returns the contents of a checkpoint whose run began with the given weights."""
+        contents = contents_of(5.0)
+        contents["settings"] |= {"init_from": init_from, "init_from.content": weights}
+        return contents
 
     def test_a_checkpoint_of_another_task_is_rejected_by_the_name_of_its_task(self) -> None:
         recipe = RECIPE._replace(task="fine-tuning", settings={"seed": "1", "train_size": "32"})
@@ -127,17 +169,17 @@ class ResumeTest(TaskTestCase):
             "^c.pt is a pre-training checkpoint, which a fine-tuning run cannot resume; start"
         )
         with self.assertRaisesRegex(UserError, expected):
-            resume.check_same_run(contents_of(5.0), recipe, PATH, NEW_RUN)
+            resume.check_same_run(contents_of(5.0), recipe, PATH, NEW_RUN, False)
         old = contents_of(5.0)
         del old["settings"]["task"]
         with self.assertRaisesRegex(UserError, expected):
-            resume.check_same_run(old, recipe, PATH, NEW_RUN)
+            resume.check_same_run(old, recipe, PATH, NEW_RUN, False)
 
     def test_settings_that_need_not_be_compared_any_more_may_differ(self) -> None:
         contents = contents_of(5.0)
         del contents["settings"]["init_from"]
         contents["settings"]["workers"] = "7"
-        resume.check_same_run(contents, RECIPE, PATH, NEW_RUN)
+        resume.check_same_run(contents, RECIPE, PATH, NEW_RUN, False)
         self.assertEqual(resume.describe_changes(contents, RECIPE, "bfloat16"), "")
 
     def test_checkpoint_has_the_precision_of_its_run(self) -> None:
@@ -207,10 +249,10 @@ class ResumeTest(TaskTestCase):
         now = RECIPE.settings | had | {"method.augmentation": "'ColorAugmentation'"}
         contents = contents_of(5.0)
         contents["settings"] = RECIPE.settings | {"method.augmentation": "'AugmentationSettings'"}
-        resume.check_same_run(contents, RECIPE._replace(settings=now), PATH, NEW_RUN)
+        resume.check_same_run(contents, RECIPE._replace(settings=now), PATH, NEW_RUN, False)
         changed = self.changed(**had | {"optimizer.nesterov": "True"})
         with self.assertRaisesRegex(UserError, "^optimizer.nesterov was False and is True"):
-            resume.check_same_run(contents_of(5.0), changed, PATH, NEW_RUN)
+            resume.check_same_run(contents_of(5.0), changed, PATH, NEW_RUN, False)
 
     @parameterized.parameters("parameters", "buffers")
     def test_rejects_another_network(self, part: str) -> None:

@@ -232,7 +232,7 @@ class LearningSettingsTest(parameterized.TestCase):
         (PRETRAINING, "method.grid", None),
         (FINETUNING, "head_learning_rate", Rule.LOGGED),
         (FINETUNING, "eval_transform.crop", Rule.FREE),
-        (FINETUNING, "init_from", None),
+        (FINETUNING, "init_from", Rule.SAME_WEIGHTS),
         (LINEAR, "cache.folder", Rule.FREE),
         (LINEAR, "cache.views", None),
     )
