@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from absl import logging
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -155,7 +156,7 @@ def _read(source: Source, index: int) -> Tensor:
     except UnreadableImageError as error:
         raise UserError(
             f"image {source.name(index)} is unreadable ({error}): "
-            "labeled data must be complete; fix or remove the image"
+            "no image may be missing here; fix or remove it"
         ) from error
 
 

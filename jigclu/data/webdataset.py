@@ -138,7 +138,7 @@ def _number_classes(labels: list[str]) -> tuple[list[str], list[int]]:
 
     Shards with class numbers do not contain the names of the classes.
     """
-    if all(label.isdigit() for label in labels):
+    if all(label.isdecimal() for label in labels):
         numbers = [int(label) for label in labels]
         return [str(number) for number in range(max(numbers, default=-1) + 1)], numbers
     classes = sorted(set(labels))
@@ -277,8 +277,12 @@ class _ShardContents:
             raise self._error(member, f"is not JSON ({error}): fix or remove it") from error
         if not isinstance(contents, dict):
             raise self._error(member, "is not a JSON object: fix or remove it")
-        values = [contents[key] for key in _LABEL_KEYS if key in contents]
-        return self._label(str(values[0]), member) if values else ""
+        label = next((contents[key] for key in _LABEL_KEYS if key in contents), None)
+        if label is None:
+            return ""
+        if not isinstance(label, (int, str)):
+            raise self._error(member, f"has the label {label!r}: expected a class number or name")
+        return self._label(str(label), member)
 
     def _label(self, text: str, member: str) -> str:
         """Returns a label as it is indexed: a number in its shortest form, -1 as no label."""

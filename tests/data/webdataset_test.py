@@ -104,13 +104,25 @@ class WebDatasetImagesTest(FolderTestCase):
         self.assertEqual((images.classes, images.labels), (["cat", "dog"], [1, 0]))
         images = self.open_added({"0.png": b"x", "0.json": b'{"label": 2, "caption": "a cat"}'})
         self.assertEqual((images.classes, images.labels), (["0", "1", "2"], [2]))
-        self.assertIsNone(self.open_added({"0.png": b"x", "0.json": b'{"url": "?"}'}).labels)
+        for text in (b'{"url": "?"}', b'{"label": null}'):
+            self.assertIsNone(self.open_added({"0.png": b"x", "0.json": text}).labels)
         self.assertIsNone(self.open_added({"0.png": b"x", "0.cls": b"-1"}).labels)
+        # A digit of which Python makes no number.
+        images = self.open_added({"0.png": b"x", "0.cls": "²".encode()})
+        self.assertEqual((images.classes, images.labels), (["²"], [0]))
 
     @parameterized.parameters(
         ({"0.cls": b"3000000000"}, "0.cls contains the class number 3000000000: expected class"),
         ({"0.cls": b" "}, "0.cls contains '': expected one class number or name"),
         ({"0.json": b"{"}, "0.json is not JSON"),
+        (
+            {"0.json": b'{"label": [1, 2]}'},
+            r"0.json has the label \[1, 2\]: expected a class number",
+        ),
+        (
+            {"0.json": b'{"label": 2.5}'},
+            "0.json has the label 2.5: expected a class number or name",
+        ),
     )
     def test_rejects_invalid_labels(self, label: dict[str, bytes], message: str) -> None:
         with self.assertRaisesRegex(UserError, f"c.tar: {message}"):
