@@ -87,7 +87,8 @@ def read_list(path: str) -> list[str]:
     if not os.path.isfile(path):
         raise UserError(f"{path} is not a file: expected a list of images, one path per line")
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        lines = [line.strip() for line in file if line.strip() and not line.startswith("#")]
+        stripped = map(str.strip, file)
+        lines = [line for line in stripped if line and not line.startswith("#")]
     if not lines:
         raise UserError(f"{path} lists no images: expected one path per line")
     return lines

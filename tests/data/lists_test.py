@@ -30,7 +30,8 @@ class ImageListTest(FilesTestCase):
     def test_reads_the_lines_of_find_windows_and_other_trainers(self) -> None:
         self.add("n01/a.png", "n01/b.png", "n01/c.png", "n02/d 1.png", "n02/e,2.png", "#f.png")
         source = self.read_list(
-            "# path, label\n./n01/a.png\nn01\\b.png\nn01/c.png 0\nn02/d 1.png,12\nn02/e,2.png\n"
+            "# path, label\n  # indented\n"
+            "./n01/a.png\nn01\\b.png\nn01/c.png 0\nn02/d 1.png,12\nn02/e,2.png\n"
         )
         self.assertEqual(
             self.names(source),
