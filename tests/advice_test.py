@@ -168,8 +168,8 @@ class AdviceTest(TaskTestCase, parameterized.TestCase):
 
         with mock.patch.object(PretrainTask, "take_step", diverge):
             message = self.rejected()
-        self.assertIn("lower pretrain.learning_rate, or bind compute.precision", message)
-        self.assertIn("the same command resumes from the last checkpoint", message)
+        advice = "lower pretrain.learning_rate, with which the same command resumes from the last "
+        self.assertIn(f"{advice}checkpoint", message)
         self.assertIn(f"changed since step 1: {change}\n", self.launch(binding))
         self.assertEqual(final(self.workdir)["step"], 3)
 
