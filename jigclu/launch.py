@@ -4,6 +4,8 @@ import jigclu.system.compile_cache  # noqa: F401  # isort: skip  # Before torch 
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,18 +52,13 @@ def _run() -> None:
       UserError: any invalid user input.
       Stopped: a signal ended the run early.
     """
-    if not _GIN_FILES.value:
-        print(config.runnable())
-        raise UserError("--gin_file is missing; pass one, such as --gin_file=gin/demo.gin")
-    # torch's compiler emits warnings about its own use of torch, which users cannot fix.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    workdir = _workdir(_GIN_FILES.value)
     if not _DRY_RUN.value:
-        if _load(_GIN_FILES.value, workdir).run(workdir).is_stopped:
+        configuration, workdir = load_configuration()
+        if configuration.run(workdir).is_stopped:
             raise signals.Stopped
         return
     with dry_run.dry_run():
-        configuration = _load(_GIN_FILES.value, workdir)
+        configuration, workdir = load_configuration()
         if launched_rank() == 0:
             plan = configuration.plan(workdir)
             print(printable(f"{configuration.resolved}\n\n{plan}\nworkdir: {workdir}"))
@@ -72,30 +69,44 @@ def _workdir(files: list[str]) -> Path:
     return Path(expand_home(given)) if given else config.default_workdir(files)
 
 
-def _load(files: list[str], workdir: Path) -> config.Configuration:
-    """Reads and checks the configuration."""
-    loaded = config.load(files, _GIN_BINDINGS.value, workdir, _ALLOW_IMPORTS.value)
+def load_configuration() -> tuple[config.Configuration, Path]:
+    """Reads and checks the configuration that the flags name; returns it with its workdir.
+
+    Raises:
+      UserError: any invalid user input.
+    """
+    if not _GIN_FILES.value:
+        print(config.runnable())
+        raise UserError("--gin_file is missing; pass one, such as --gin_file=gin/demo.gin")
+    # torch's compiler emits warnings about its own use of torch, which users cannot fix.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    workdir = _workdir(_GIN_FILES.value)
+    loaded = config.load(_GIN_FILES.value, _GIN_BINDINGS.value, workdir, _ALLOW_IMPORTS.value)
     configuration = loaded.for_workdir(workdir)
     configuration.check(workdir)
-    return configuration
+    return configuration, workdir
 
 
 @record
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], run: Callable[[], None] = _run) -> None:
     """Runs the command; reports user errors in one line, with exit status 2.
 
     A signal ends it with exit status 128 plus its number.
+
+    Args:
+      arguments: program name and arguments that are no flags, of which there must be none.
+      run: does the work.
     """
     with signals.handle():
-        _main(arguments)
+        _main(arguments, run)
 
 
-def _main(arguments: list[str]) -> None:
+def _main(arguments: list[str], run: Callable[[], None]) -> None:
     try:
         if len(arguments) > 1:
             raise UserError(f"argument {arguments[1]!r} is not a flag; see --help")
         with progress.CONSOLE:
-            _run()
+            run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -125,7 +136,7 @@ def _what_remains() -> str:
 
 def _parse(arguments: list[str]) -> list[str]:
     if {"--help", "-help", "-h"} & set(arguments[1:]):
-        print(f"{config.runnable()}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+        print(f"{config.runnable()}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
     try:
         return flags.FLAGS(arguments)
@@ -134,15 +145,19 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(2)
 
 
-def console() -> None:
-    """Runs the command `jigclu`, which is the same as `python -m jigclu.launch`."""
+def console(run: Callable[[], None] = _run) -> None:
+    """Runs the command `jigclu`, which is the same as `python -m jigclu.launch`.
+
+    Args:
+      run: does the work after the flags are read.
+    """
     # Gin files may import modules in the working directory, as under `python -m`.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     # absl's --help lists the flags of the script that was started, and pip's script has none.
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(main, flags_parser=_parse)
+    app.run(partial(main, run=run), flags_parser=_parse)
 
 
 if __name__ == "__main__":

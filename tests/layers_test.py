@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # The rooms of `jigclu/` in the order of imports: a room imports only from the lines below its own.
 ROOMS = [
-    ["__main__"],
+    ["__main__", "doctor"],
     ["launch", "api"],
     ["config"],
     ["tasks"],
@@ -35,7 +35,7 @@ DISTRIBUTED = {
     "jigclu.system.device": "torch.distributed.",
     "jigclu.launch": "torch.distributed.elastic.",
 }
-SHELL = ("config", "launch")
+SHELL = ("config", "launch", "doctor")
 
 
 def _modules() -> dict[str, ast.Module]:

@@ -23,10 +23,12 @@ from jigclu.config.registry import (
 )
 from jigclu.data.sources import find_notes
 from jigclu.system import memory, progress
-from jigclu.system.device import launched_rank
+from jigclu.system.device import launched_processes, launched_rank
 from jigclu.system.dry_run import DownloadNeeded
+from jigclu.system.environment import add_environment
 from jigclu.system.errors import UserError
 from jigclu.system.files import write_file
+from jigclu.system.log_file import log_to
 from jigclu.system.workdir_lock import locked
 from jigclu.tasks.reproduce import Task
 from jigclu.training import checkpoint
@@ -107,8 +109,13 @@ class Configuration(NamedTuple):
           UserError: another run uses the workdir, or an error that shows only in the run.
         """
         is_main = launched_rank() == 0
-        with locked(workdir) if is_main else nullcontext(), _named_bindings(self.task):
+        with (
+            locked(workdir) if is_main else nullcontext(),
+            log_to(workdir / "train.log") if is_main else nullcontext(),
+            _named_bindings(self.task),
+        ):
             if is_main:
+                add_environment(workdir / "environment.json", launched_processes())
                 write_file(workdir / _GIVEN, self.given.encode())
                 write_file(workdir / "operative_config.gin", self.operative.encode())
                 logging.info("workdir %s\n%s", workdir, self.plan(workdir))

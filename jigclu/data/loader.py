@@ -27,6 +27,7 @@ from jigclu.system.errors import UserError
 
 # Characters of a temporary folder that leave enough for the names of folder and socket in it.
 _LONGEST_SOCKET_FOLDER = 75
+_CHECKED = 32  # Items of a batch of `check_loader`.
 
 
 class _Loader(DataLoader[Any]):
@@ -226,6 +227,11 @@ def single_masked_loader(
 ) -> "DataLoader[MaskedBatch]":
     """Returns a loader of every image once and in order, one per batch, since sizes differ."""
     return _ordered_loader(dataset, 1, workers, prefetch, timeout, collate_masked)
+
+
+def check_loader(dataset: Dataset[Any], workers: int, timeout: float) -> "DataLoader[list[Any]]":
+    """Returns a loader of all items in order, in lists of the items themselves."""
+    return _ordered_loader(dataset, _CHECKED, workers, 2, timeout, list)
 
 
 def _ordered_loader(

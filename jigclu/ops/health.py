@@ -35,6 +35,9 @@ class EmbeddingHealth(NamedTuple):
     embedding_rank: Tensor
 
 
+NAMES = (*EmbeddingHealth._fields[1:], "feature_rank")
+
+
 @torch.no_grad()
 def embedding_health(embeddings: Tensor) -> EmbeddingHealth:
     """Measures the embeddings of a global batch.

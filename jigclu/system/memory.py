@@ -1,6 +1,8 @@
 """Memory of the device of this process."""
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,3 +42,11 @@ def advise(advice: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ", 1)[0]
         raise UserError(f"{reason}: {advice}") from error
+
+
+def peak_memory(device: torch.device) -> int:
+    """Returns the most bytes that this process has held so far: on its GPU, or altogether."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -70,6 +70,7 @@ class Console:
         self._line = ""
         self._drawn = ""
         self._ticker: _Ticker | None = None
+        self._copy: Callable[[str, str], None] | None = None
 
     def __enter__(self) -> "Console":
         return self
@@ -101,6 +102,17 @@ class Console:
             self._draw("")
             self._write(f"{printable(text)}\n")
             self._draw(self._current_line())
+            if self._copy is not None:
+                self._copy("%s", printable(text))
+
+    @contextmanager
+    def copy_to(self, log: Callable[[str, str], None]) -> Iterator[None]:
+        """Also passes messages to a function of a logger for the duration of a block."""
+        self._copy = log
+        try:
+            yield
+        finally:
+            self._copy = None
 
     def set_line(self, line: str) -> None:
         """Sets the line that a terminal shows while no work is in progress."""

@@ -66,8 +66,7 @@ class KnnTask(EncoderTask):
                 with progress.status("evaluating"):
                     scores = self.evaluator(encoder, machine.PRECISIONS[precision.value])
                 monitor.text("config", 0, f"```\n{config}\n```")
-                for name, value in scores.items():
-                    monitor.scalar(name, 0, value)
+                monitor.numbers(0, scores)
                 accuracy, chance = scores["knn_accuracy"], scores["knn_accuracy_chance"]
                 monitor.message(f"kNN accuracy {accuracy:.2%}, chance {chance:.2%}")
         return RunResult(scores, None)

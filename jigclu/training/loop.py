@@ -90,7 +90,8 @@ def train(
     state, history, recipe = start.state, start.history, start.recipe
     if path is not None:
         check_finite(task.finite_tensors(state), str(path), "resume_from an earlier checkpoint")
-    _check_room(task, process, state)
+    if collectives.rank() == 0:
+        check_room(task, process.workdir, state.nbytes, state.step)
 
     def record(step: int, problem: str) -> None:
         _record_bad_step(task, process, path, step, problem)
@@ -158,15 +159,22 @@ def _choose_start(task: TrainingTask, process: Process) -> tuple[Path | None, li
     return collectives.broadcast(path), warnings
 
 
-def _check_room(task: TrainingTask, process: Process, state: TrainState) -> None:
-    """Raises UserError unless the disk has room for the checkpoints to come."""
+def check_room(task: TrainingTask, workdir: Path, size: int, step: int) -> None:
+    """Checks that the disk has room for the checkpoints to come.
+
+    Args:
+      task: of the run.
+      workdir: of the run.
+      size: of a checkpoint in bytes.
+      step: steps taken so far.
+
+    Raises:
+      UserError: they do not fit, or the folder cannot be created.
+    """
     saving = task.saving
     to_come = [*range(0, task.total_steps, saving.every), task.total_steps]
-    to_come = [step for step in to_come if step > state.step]
-    if collectives.rank() == 0:
-        checkpoint.check_room(
-            process.workdir, state.nbytes, to_come, saving.keep_last, saving.keep_every
-        )
+    to_come = [later for later in to_come if later > step]
+    checkpoint.check_room(workdir, size, to_come, saving.keep_last, saving.keep_every)
 
 
 def time_batches(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
@@ -194,6 +202,7 @@ def _monitor(
         total_steps=max(task.total_steps, step),
         start_step=step,
         images_per_step=task.batch_size,
+        steps_per_epoch=task.steps_per_epoch,
         log_every=task.reporting.log_every,
         bad_steps=BadSteps(task.schedule.bad_steps, advice, record),
         is_main=collectives.rank() == 0,
@@ -233,8 +242,7 @@ def _evaluate(evaluations: Sequence[Evaluation], monitor: Monitor, step: int) ->
             scores |= evaluation.evaluate(monitor, step)
     if not scores:
         return []
-    for name, value in scores.items():
-        monitor.scalar(name, step, value)
+    monitor.numbers(step, scores)
     described = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
     monitor.message(f"step {step}: {described}")
     return [(step, scores)]

@@ -1,32 +1,30 @@
-"""Progress reporting of a run: TensorBoard, and a live line or log lines.
+"""Progress reporting of a run: its records, and a live line or log lines.
 
 Metrics stay on the device and are transferred to the host once per window of steps, so that the
 monitor never makes a step wait.
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from shutil import disk_usage
 from types import MappingProxyType, TracebackType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from jigclu.ops.pictures import confusion_picture
-from jigclu.system import progress
-from jigclu.system.errors import UserError, printable
+from jigclu.system import memory, progress
+from jigclu.system.errors import UserError
 from jigclu.training.alarms import Alarms
+from jigclu.training.records import Records
 
 _REDRAW_SECONDS = 0.2
-_LEAST_ROOM = 2**24  # Bytes on the disk with which TensorBoard is written again.
 _SEPARATOR = "  "
+_BAR = 10  # Characters of the progress bar.
 
 
 class BadSteps(NamedTuple):
@@ -53,11 +51,11 @@ class Monitor:
     A step is given as the number of steps taken: 0 before the first, total_steps after the last.
 
     Args:
-      workdir: of the run; event files are written to workdir/tensorboard.
+      workdir: of the run, for its records.
       total_steps: of the whole run.
-      start_step: steps taken by earlier processes of this run. Their TensorBoard events after
-        this step are dropped, since those steps are repeated.
+      start_step: steps taken by earlier processes of this run.
       images_per_step: images of the global batch.
+      steps_per_epoch: for the epoch of a step.
       log_every: steps per window, >= 1.
       bad_steps: what to do about steps with metrics that are not finite.
       is_main: whether this rank writes and prints.
@@ -73,6 +71,7 @@ class Monitor:
         total_steps: int,
         start_step: int,
         images_per_step: int,
+        steps_per_epoch: int,
         log_every: int,
         bad_steps: BadSteps,
         is_main: bool,
@@ -80,18 +79,18 @@ class Monitor:
         alarms: Alarms | None = None,
         console: progress.Console | None = None,
     ) -> None:
-        self._folder = workdir / "tensorboard"
+        self._workdir = workdir
         self._total_steps = total_steps
         self._start_step = start_step
         self._images_per_step = images_per_step
+        self._steps_per_epoch = steps_per_epoch
         self._log_every = log_every
         self._bad_steps = bad_steps
         self._is_main = is_main
         self._references = references
         self._alarms = alarms
         self._console = progress.CONSOLE if console is None else console
-        self._writer: SummaryWriter | None = None
-        self._warned = False
+        self._records: Records | None = None
         self._drawn_at = -math.inf
         self._reported: dict[str, float] = {}
         self._seconds_per_step: float | None = None
@@ -111,6 +110,7 @@ class Monitor:
             total_steps=1,
             start_step=0,
             images_per_step=1,
+            steps_per_epoch=1,
             log_every=1,
             bad_steps=BadSteps(0, "", lambda step, problem: None),
             is_main=is_main,
@@ -118,16 +118,13 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         if self._is_main:
-            # Keeps the window that ends at start_step, and drops everything after it. A new run
-            # also drops what an earlier one reported before its first step.
-            dropped_from = self._start_step + 1 if self._start_step else 0
-            try:
-                self._writer = SummaryWriter(str(self._folder), purge_step=dropped_from)
-            except OSError as error:
-                raise UserError(
-                    f"{self._folder} cannot be written ({error.strerror}): use another --workdir"
-                ) from error
-            threading.excepthook = _report_thread_error
+            self._records = Records(
+                self._workdir,
+                self._start_step,
+                self._steps_per_epoch,
+                self._references,
+                self.message,
+            )
         return self
 
     def __exit__(
@@ -137,9 +134,9 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         if self._is_main:
-            self._console.keep_line()
-        self._to_tensorboard(SummaryWriter.close)
-        threading.excepthook = threading.__excepthook__
+            self._console.set_line("")
+        if self._records is not None:
+            self._records.close()
 
     def reports_at(self, step: int) -> bool:
         """Returns whether a window ends with this step."""
@@ -191,9 +188,8 @@ class Monitor:
         self._data_wait = 0.0
 
     def _report(self, step: int, measures: Mapping[str, Tensor]) -> None:
-        values = self.means(step)
+        values, device = self.means(step), self._window[-1].device
         self._window.clear()
-        self._reopen()
         throughput = self._throughput(step)
         self._window_start = step
         self._start_clock(timed_from=step)
@@ -203,14 +199,13 @@ class Monitor:
         confusions = {name: value for name, value in measures.items() if value.dim()}
         scalars = {name: value.item() for name, value in measures.items() if not value.dim()}
         reported = {**values, **scalars, **self._references}
-        for name, value in reported.items():
-            self.scalar(name, step, value)
+        self.numbers(step, reported | {"peak_memory_gb": memory.peak_memory(device) / 1e9})
         for name, confusion in confusions.items():
             self.image(name, step, confusion_picture(confusion))
         # Of the measures, the line shows those with a chance level.
         shown = {k: v for k, v in scalars.items() if f"{k}_chance" in self._references}
         self._reported = values | shown
-        self._draw(step)
+        self._show_report(step)
         # A report of bad steps shows nothing else.
         is_good = "loss" in values and all(map(_is_finite, reported.items()))
         if self._alarms is not None and measures and is_good:
@@ -279,56 +274,41 @@ class Monitor:
         finally:
             self._clock += time.monotonic() - began
 
-    def scalar(self, tag: str, step: int, value: float) -> None:
-        """Adds one number to TensorBoard."""
-        self._to_tensorboard(lambda writer: writer.add_scalar(tag, value, step))
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Records numbers of a step in TensorBoard and metrics.jsonl."""
+        if self._records is not None:
+            self._records.numbers(step, values)
 
-    def image(self, tag: str, step: int, image: Tensor) -> None:
+    def image(self, name: str, step: int, image: Tensor) -> None:
         """Adds one picture, uint8 [3, height, width], to TensorBoard."""
-        self._to_tensorboard(lambda writer: writer.add_image(tag, image.cpu(), step))
+        if self._records is not None:
+            self._records.image(name, step, image)
 
-    def text(self, tag: str, step: int, text: str) -> None:
+    def text(self, name: str, step: int, text: str) -> None:
         """Adds a text (Markdown) to TensorBoard."""
-        self._to_tensorboard(lambda writer: writer.add_text(tag, printable(text), step))
-
-    def _to_tensorboard(self, write: Callable[[SummaryWriter], object]) -> None:
-        """Writes to TensorBoard; an error such as a full disk is only a warning."""
-        if self._writer is None:
-            return
-        try:
-            write(self._writer)
-        except OSError as error:
-            writer, self._writer = self._writer, None
-            with suppress(OSError):
-                writer.close()
-            if not self._warned:
-                self.message(
-                    f"warning: {self._folder} cannot be written ({error.strerror}); training "
-                    "continues, and writes there again once the disk has room"
-                )
-            self._warned = True
-
-    def _reopen(self) -> None:
-        """Opens a new event file after a failed one if the disk has room again."""
-        if self._warned and self._writer is None and disk_usage(self._folder).free > _LEAST_ROOM:
-            with suppress(OSError):
-                self._writer = SummaryWriter(str(self._folder))
-                self._warned = False
+        if self._records is not None:
+            self._records.text(name, step, text)
 
     def message(self, text: str) -> None:
         """Prints a separate line, above the live line if there is one."""
         if self._is_main:
             self._console.message(text)
 
-    def _draw(self, step: int) -> None:
-        if not self._is_main:
-            return
+    def _show_report(self, step: int) -> None:
+        """Prints a line that stays: on a terminal as many parts as fit, elsewhere all of them."""
         parts = self._parts(step)
         if self._console.is_live:
-            self._console.set_line(_join_fitting(parts, self._console.columns))
+            self.message(_join_fitting(parts, self._console.columns))
+            self._draw(step)
         else:
-            self._console.message(_SEPARATOR.join(parts))
-        self._drawn_at = time.monotonic()
+            self.message(_SEPARATOR.join(parts))
+
+    def _draw(self, step: int) -> None:
+        """Updates the live line, which begins with a bar."""
+        if self._is_main:
+            parts = [_bar(step, self._total_steps), *self._parts(step)]
+            self._console.set_line(_join_fitting(parts, self._console.columns))
+            self._drawn_at = time.monotonic()
 
     def _parts(self, step: int) -> list[str]:
         """Returns the parts of the progress line, the most important first."""
@@ -352,10 +332,9 @@ class Monitor:
         return parts
 
 
-def _report_thread_error(error: threading.ExceptHookArgs) -> None:
-    """Leaves out the errors of TensorBoard's thread, which its next write raises again."""
-    if not isinstance(error.exc_value, OSError):
-        threading.__excepthook__(error)
+def _bar(step: int, total: int) -> str:
+    done = _BAR * step // total
+    return f"[{'=' * done}{' ' * (_BAR - done)}]"
 
 
 def _is_finite(metric: tuple[str, float]) -> bool:

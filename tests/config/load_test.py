@@ -267,7 +267,7 @@ class ResumeTest(ConfigTestCase):
         self.assertStartsWith(message, f"{change}: {self.path} comes from another run; ")
         binding = f"pretrain.init_from = '{self.path}'"
         command = f'--workdir="{self.folder}_2" --gin_bindings="{binding}"'
-        self.assertEndsWith(message, f"start a new run from its encoder by {command}")
+        self.assertEndsWith(message, f"or start one from its encoder by {command}")
 
     def test_counts_further_changes(self) -> None:
         message = self.rejected_on_resume("jigsaw.grid=4", "schedule.epochs=8", "pretrain.seed=1")

@@ -116,10 +116,10 @@ class FinetuneTest(TaskTestCase):
         top1, top5 = scores[-1][1]["top1"], scores[-1][1]["top5"]
         self.assertIn(f"top-1 {top1:.2%}, top-5 {top5:.2%} of 7 images of val", printed)
         events = self.events(self.folder)
-        self.assertEqual([e.step for e in events.Scalars("top1")], [2, 4])
+        self.assertEqual([e.step for e in events.Scalars("accuracy/top1")], [2, 4])
         self.assertEqual([e.step for e in events.Images("confusion")], [2, 4])
         self.assertContainsSubset(["accuracy_per_class/text_summary"], events.Tags()["tensors"])
-        self.assertEqual([e.step for e in events.Scalars("loss")], [1, 2, 3, 4])
+        self.assertEqual([e.step for e in events.Scalars("loss/loss")], [1, 2, 3, 4])
 
     def test_every_image_of_val_counts_once_on_one_rank_and_on_two(self) -> None:
         alone = score_weights(str(self.weights), str(self.folder / "one"))

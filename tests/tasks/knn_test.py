@@ -38,7 +38,7 @@ class KnnTaskTest(TaskTestCase):
     def run_knn(self, task: KnnTask) -> tuple[str, float]:
         """Returns what the task printed, and the accuracy in TensorBoard."""
         printed = run_task(task, self.folder, "a = 1")
-        return printed, self.events(self.folder).Scalars("knn_accuracy")[-1].value
+        return printed, self.events(self.folder).Scalars("accuracy/knn_accuracy")[-1].value
 
     def test_scores_the_weights_of_the_file(self) -> None:
         task = dataclasses.replace(

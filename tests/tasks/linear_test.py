@@ -84,7 +84,7 @@ class LinearTest(TaskTestCase):
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [5], 0.1)
         images = TASK.training_images()
         for batch in TASK.sampler(0):
-            pixels, labels, _ = zip(*(images[item] for item in batch), strict=True)
+            pixels, labels, *_ = zip(*(images[item] for item in batch), strict=True)
             optimizer.zero_grad()
             logits = layer(self.features(list(pixels)))
             functional.cross_entropy(logits, torch.tensor(labels)).backward()
@@ -201,7 +201,7 @@ class LinearTest(TaskTestCase):
         with mock.patch.object(LinearTask, "new_encoder", lambda task: TinyEncoder()):
             run(changed(evaluate_every=0, compile=True), self.folder)
         events = self.events(self.folder)
-        self.assertEqual([e.step for e in events.Scalars("top5")], [10])
+        self.assertEqual([e.step for e in events.Scalars("accuracy/top5")], [10])
         self.assertEqual([e.step for e in events.Images("confusion")], [10])
         (text,) = events.Tensors("accuracy_per_class/text_summary")
         table = text.tensor_proto.string_val[0].decode()

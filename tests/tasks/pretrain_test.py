@@ -16,7 +16,7 @@ from jigclu.data.procedural import ProceduralImages
 from jigclu.system import machine
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
-from jigclu.training import checkpoint
+from jigclu.training import checkpoint, metrics_file
 from jigclu.training.settings import with_settings
 from jigclu.training.state import TrainState
 from jigclu.training.step import StepResult, TrainingStep
@@ -58,14 +58,20 @@ class PretrainTest(TaskTestCase):
 
         events = self.events(self.folder)
         steps = {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-        for tag in ("loss", "clustering_loss", "location_loss", "location_accuracy"):
+        for tag in ("loss/loss", "loss/clustering_loss_chance", "accuracy/retrieval"):
             self.assertEqual(steps[tag], [2, 4, 6])
-        for tag in ("learning_rate", "images_per_second", "data_wait_fraction"):
+        for tag in ("speed/images_per_second", "health/feature_rank", "optim/update_ratio/fc_loc"):
             self.assertIn(tag, steps)
-        self.assertEqual(steps["knn_accuracy"], [0, 3, 6])
-        self.assertEqual(events.Scalars("location_accuracy_chance")[0].value, 0.25)
+        self.assertEqual(steps["accuracy/knn_accuracy"], [0, 3, 6])
+        self.assertEqual([e.step for e in events.Images("location_confusion")], [2, 4, 6])
+        records = metrics_file.read(self.folder / "metrics.jsonl")
+        self.assertEqual([values["step"] for values in records], [0, 2, 3, 4, 6])
+        self.assertEqual(set(records[2]) - {"step", "epoch", "time"}, set(contents["scores"][0][1]))
+        self.assertEqual(records[4]["epoch"], 2.0)
+        self.assertLessEqual({"loss", "knn_accuracy", "feature_rank"}, set(records[4]))
+        self.assertEqual(events.Scalars("accuracy/location_accuracy_chance")[0].value, 0.25)
         # Steps 3 and 4 belong to epochs 0 and 1: the mean of their learning rates.
-        self.assertAlmostEqual(events.Scalars("learning_rate")[1].value, 0.0225, delta=1e-6)
+        self.assertAlmostEqual(events.Scalars("optim/learning_rate")[1].value, 0.0225, delta=1e-6)
         self.assertEqual([e.step for e in events.Images("inputs")], [0, 4])
 
     def test_everything_before_the_first_step_shows_progress(self) -> None:
@@ -275,7 +281,7 @@ class PretrainTest(TaskTestCase):
         printed = run(changed(method=method, stop_after_steps=2, log_every=1), self.folder)
         self.assertIn("done: 2 steps", printed)
         events = self.events(self.folder)
-        self.assertAlmostEqual(events.Scalars("loss_chance")[0].value, math.log(7), places=5)
+        self.assertAlmostEqual(events.Scalars("loss/loss_chance")[0].value, math.log(7), places=5)
         self.assertEqual([e.step for e in events.Images("inputs")], [0])
         self.assertIn("projection.2.weight", final(self.folder)["parameters"])
         self.assertIn("views: 8 of 32x32 pixels", changed(method=method).plan(self.folder))

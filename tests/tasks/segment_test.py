@@ -163,8 +163,8 @@ class SegmentTest(TaskTestCase):
     def test_writes_scores_and_pictures(self) -> None:
         run(self.task(evaluate_every=1), self.folder)
         events = self.events(self.folder)
-        for tag in ("mean_iou", "pixel_accuracy", "iou/dark"):
-            self.assertEqual([event.step for event in events.Scalars(tag)], [2, 4])
+        for name in ("mean_iou", "pixel_accuracy", "iou/dark"):
+            self.assertEqual([e.step for e in events.Scalars(f"accuracy/{name}")], [2, 4])
         for tag in ("predictions/0", "predictions/3", "confusion"):
             self.assertEqual([event.step for event in events.Images(tag)], [2, 4])
         with Image.open(self.folder / "data/val/images/0.png") as image:

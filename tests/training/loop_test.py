@@ -129,7 +129,9 @@ class LoopTest(TaskTestCase):
         self.assertEqual(result.checkpoint, checkpoint.latest(self.folder))
         self.assertIn("step 4: often 4, rare 4\n", printed)
         self.assertRegex(printed, r"done: 6 steps, .*\nsummary of 4 evaluations\n")
-        self.assertEqual([e.step for e in self.events(self.folder).Scalars("rare")], [4, 6])
+        self.assertEqual(
+            [e.step for e in self.events(self.folder).Scalars("accuracy/rare")], [4, 6]
+        )
 
     def test_evaluations_without_a_period_run_at_the_end(self) -> None:
         run = CountingRun(self.folder)

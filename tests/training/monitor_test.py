@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jigclu.system import progress
 from jigclu.system.errors import UserError
-from jigclu.training import monitor
+from jigclu.training import monitor, records
 from tests.terminal import Clock, Terminal, screen
 
 
@@ -46,6 +46,7 @@ class MonitorTest(parameterized.TestCase):
             total_steps=total_steps,
             start_step=start_step,
             images_per_step=images_per_step,
+            steps_per_epoch=5,
             log_every=log_every,
             bad_steps=monitor.BadSteps(
                 bad_steps, "lower the rate", lambda *record: self.recorded.append(record)
@@ -58,15 +59,17 @@ class MonitorTest(parameterized.TestCase):
 
     def _flush(self, run: monitor.Monitor) -> None:
         """Waits until the thread of TensorBoard has written, or failed to."""
-        if run._writer is not None:
+        assert run._records is not None
+        if run._records._writer is not None:
             with contextlib.suppress(OSError):
-                run._writer.flush()
+                run._records._writer.flush()
 
     def _events(self) -> EventAccumulator:
         return EventAccumulator(str(self.workdir / "tensorboard")).Reload()
 
-    def _scalars(self, tag: str) -> list[tuple[int, float]]:
-        return [(event.step, event.value) for event in self._events().Scalars(tag)]
+    def _scalars(self, name: str) -> list[tuple[int, float]]:
+        events = self._events().Scalars(records.tag(name))
+        return [(event.step, event.value) for event in events]
 
     def test_reports_means_over_every_window_and_the_remaining_steps(self) -> None:
         with self._monitor() as run:
@@ -165,7 +168,7 @@ class MonitorTest(parameterized.TestCase):
             run.step(1, _loss(1.0), data_wait=0.0)
             with (
                 mock.patch(write, side_effect=full),
-                mock.patch.object(monitor, "disk_usage", return_value=mock.Mock(free=0)),
+                mock.patch.object(records, "disk_usage", return_value=mock.Mock(free=0)),
             ):
                 for step in range(2, 6):
                     run.step(step, _loss(1.0), data_wait=0.0)
@@ -191,7 +194,17 @@ class MonitorTest(parameterized.TestCase):
             ],
         )
 
-    def test_terminal_has_one_live_line_below_messages(self) -> None:
+    def test_live_line_has_a_bar_and_the_last_report(self) -> None:
+        stream = Terminal()
+        with self._monitor(stream, total_steps=8) as run:
+            for step in range(1, 6):
+                self.clock.now += 2.0
+                run.step(step, _loss(step), data_wait=0.5)
+            shown = screen(stream.getvalue())
+        self.assertStartsWith(shown[0], "step 4/8  loss 2.5")
+        self.assertStartsWith(shown[1], "[======    ]  step 5/8  loss 2.5  images/s 16.0  ETA")
+
+    def test_terminal_keeps_reports_and_messages(self) -> None:
         stream = Terminal()
         with self._monitor(stream, total_steps=8) as run:
             for step in range(1, 9):
@@ -200,10 +213,11 @@ class MonitorTest(parameterized.TestCase):
                 if step == 4:
                     run.message("a message")
         shown = screen(stream.getvalue())
-        self.assertLen(shown, 3)
-        self.assertEqual(shown[0], "a message")
-        self.assertStartsWith(shown[1], "step 8/8  loss 6.5  images/s 16.0  ETA 0:00:00")
-        self.assertEqual(shown[2], "")
+        self.assertLen(shown, 4)
+        self.assertStartsWith(shown[0], "step 4/8  loss 2.5  images/s 16.0  ETA 0:00:08")
+        self.assertEqual(shown[1], "a message")
+        self.assertStartsWith(shown[2], "step 8/8  loss 6.5  images/s 16.0  ETA 0:00:00")
+        self.assertEqual(shown[3], "")
 
     @parameterized.parameters(
         (60, "step 123456/1000800  loss 23.46  images/s 1234.8"),
@@ -286,7 +300,7 @@ class MonitorTest(parameterized.TestCase):
             for step in range(1, 11):
                 run.step(step, _loss(1.0), data_wait=0.0)
             run.message("hello")
-            run.scalar("knn", 10, 0.5)
+            run.numbers(10, {"knn": 0.5})
             run.text("config", 0, "text")
             run.image("montage", 10, torch.zeros(3, 4, 4, dtype=torch.uint8))
         self.assertEqual(stream.getvalue(), "")
@@ -294,7 +308,7 @@ class MonitorTest(parameterized.TestCase):
 
     def test_scalar_text_and_image(self) -> None:
         with self._monitor() as run:
-            run.scalar("knn", 3, 0.5)
+            run.numbers(3, {"knn": 0.5})
             run.text("config", 0, "some text")
             run.image("montage", 3, torch.zeros(3, 4, 6, dtype=torch.uint8))
         self.assertEqual(self._scalars("knn"), [(3, 0.5)])

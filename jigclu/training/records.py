@@ -1,0 +1,151 @@
+"""What a run records in its workdir: TensorBoard events and the text file metrics.jsonl."""
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from shutil import disk_usage
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from jigclu.ops.health import NAMES
+from jigclu.system.errors import UserError, printable
+from jigclu.training.metrics_file import MetricsFile
+
+_LEAST_ROOM = 2**24  # Bytes on the disk with which TensorBoard is written again.
+# TensorBoard's groups of numbers: losses and accuracies go by their names.
+_GROUPS = {
+    "optim": (
+        *("gradient_norm", "parameter_norm", "update_ratio", "learning_rate"),
+        *("learning_rate_factor", "loss_scale", "skipped_steps", "bad_steps"),
+    ),
+    "speed": ("images_per_second", "data_wait_fraction", "peak_memory_gb"),
+    "health": NAMES,
+}
+
+
+def tag(name: str) -> str:
+    """Returns the name of a number in TensorBoard: gradient_norm is optim/gradient_norm."""
+    base = name.removesuffix("_chance").removesuffix("_floor").partition("/")[0]
+    if base.endswith("loss"):
+        return f"loss/{name}"
+    group = next((group for group, names in _GROUPS.items() if base in names), "accuracy")
+    return f"{group}/{name}"
+
+
+class Records:
+    """Writes the records of a run, on one rank; a full disk is only a warning.
+
+    Args:
+      workdir: of the run.
+      start_step: steps taken by earlier processes of this run; what they have written of later
+        steps is dropped, since those steps are repeated.
+      steps_per_epoch: for the epoch of a step.
+      references: constants `<name>_chance` and `<name>_floor`, which share a chart with `<name>`.
+      warn: shows a message.
+
+    Raises:
+      UserError: the workdir cannot be written.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        start_step: int,
+        steps_per_epoch: int,
+        references: Mapping[str, float],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._folder = workdir / "tensorboard"
+        self._references = references
+        self._warn = warn
+        self._warned = False
+        # Keeps the report of start_step, and drops everything after it. A new run also drops what
+        # an earlier one has reported before its first step.
+        kept = start_step if start_step else -1
+        try:
+            self._writer: SummaryWriter | None = SummaryWriter(
+                str(self._folder), purge_step=kept + 1
+            )
+            self._file = MetricsFile(workdir / "metrics.jsonl", kept, steps_per_epoch)
+        except OSError as error:
+            raise UserError(
+                f"{workdir} cannot be written ({error.strerror}): use another --workdir"
+            ) from error
+        threading.excepthook = _report_thread_error
+        if references:
+            layout = {"value and chance": _charts(references)}
+            self._to_tensorboard(lambda writer: writer.add_custom_scalars(layout))
+
+    def close(self) -> None:
+        """Completes all files."""
+        self._to_tensorboard(SummaryWriter.close)
+        threading.excepthook = threading.__excepthook__
+
+    def numbers(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds numbers of a step; steps must not decrease."""
+        self._reopen()
+        for name, value in values.items():
+            self._to_tensorboard(partial(_add_number, step=step, name=name, value=value))
+        try:
+            self._file.add(step, values)
+        except OSError as error:
+            self._warn_once(error)
+
+    def image(self, name: str, step: int, image: Tensor) -> None:
+        """Adds a picture, uint8 [3, height, width]."""
+        self._to_tensorboard(lambda writer: writer.add_image(name, image.cpu(), step))
+
+    def text(self, name: str, step: int, text: str) -> None:
+        """Adds a text (Markdown)."""
+        self._to_tensorboard(lambda writer: writer.add_text(name, printable(text), step))
+
+    def _to_tensorboard(self, write: Callable[[SummaryWriter], object]) -> None:
+        if self._writer is None:
+            return
+        try:
+            write(self._writer)
+        except OSError as error:
+            writer, self._writer = self._writer, None
+            with suppress(OSError):
+                writer.close()
+            self._warn_once(error)
+
+    def _warn_once(self, error: OSError) -> None:
+        if not self._warned:
+            self._warn(
+                f"warning: {self._folder.parent} cannot be written ({error.strerror}); training "
+                "continues, and writes there again once the disk has room"
+            )
+        self._warned = True
+
+    def _reopen(self) -> None:
+        """Opens a new event file after a failed one if the disk has room again."""
+        if self._warned and self._writer is None and disk_usage(self._folder).free > _LEAST_ROOM:
+            with suppress(OSError):
+                self._writer = SummaryWriter(str(self._folder))
+                self._warned = False
+
+
+def _add_number(writer: SummaryWriter, step: int, name: str, value: float) -> None:
+    writer.add_scalar(tag(name), value, step)
+
+
+def _charts(references: Mapping[str, float]) -> dict[str, list[object]]:
+    """Returns TensorBoard's description of charts with a value, its chance level and its floor."""
+    names = [name.removesuffix("_chance") for name in references if name.endswith("_chance")]
+    return {
+        name: [
+            "Multiline",
+            [tag(name), *(tag(other) for other in references if other.startswith(f"{name}_"))],
+        ]
+        for name in names
+    }
+
+
+def _report_thread_error(error: threading.ExceptHookArgs) -> None:
+    """Leaves out the errors of TensorBoard's thread, which its next write raises again."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
