@@ -52,6 +52,10 @@ def handle() -> Iterator[None]:
     threading.Thread(target=_quit_on_second, args=(reader,), daemon=True).start()
     try:
         yield
+    except SystemExit:
+        # When one rank ends, torchrun signals the others, whose exit status must not depend on it.
+        handlers = dict.fromkeys(handlers, signal.SIG_IGN)
+        raise
     finally:
         signal.set_wakeup_fd(-1)
         for number, handler in handlers.items():

@@ -10,6 +10,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +35,7 @@ from jigclu.training.task import TrainingTask
 _SHOWN = 5  # Unreadable images that the text of a finding names.
 _STEPS = 10  # Measured steps.
 _WARM_UP = 2  # Steps before them, besides those whose batches are read meanwhile.
-_REDUCTIONS = 10  # Measured exchanges between ranks.
+_REDUCTIONS = 10  # Measured sums over ranks.
 _WAIT = 0.1  # Share of the time that steps may wait for their batches.
 _FILES_PER_WORKER = 64  # Pipes, shared memory and images that a worker process keeps open.
 _BASE_FILES = 128
@@ -73,9 +74,10 @@ def examine(task: TrainingTask, workdir: Path) -> Iterator[Finding]:
         yield from _check_devices(process)
         yield _check_compiler(process)
         yield from _check_limits(task, process)
-        yield from _check_exchange(task, process)
+        if collectives.world_size() > 1:
+            yield _time_all_reduce(task, process.device)
         for name, source in find_sources(task).items():
-            yield check_images(name, source, task.loading.timeout, process.device)
+            yield check_images(name, source, task.loading.timeout, _tolerated(task, name))
         if isinstance(task, PretrainTask):
             yield from _check_steps(task, process)
         else:
@@ -132,7 +134,7 @@ def _twice(values: torch.Tensor) -> torch.Tensor:
 def _check_limits(task: TrainingTask, process: Process) -> Iterator[Finding]:
     """Checks the disk, and what worker processes need."""
     workdir, workers = process.workdir, process.machine.workers.value
-    yield _check_disk(task, workdir, process.device)
+    yield _check_disk(task, workdir)
     needed = _BASE_FILES + workers * _FILES_PER_WORKER
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = f"{limit:,} may be open; {workers} worker processes need about {needed:,}"
@@ -144,16 +146,22 @@ def _check_limits(task: TrainingTask, process: Process) -> Iterator[Finding]:
     yield check_shared_memory(task, workers)
 
 
-def _check_disk(task: TrainingTask, workdir: Path, device: torch.device) -> Finding:
+def _check_disk(task: TrainingTask, workdir: Path) -> Finding:
     folder = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free / 1e9
     if not isinstance(task, PretrainTask):
         return Finding("disk", "ok", f"{free:,.1f} GB are free at {folder}")
     size = state_bytes(task)
+    created = [path for path in (workdir / "checkpoints", workdir) if not path.exists()]
     try:
-        check_room(task, workdir, size, 0)
+        if collectives.rank() == 0:
+            check_room(task, workdir, size, 0)
     except UserError as error:
         return Finding("disk", "error", str(error))
+    finally:
+        for path in created:
+            with suppress(OSError):
+                path.rmdir()
     text = f"{free:,.1f} GB are free at {folder}; a checkpoint has {size / 1e6:,.0f} MB"
     return Finding("disk", "ok", text)
 
@@ -188,26 +196,25 @@ def check_shared_memory(task: TrainingTask, workers: int) -> Finding:
     return Finding("shared memory", "error", text, remedy)
 
 
-def _check_exchange(task: TrainingTask, process: Process) -> Iterator[Finding]:
+def _time_all_reduce(task: TrainingTask, device: torch.device) -> Finding:
     """Times the sum of gradients over ranks."""
-    if collectives.world_size() == 1:
-        return
     with torch.device("meta"):
         encoder = task.new_encoder()
-    values = torch.zeros(sum(v.numel() for v in encoder.parameters()), device=process.device)
+    values = torch.zeros(sum(v.numel() for v in encoder.parameters()), device=device)
     collectives.sum_over_ranks(values)
     seconds = []
     for _ in range(_REDUCTIONS):
+        synchronize(device)
         began = time.perf_counter()
         collectives.sum_over_ranks(values)
-        synchronize(process.device)
+        synchronize(device)
         seconds.append(time.perf_counter() - began)
     size = values.numel() * values.element_size()
     text = (
-        f"a sum of {size / 1e6:,.0f} MB over {collectives.world_size()} ranks takes "
+        f"{size / 1e6:,.0f} MB of gradients over {collectives.world_size()} ranks take "
         f"{1e3 * statistics.median(seconds):,.1f} ms (median of {_REDUCTIONS})"
     )
-    yield Finding("exchange", "ok", text)
+    return Finding("all-reduce", "ok", text)
 
 
 # ---- The data --------------------------------------------------------------------------
@@ -248,8 +255,20 @@ class _Problems(Dataset[tuple[int, str]]):
         return index, ""
 
 
-def check_images(name: str, source: Source, timeout: float, device: torch.device) -> Finding:
-    """Decodes every image of a source; the ranks share the work, and all get the finding."""
+def _tolerated(task: TrainingTask, name: str) -> float:
+    """Returns the share of unreadable images with which a task still runs."""
+    if isinstance(task, PretrainTask) and (
+        name == "source" or all(getattr(item, "skip_unreadable", False) for item in task.evaluators)
+    ):
+        return task.loading.most_unreadable
+    return 0.0
+
+
+def check_images(name: str, source: Source, timeout: float, tolerated: float) -> Finding:
+    """Decodes every image of a source; the ranks share the work, and all get the finding.
+
+    More unreadable images than the tolerated share, in [0, 1], are an error.
+    """
     share = range(collectives.rank(), len(source), collectives.world_size())
     workers = max(1, available_cores() // local_ranks())
     problems: dict[int, str] = {}
@@ -258,19 +277,15 @@ def check_images(name: str, source: Source, timeout: float, device: torch.device
         for samples in loader:
             problems |= {index: why for index, why in samples if why}
             work.done += len(samples)
-    unreadable = torch.zeros(len(source), dtype=torch.uint8)
-    unreadable[list(problems)] = 1
-    unreadable = collectives.sum_over_ranks(unreadable.to(device)).cpu()
-    indices = unreadable.nonzero().flatten().tolist()
-    if not indices:
+    for part in collectives.gather_objects(problems):
+        problems |= part
+    if not problems:
         return Finding(name, "ok", f"all {len(source):,} images are readable")
-    details = tuple(
-        f"{source.name(index)} ({problems.get(index, 'found by another rank')})"
-        for index in indices
-    )
+    details = tuple(f"{source.name(index)} ({why})" for index, why in sorted(problems.items()))
     shown = "; ".join(details[:_SHOWN]) + ("; ..." if len(details) > _SHOWN else "")
-    text = f"{len(indices):,} of {len(source):,} images are unreadable: {shown}"
-    return Finding(name, "warning", text, "copy them again, or remove them", details)
+    text = f"{len(details):,} of {len(source):,} images are unreadable: {shown}"
+    level: Level = "error" if len(details) > tolerated * len(source) else "warning"
+    return Finding(name, level, text, "copy them again, or remove them", details)
 
 
 # ---- Steps -----------------------------------------------------------------------------
@@ -290,9 +305,11 @@ class StepTimes(NamedTuple):
 
 
 def _check_steps(task: PretrainTask, process: Process) -> Iterator[Finding]:
-    try:
+    times = peak = None
+    with suppress(torch.OutOfMemoryError):
         times, peak = measure_steps(task, process.device)
-    except torch.OutOfMemoryError:
+    if times is None:
+        # Here, the error no longer keeps the tensors of the failed step alive.
         yield _find_micro_batch(task, process)
         return
     whole = memory.device_memory(process.device)
@@ -373,11 +390,9 @@ def _find_micro_batch(task: PretrainTask, process: Process) -> Finding:
     sizes = [size for size in range(local - 1, 0, -1) if local % size == 0]
     for size in sizes:
         torch.cuda.empty_cache()
-        try:
+        with suppress(torch.OutOfMemoryError):
             measure_steps(with_settings(task, micro_batch_size=size), process.device)
-        except torch.OutOfMemoryError:
-            continue
-        remedy = f"bind pretrain.micro_batch_size = {size}, which fits"
-        return Finding("batch", "error", f"{local} images do not fit into memory", remedy)
+            remedy = f"bind pretrain.micro_batch_size = {size}, which fits"
+            return Finding("batch", "error", f"{local} images do not fit into memory", remedy)
     remedy = "use a smaller encoder or smaller patches"
     return Finding("batch", "error", "not even one image fits into memory", remedy)

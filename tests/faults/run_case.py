@@ -60,6 +60,13 @@ class Run:
         tasks = Path(f"/proc/{pid}/task").iterdir()
         return sorted(int(n) for task in tasks for n in (task / "children").read_text().split())
 
+    def tree(self) -> list[int]:
+        """Returns the run and all processes below it."""
+        found = [self.process.pid]
+        for pid in found:
+            found += self.children(pid)
+        return found
+
     def workers(self) -> list[int]:
         """Returns the worker processes, which are the children of the fork server."""
         return [pid for child in self.children() for pid in self.children(child)]
