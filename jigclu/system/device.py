@@ -98,6 +98,10 @@ def check_compiler() -> None:
         )
 
 
+def _is_store_in_torchrun() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+
+
 def _rendezvous() -> tuple[dist.Store, int, int]:
     """Returns torchrun's store, the rank of this process, and the number of processes.
 
@@ -110,7 +114,7 @@ def _rendezvous() -> tuple[dist.Store, int, int]:
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, loopback)
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+    if _is_store_in_torchrun():
         return next(dist.rendezvous("env://"))
     rank, processes = launched_rank(), launched_processes()
     # A server that torch binds itself listens on all interfaces.
@@ -219,7 +223,8 @@ def _reports(store: dist.Store, world_size: int) -> dict[int, str]:
             number: store.get(key).decode() for number, key in keys.items() if store.check([key])
         }
     except RuntimeError:
-        return {}  # The store was in torchrun, which has ended.
+        # The store has ended with torchrun or, as under launch/one_machine.sh, with rank 0.
+        return {} if _is_store_in_torchrun() else dict.fromkeys(range(1, world_size), "lost")
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import unittest
+from unittest import mock
 
 from absl.testing import absltest
 
 from jigclu.data.loader import _worker_failure
-from jigclu.system.device import _describe_lost
+from jigclu.system.device import _describe_lost, _reports
 from tests.faults.run_case import RunTestCase
 from tests.faults.slow import SLOW
 
@@ -19,6 +20,12 @@ class MessagesTest(absltest.TestCase):
         self.assertStartsWith(_describe_lost({0: "lost"}, 3, "x"), "rank 1, 2 does not respond")
         self.assertStartsWith(_describe_lost({0: "lost", 1: "failed"}, 2, "x"), "rank 1 failed; ")
         self.assertIn("lost their connections (x)", _describe_lost({}, 2, "x"))
+
+    def test_a_store_that_ended_with_rank_0_or_torchrun(self) -> None:
+        store = mock.Mock(check=mock.Mock(side_effect=RuntimeError))
+        for value, message in {"False": "^rank 0 does not respond", "True": "torchrun$"}.items():
+            with mock.patch.dict(os.environ, TORCHELASTIC_USE_AGENT_STORE=value):
+                self.assertRegex(_describe_lost(_reports(store, 2), 2, "x"), message)
 
     def test_failures_of_workers_are_told_apart(self) -> None:
         errors = {
