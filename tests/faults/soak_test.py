@@ -17,7 +17,7 @@ _STEPS = 2000
 # Between these steps usage is compared: everything has happened several times before.
 _FIRST, _LAST = (_STEPS // 8, _STEPS * 3 // 8), (_STEPS * 3 // 4, _STEPS)
 _GROWTH = 0.03  # Of the memory, as a share; Python's and C's allocators fluctuate so much.
-_SECONDS = 0.2  # Between samples.
+_SECONDS = 0.5  # Between samples.
 
 
 class Usage(NamedTuple):
@@ -65,10 +65,15 @@ class SoakTest(RunTestCase):
             f"schedule.stop_after_steps={_STEPS}",
             "pretrain.evaluators=(@knn_evaluator(),)",
             "knn_evaluator.every=10",  # Epochs of 3 steps.
+            "ProceduralImages.size=16",
+            "jigsaw.patch_size=8",
+            "eval_transform.resize=16",
+            "eval_transform.crop=16",
+            "pretrain.learning_rate=0.001",  # Does not diverge with so few images.
             "loading.workers=1",
             "reporting.log_every=5",
             "reporting.picture_every=10",
-            "saving.every=50",
+            "saving.every=100",
             "saving.keep_last=2",
         )
         samples: list[Usage] = []
