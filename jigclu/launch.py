@@ -128,7 +128,10 @@ def _exit_stopped(message: str) -> NoReturn:
 
 def _what_remains() -> str:
     """Describes what the command does after a signal has ended it."""
-    found = checkpoint.latest(_workdir(_GIN_FILES.value)) if _GIN_FILES.value else None
+    try:
+        found = checkpoint.latest(_workdir(_GIN_FILES.value)) if _GIN_FILES.value else None
+    except UserError as error:
+        return str(error)
     if found is None:
         return "this run has saved no checkpoint, so the same command starts it anew"
     return f"the same command resumes from {found}"

@@ -38,7 +38,7 @@ class _Record:
                 for line in self._path.read_text(encoding="utf-8").splitlines():
                     path, reason, count = json.loads(line).values()
                     self._found[path] = _Bad(reason, int(count))
-            except (OSError, ValueError, AttributeError) as error:
+            except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise UserError(f"{self._path} cannot be read ({error}): remove it") from error
 
     def add(self, found: Mapping[str, _Bad]) -> None:
@@ -50,7 +50,10 @@ class _Record:
             self._found[path] = _Bad(bad.reason, before + bad.count)
         if found and self._path is not None:
             lines = [json.dumps({"path": path, **asdict(bad)}) for path, bad in self._found.items()]
-            files.write_file(self._path, ("\n".join(lines) + "\n").encode())
+            try:
+                files.write_file(self._path, ("\n".join(lines) + "\n").encode())
+            except UserError as error:  # The run can do without the file.
+                logging.warning("%s", error)
 
 
 _CURRENT = ContextVar[_Record | None]("_CURRENT", default=None)

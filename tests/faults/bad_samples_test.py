@@ -88,6 +88,14 @@ class BadSamplesTest(TaskTestCase):
         for name, line in second.items():
             self.assertGreater(line["count"], first[name]["count"])
 
+    def test_a_full_disk_costs_only_the_file(self) -> None:
+        self.spoil(3)
+        full = mock.patch.object(bad_samples.files, "write_file", side_effect=UserError("full"))
+        with full:
+            printed, warnings = run(self.folder)
+        self.assertIn("done: ", printed)
+        self.assertIn("full", warnings)
+
     def test_counts_of_ranks_are_summed(self) -> None:
         self.spoil(3, 7, 9)
         _, alone = run(self.folder)
