@@ -21,9 +21,11 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The tests at the top of tests/ mostly wait for commands, beside which a core is free for the others.
+# Tests run in two halves side by side, each with one thread: those at the top of tests/, which start
+# commands, and those of the rooms.
 COMMAND_TESTS = $(wildcard tests/*_test.py)
 
+test: export OMP_NUM_THREADS ?= 1
 test: lint
 	$(BIN)/python -m pytest $(COMMAND_TESTS) & commands=$$!; \
 	$(BIN)/python -m pytest tests $(COMMAND_TESTS:%=--ignore=%); others=$$?; \
