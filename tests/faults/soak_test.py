@@ -24,7 +24,8 @@ class Usage(NamedTuple):
     """What the processes of a run use at a moment.
 
     step: last step that the run has reported.
-    memory: resident bytes; pages that processes share count once, in shares.
+    memory: resident bytes, summed over processes. Proportional sizes would change when other
+      programs that share torch's libraries start or end.
     files: open files.
     threads: of all processes.
     """
@@ -48,9 +49,10 @@ def _sample(run: Run) -> Usage | None:
         processes = run.tree()
         for pid in processes:
             process = Path(f"/proc/{pid}")
-            memory += 1024 * _number((process / "smaps_rollup").read_text(), "Pss")
             files += len(os.listdir(process / "fd"))
-            threads += _number((process / "status").read_text(), "Threads")
+            status = (process / "status").read_text()
+            memory += 1024 * _number(status, "VmRSS")
+            threads += _number(status, "Threads")
         if not reported or processes != run.tree():
             return None
     except OSError:
