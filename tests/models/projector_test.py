@@ -15,7 +15,7 @@ class ProjectorTest(absltest.TestCase):
         model = Projector(TinyEncoder(), 16).eval()
         images = torch.rand(3, 3, 24, 24)
         with torch.no_grad():
-            (embeddings,) = model(images)
+            embeddings, _ = model(images)
             features = model.encoder(images).numpy().mean((2, 3))
         weights = {name: _array(value) for name, value in model.projection.named_parameters()}
         hidden = np.maximum(features @ weights["0.weight"].T + weights["0.bias"], 0)
@@ -31,7 +31,7 @@ class ProjectorTest(absltest.TestCase):
     def test_embeddings_are_float32_under_autocast(self) -> None:
         model = Projector(TinyEncoder(), 16)
         with torch.autocast("cpu", torch.bfloat16):
-            (embeddings,) = model(torch.rand(3, 3, 24, 24))
+            embeddings, _ = model(torch.rand(3, 3, 24, 24))
         self.assertEqual(embeddings.dtype, torch.float32)
         torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
 
