@@ -14,7 +14,7 @@ class MetricsFile:
     are repeated, as is a line that a killed process has not completed.
 
     Args:
-      path: of the file, which is created if it does not exist.
+      path: of the file, which is created by the first values.
       last_kept: last step to keep; -1 for none.
       steps_per_epoch: for the epoch of a step.
 
@@ -28,7 +28,8 @@ class MetricsFile:
         self._last: dict[str, Any] = {}
         # Bytes of the file before its last line.
         self._before_last = 0
-        path.touch()
+        if not path.exists():
+            return
         with open(path, "r+b") as file:
             end = 0
             for line in file:
@@ -47,9 +48,9 @@ class MetricsFile:
         if self._last.get("step") != step:
             epoch = round(step / self._steps_per_epoch, 4)
             self._last = {"step": step, "epoch": epoch, "time": round(time.time(), 3)}
-            self._before_last = self._path.stat().st_size
+            self._before_last = self._path.stat().st_size if self._path.exists() else 0
         self._last |= values
-        with open(self._path, "r+b") as file:
+        with open(self._path, "r+b" if self._path.exists() else "wb") as file:
             file.seek(self._before_last)
             file.write(json.dumps(self._last).encode() + b"\n")
             file.truncate()

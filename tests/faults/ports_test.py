@@ -4,12 +4,14 @@ import contextlib
 import os
 import subprocess
 import time
+import unittest
 from collections.abc import Iterator
 from pathlib import Path
 
 from absl.testing import absltest
 
 from jigclu import config
+from tests.faults.slow import SLOW
 from tests.folder_case import FolderTestCase
 
 _LISTENS = "0A"  # State of a socket in /proc/net/tcp.
@@ -39,6 +41,7 @@ def _listening_addresses(process: int) -> set[str]:
     return found
 
 
+@unittest.skipUnless(SLOW, "slow")
 class PortsTest(FolderTestCase):
     def test_a_run_of_two_ranks_listens_on_loopback_only(self) -> None:
         if not os.path.exists("/proc/net/tcp"):

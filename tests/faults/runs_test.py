@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+import unittest
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class DivergenceTest(TaskTestCase):
             for name, value in [item for part in tensors for item in part.items()]:
                 self.assertTrue(value.isfinite().all(), f"{path.name} {name}")
 
+    @unittest.skipUnless(SLOW, "slow")
     def test_bad_steps_of_a_real_run_are_skipped(self) -> None:
         take_step = PretrainTask.take_step
 

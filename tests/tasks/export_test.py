@@ -222,7 +222,9 @@ class ExportTest(FolderTestCase):
         tensors = _trained_encoder(False)
         tensors["bn1.weight"][0] = torch.nan
         torch.save(tensors, self.origin)
-        with self.assertRaisesRegex(UserError, r"weights\.pth', whose features .* diverged"):
+        with self.assertRaisesRegex(
+            UserError, r"weights\.pth has weights that are not finite .* diverged"
+        ):
             self.run_task(formats=("torchvision",))
 
     def test_rejects_a_file_whose_features_are_not_numbers(self) -> None:

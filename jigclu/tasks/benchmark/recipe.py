@@ -88,7 +88,7 @@ def published_recipe(source: Source, batch_size: int = 256) -> PretrainTask:
             loss_scaling=optim.LossScaling(initial=65536.0, growth=2.0, backoff=0.5, interval=2000),
             rank_timeout=900,
         ),
-        loading=Loading(workers="auto", prefetch=2, timeout=600, most_unreadable=0.0),
+        loading=Loading(workers="auto", prefetch=2, timeout=600, most_unreadable=0.2),
         init_from=None,
         resume_from=None,
         saving=Saving(every=1000, keep_last=2, keep_every=0),

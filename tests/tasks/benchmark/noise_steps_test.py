@@ -34,9 +34,9 @@ class NoiseStepsTest(parameterized.TestCase):
         initialize: Any = TrainingStep.__init__
 
         def record(step: TrainingStep, forward: Forward, *rest: Any) -> None:
-            *settings, compile_step, device = rest
+            optimizer, scaling, compile_step, *others = rest
             built.append((forward, compile_step))
-            initialize(step, forward, *settings, False, device)
+            initialize(step, forward, optimizer, scaling, False, *others)
 
         task = with_variant(PRETRAINING, Variant(compiled, Arithmetic("bfloat16", not compiled)))
         with (

@@ -80,7 +80,7 @@ class PublishedTest(absltest.TestCase):
         patches = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
         permutation = jigsaw.global_permutation(0, 0, count)
         drawn = draw_augmentation(STILL, 0, 0, count)
-        expected = forward(patches[permutation], drawn, (permutation,)).loss
+        expected = forward(patches[permutation], drawn, (permutation,))[0].loss
         actual = step(STILL(patches, drawn), permutation)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
         buffer = step._optimizer.state[step._model.fc_loc.weight]["momentum_buffer"]
