@@ -21,15 +21,14 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Tests run in two halves side by side, each with one thread: those at the top of tests/, which start
-# commands, and those of the rooms.
-COMMAND_TESTS = $(wildcard tests/*_test.py)
+# Tests run in two halves side by side, each with one thread, which take about equally long.
+HALF = $(wildcard tests/*_test.py) tests/data tests/faults
 
 test: export OMP_NUM_THREADS ?= 1
 test: lint
-	$(BIN)/python -m pytest $(COMMAND_TESTS) & commands=$$!; \
-	$(BIN)/python -m pytest tests $(COMMAND_TESTS:%=--ignore=%); others=$$?; \
-	wait $$commands && exit $$others
+	$(BIN)/python -m pytest $(HALF) & half=$$!; \
+	$(BIN)/python -m pytest tests $(HALF:%=--ignore=%); others=$$?; \
+	wait $$half && exit $$others
 
 # Kills, stops and starves real runs; `make test` leaves out the slow ones.
 faults: install
