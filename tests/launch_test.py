@@ -40,6 +40,17 @@ def bindings(*texts: str) -> list[str]:
     return [f"--gin_bindings={text}" for text in texts]
 
 
+def command_environment() -> dict[str, str]:
+    """Returns the environment of commands: one thread, no GPU, no network."""
+    others = {name: v for name, v in os.environ.items() if name != "RANK"}
+    return others | {
+        "PYTHONPATH": str(config.ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "GLOO_SOCKET_IFNAME": socket.if_nameindex()[0][1],
+    }
+
+
 class LaunchTest(FolderTestCase):
     def setUp(self) -> None:
         super().setUp()
@@ -51,13 +62,7 @@ class LaunchTest(FolderTestCase):
         self, *flags: str, program: tuple[str, ...] = MODULE
     ) -> "subprocess.CompletedProcess[str]":
         """Runs the command from an empty folder, without network access."""
-        environment = {name: v for name, v in os.environ.items() if name != "RANK"}
-        environment |= {
-            "PYTHONPATH": str(config.ROOT),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "GLOO_SOCKET_IFNAME": socket.if_nameindex()[0][1],
-        }
+        environment = command_environment()
         return subprocess.run(
             [sys.executable, *program, *flags],
             cwd=self.folder,

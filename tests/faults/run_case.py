@@ -3,15 +3,13 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from jigclu import config
 from tests.folder_case import FolderTestCase
-from tests.launch_test import SMALL, bindings
+from tests.launch_test import SMALL, bindings, command_environment
 
 _MODULE = ("-m", "jigclu.launch")
 _SECONDS = 240
@@ -21,19 +19,12 @@ class Run:
     """A run in the background, in a process group of its own."""
 
     def __init__(self, command: list[str], folder: Path, log: Path) -> None:
-        environment = {name: v for name, v in os.environ.items() if name != "RANK"}
-        environment |= {
-            "PYTHONPATH": str(config.ROOT),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "GLOO_SOCKET_IFNAME": socket.if_nameindex()[0][1],
-        }
         self._log = log
         with open(log, "wb") as output:
             self.process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=environment,
+                env=command_environment(),
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

@@ -18,21 +18,12 @@ from jigclu.system.errors import UserError
 from jigclu.tasks import feature_cache
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.training import features
-from jigclu.training.features import FeatureSettings
 from tests.folder_case import FolderTestCase
 from tests.samples import MemorySource, eval_transform, noise, small_encoder
+from tests.training.features_test import SETTINGS
 
 TRANSFORM = eval_transform(resize=32, crop=32)
 IMAGES = ImageDataset(source=MemorySource([*noise(7, 3, 32, 32)]), transform=TRANSFORM)
-SETTINGS = FeatureSettings(
-    transform=TRANSFORM,
-    batch_size=3,
-    batch_size_name="batch_size",
-    workers=0,
-    prefetch=2,
-    timeout=60,
-    precision=torch.float32,
-)
 
 
 class FeatureCacheTest(FolderTestCase):
