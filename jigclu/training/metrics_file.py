@@ -2,9 +2,11 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+METRICS = "metrics.jsonl"
 
 
 class MetricsFile:
@@ -17,14 +19,18 @@ class MetricsFile:
       path: of the file, which is created by the first values.
       last_kept: last step to keep; -1 for none.
       steps_per_epoch: for the epoch of a step.
+      images_per_step: for the images of a step.
 
     Raises:
       OSError: the file cannot be written, here or later.
     """
 
-    def __init__(self, path: Path, last_kept: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, path: Path, last_kept: int, steps_per_epoch: int, images_per_step: int
+    ) -> None:
         self._path = path
         self._steps_per_epoch = steps_per_epoch
+        self._images_per_step = images_per_step
         self._last: dict[str, Any] = {}
         # Bytes of the file before its last line.
         self._before_last = 0
@@ -39,15 +45,17 @@ class MetricsFile:
                 self._before_last, end, self._last = end, end + len(line), values
             file.truncate(end)
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
+    def add(self, step: int, values: Mapping[str, float | Sequence[str]]) -> None:
         """Adds values of a step, to its line if it has one; steps must not decrease.
 
-        The line also has the step, the epoch (steps / steps per epoch) and the time, in seconds
-        since 1970 (UTC).
+        The line also has the step, the epoch (steps / steps per epoch), the images that the network
+        has been trained on (each counts once per epoch), and the time, in seconds since 1970 (UTC).
         """
         if self._last.get("step") != step:
             epoch = round(step / self._steps_per_epoch, 4)
-            self._last = {"step": step, "epoch": epoch, "time": round(time.time(), 3)}
+            images = step * self._images_per_step
+            now = round(time.time(), 3)
+            self._last = {"step": step, "epoch": epoch, "images": images, "time": now}
             self._before_last = self._path.stat().st_size if self._path.exists() else 0
         self._last |= values
         with open(self._path, "r+b" if self._path.exists() else "wb") as file:

@@ -122,6 +122,7 @@ class Monitor:
                 self._workdir,
                 self._start_step,
                 self._steps_per_epoch,
+                self._images_per_step,
                 self._references,
                 self.message,
             )
@@ -209,9 +210,13 @@ class Monitor:
         # A report of bad steps shows nothing else.
         is_good = "loss" in values and all(map(_is_finite, reported.items()))
         if self._alarms is not None and measures and is_good:
-            for text in self._alarms.check(step, reported):
-                self.message(text)
-                self.text("alarms", step, text)
+            self._raise_alarms(step, self._alarms.check(step, reported))
+
+    def _raise_alarms(self, step: int, texts: Sequence[str]) -> None:
+        for text in texts:
+            self.message(text)
+        if self._records is not None and texts:
+            self._records.alarms(step, texts)
 
     def means(self, step: int) -> dict[str, float]:
         """Returns the means of the metrics since the last report; waits for the device.

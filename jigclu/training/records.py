@@ -1,19 +1,22 @@
-"""What a run records in its workdir: TensorBoard events and the text file metrics.jsonl."""
+"""What a run records in its workdir: TensorBoard events, metrics.jsonl and the last pictures."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from jigclu.ops.health import NAMES
 from jigclu.system.errors import UserError, printable
-from jigclu.training.metrics_file import MetricsFile
+from jigclu.system.files import write_atomically
+from jigclu.training.metrics_file import METRICS, MetricsFile
 
+PICTURES = "pictures"  # Folder of the last picture of each name.
 _LEAST_ROOM = 2**24  # Bytes on the disk with which TensorBoard is written again.
 # TensorBoard's groups of numbers: losses and accuracies go by their names.
 _GROUPS = {
@@ -43,6 +46,7 @@ class Records:
       start_step: steps taken by earlier processes of this run; what they have written of later
         steps is dropped, since those steps are repeated.
       steps_per_epoch: for the epoch of a step.
+      images_per_step: for the images of a step.
       references: constants `<name>_chance` and `<name>_floor`, which share a chart with `<name>`.
       warn: shows a message.
 
@@ -55,10 +59,12 @@ class Records:
         workdir: Path,
         start_step: int,
         steps_per_epoch: int,
+        images_per_step: int,
         references: Mapping[str, float],
         warn: Callable[[str], None],
     ) -> None:
         self._folder = workdir / "tensorboard"
+        self._pictures = workdir / PICTURES
         self._references = references
         self._warn = warn
         self._warned = False
@@ -69,7 +75,7 @@ class Records:
             self._writer: SummaryWriter | None = SummaryWriter(
                 str(self._folder), purge_step=kept + 1
             )
-            self._file = MetricsFile(workdir / "metrics.jsonl", kept, steps_per_epoch)
+            self._file = MetricsFile(workdir / METRICS, kept, steps_per_epoch, images_per_step)
         except OSError as error:
             raise UserError(
                 f"{workdir} cannot be written ({error.strerror}): use another --workdir"
@@ -89,18 +95,29 @@ class Records:
         self._reopen()
         for name, value in values.items():
             self._to_tensorboard(partial(_add_number, step=step, name=name, value=value))
-        try:
-            self._file.add(step, values)
-        except OSError as error:
-            self._warn_once(error)
+        self._to_file(lambda: self._file.add(step, values))
+
+    def alarms(self, step: int, texts: Sequence[str]) -> None:
+        """Adds the alarms of a step, after its numbers."""
+        for text in texts:
+            self.text("alarms", step, text)
+        self._to_file(lambda: self._file.add(step, {"alarms": texts}))
 
     def image(self, name: str, step: int, image: Tensor) -> None:
-        """Adds a picture, uint8 [3, height, width]."""
-        self._to_tensorboard(lambda writer: writer.add_image(name, image.cpu(), step))
+        """Adds a picture, uint8 [3, height, width]; the file of this name shows the last one."""
+        image = image.cpu()
+        self._to_tensorboard(lambda writer: writer.add_image(name, image, step))
+        self._to_file(lambda: _write_picture(self._pictures / f"{name}.png", image))
 
     def text(self, name: str, step: int, text: str) -> None:
         """Adds a text (Markdown)."""
         self._to_tensorboard(lambda writer: writer.add_text(name, printable(text), step))
+
+    def _to_file(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._warn_once(error)
 
     def _to_tensorboard(self, write: Callable[[SummaryWriter], object]) -> None:
         if self._writer is None:
@@ -131,6 +148,12 @@ class Records:
 
 def _add_number(writer: SummaryWriter, step: int, name: str, value: float) -> None:
     writer.add_scalar(tag(name), value, step)
+
+
+def _write_picture(path: Path, image: Tensor) -> None:
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: picture.save(file, "PNG"))
 
 
 def _charts(references: Mapping[str, float]) -> dict[str, list[object]]:

@@ -66,8 +66,10 @@ class PretrainTest(TaskTestCase):
         self.assertEqual([e.step for e in events.Images("location_confusion")], [2, 4, 6])
         records = metrics_file.read(self.folder / "metrics.jsonl")
         self.assertEqual([values["step"] for values in records], [0, 2, 3, 4, 6])
-        self.assertEqual(set(records[2]) - {"step", "epoch", "time"}, set(contents["scores"][0][1]))
-        self.assertEqual(records[4]["epoch"], 2.0)
+        self.assertEqual(
+            set(records[2]) - {"step", "epoch", "images", "time"}, set(contents["scores"][0][1])
+        )
+        self.assertEqual((records[4]["epoch"], records[4]["images"]), (2.0, 24))
         self.assertLessEqual({"loss", "knn_accuracy", "feature_rank"}, set(records[4]))
         self.assertEqual(events.Scalars("accuracy/location_accuracy_chance")[0].value, 0.25)
         # Steps 3 and 4 belong to epochs 0 and 1: the mean of their learning rates.

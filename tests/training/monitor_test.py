@@ -9,12 +9,13 @@ from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from jigclu.system import progress
 from jigclu.system.errors import UserError
-from jigclu.training import monitor, records
+from jigclu.training import metrics_file, monitor, records
 from tests.terminal import Clock, Terminal, screen
 
 
@@ -293,6 +294,9 @@ class MonitorTest(parameterized.TestCase):
         self.assertEqual(self._scalars("location_accuracy_chance"), [(1, 0.25), (2, 0.25)])
         self.assertEqual(self._events().Images("confusion")[0].step, 1)
         self.assertIn("alarm: too hot\n", stream.getvalue())
+        written = metrics_file.read(self.workdir / metrics_file.METRICS)
+        self.assertEqual(written[0]["alarms"], ["alarm: too hot"])
+        self.assertNotIn("alarms", written[1])
 
     def test_other_ranks_write_nothing(self) -> None:
         stream = Terminal()
@@ -318,6 +322,13 @@ class MonitorTest(parameterized.TestCase):
         )
         picture = events.Images("montage")[0]
         self.assertEqual((picture.step, picture.height, picture.width), (3, 4, 6))
+
+    def test_the_file_of_a_picture_shows_the_last_one(self) -> None:
+        with self._monitor() as run:
+            for step in (3, 6):
+                run.image("predictions/0", step, torch.full((3, 4, 6), step, dtype=torch.uint8))
+        with Image.open(self.workdir / "pictures" / "predictions" / "0.png") as picture:
+            self.assertEqual((picture.size, picture.getpixel((5, 3))), ((6, 4), (6, 6, 6)))
 
     def test_resumed_run_replaces_reports_of_repeated_steps(self) -> None:
         with self._monitor(log_every=2) as run:
