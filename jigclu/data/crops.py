@@ -45,6 +45,21 @@ class CropSample(NamedTuple):
     one_color: tuple[int, ...]
 
 
+class CutImage(NamedTuple):
+    """An image and its crops.
+
+    number: index of the image; not the one asked for if that is unreadable.
+    image: uint8 [3, height, width], perhaps shrunk while decoding.
+    boxes: of the crops, in pixels of the image.
+    crops: uint8 [crops, 3, size, size].
+    """
+
+    number: int
+    image: Tensor
+    boxes: list[Box]
+    crops: Tensor
+
+
 class _CropPlan:
     """The crops of one image, drawn at full size although decoding may shrink the image."""
 
@@ -142,6 +157,16 @@ class CropDataset(Dataset[CropSample]):
         """
         epoch, index = epoch_and_index
         size = patch_size_at(epoch, self._size, self._smaller_sizes)
+        cut, unreadable = self._cut(epoch, index, size)
+        one_color = (cut.number,) if has_one_color(cut.image) else ()
+        return CropSample(cut.crops, unreadable, one_color)
+
+    def cut(self, index: int) -> CutImage:
+        """Returns an image with its crops of the first epoch, at the size of the last epochs."""
+        return self._cut(0, index, self._size)[0]
+
+    def _cut(self, epoch: int, index: int, size: int) -> tuple[CutImage, dict[int, str]]:
+        """Cuts an image or another one in its place; also returns why images are unreadable."""
         plan = _CropPlan(functools.partial(self._draw_boxes, epoch, index), size)
         reduction = plan.reduction if self._scaled_decoding else at_full_size
         unreadable: dict[int, str] = {}
@@ -151,9 +176,9 @@ class CropDataset(Dataset[CropSample]):
             except UnreadableImageError as error:
                 unreadable[candidate] = str(error)
                 continue
-            crops = [crop_resize(image, box, size) for box in plan.boxes(image)]
-            one_color = (candidate,) if has_one_color(image) else ()
-            return CropSample(torch.stack(crops), unreadable, one_color)
+            boxes = plan.boxes(image)
+            crops = torch.stack([crop_resize(image, box, size) for box in boxes])
+            return CutImage(candidate, image, boxes, crops), unreadable
         last, reason = list(unreadable.items())[-1]
         raise UserError(
             f"{len(unreadable)} consecutive images are unreadable, the last one is "

@@ -22,14 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from jigclu.data.crops import CropDataset
+from jigclu.data.sampler import epoch_order
 from jigclu.data.sources import Source
 from jigclu.methods.method import StepInputs
 from jigclu.models.encoder import Encoder
 from jigclu.models.jigclu import JigClu
-from jigclu.ops import health, jigsaw, losses, metrics, schedules
+from jigclu.ops import health, jigsaw, jigsaw_picture, losses, metrics, schedules
 from jigclu.ops.augment import Augmentation, draw_augmentation, select_rows
 from jigclu.ops.crops import check_crop, jigsaw_crops
-from jigclu.ops.pictures import SHOWN, image_grid
+from jigclu.ops.pictures import SHOWN, image_grid, to_pixels
 from jigclu.system import collectives
 from jigclu.system.errors import UserError, check
 from jigclu.system.to_device import to_device
@@ -242,3 +243,34 @@ class Jigsaw:
         drawn = tuple(values[rows] for values in inputs.augmentation)
         montages = self.network_inputs(self.augmentation(inputs.crops[rows], drawn))
         return image_grid(montages, self.augmentation.mean, self.augmentation.std)
+
+    def draw_predictions(
+        self, network: nn.Module, dataset: CropDataset, seed: int, device: torch.device
+    ) -> Tensor:
+        """Draws a jigsaw of a few images, and which image and place each patch is assigned to.
+
+        A patch is assigned to the image of its nearest other patch; for the arguments see
+        `DrawsPredictions`.
+        """
+        order = epoch_order(seed, 0, len(dataset))
+        cuts = [dataset.cut(index) for index in order[: jigsaw_picture.IMAGES].tolist()]
+        images = len(cuts)
+        patches = torch.stack([cut.crops for cut in cuts])
+        permutation = jigsaw.global_permutation(seed, 0, images * self.grid**2)
+        rows = permutation % images * self.grid**2 + permutation // images
+        drawn = draw_augmentation(self.augmentation, seed, 0, len(permutation))
+        slots = self.augmentation(
+            patches.flatten(0, 1)[rows].to(device), select_rows(drawn, permutation, device)
+        )
+        embeddings, location_logits, _ = (
+            value.float().cpu() for value in network(self.network_inputs(slots))
+        )
+        return jigsaw_picture.jigsaw_picture(
+            [cut.image for cut in cuts],
+            [cut.boxes for cut in cuts],
+            patches,
+            to_pixels(slots, self.augmentation.mean, self.augmentation.std).cpu(),
+            rows,
+            assigned=rows[health.nearest_others(embeddings)] // self.grid**2,
+            places=location_logits.argmax(1),
+        )

@@ -5,8 +5,9 @@ hyperparameters, checked in `__post_init__`; the pre-training task does the rest
 reading, augmentation, compilation, gradients over all ranks, checkpoints and reports.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from jigclu.data.crops import CropDataset
@@ -123,3 +124,22 @@ class Method(Protocol):
 
     def draw(self, inputs: StepInputs) -> Tensor:
         """Draws the first images as the network sees them: uint8 [3, height, width]."""
+
+
+@runtime_checkable
+class DrawsPredictions(Protocol):
+    """A method that also draws what its network predicts for a few fixed images."""
+
+    def draw_predictions(
+        self, network: nn.Module, dataset: CropDataset, seed: int, device: torch.device
+    ) -> Tensor:
+        """Draws predictions, the same images every time: uint8 [3, height, width].
+
+        Called without gradients, perhaps not on all ranks.
+
+        Args:
+          network: of the method, on the device, in eval mode.
+          dataset: of the method, with the training images.
+          seed: of the run.
+          device: of the network.
+        """

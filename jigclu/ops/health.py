@@ -35,6 +35,16 @@ class EmbeddingHealth(NamedTuple):
     embedding_rank: Tensor
 
 
+def nearest_others(embeddings: Tensor) -> Tensor:
+    """Returns for each row the most similar other row, int64 [rows].
+
+    Args:
+      embeddings: float [rows, channels], L2-normalized; two rows or more.
+    """
+    similarity = embeddings @ embeddings.t()
+    return similarity.fill_diagonal_(-torch.inf).argmax(1)
+
+
 NAMES = (*EmbeddingHealth._fields[1:], "feature_rank")
 
 

@@ -15,6 +15,12 @@ _SIDE = 400  # Least side of a picture of confusions, in pixels.
 
 
 @torch.no_grad()
+def to_pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Returns normalized images, float [images, 3, height, width], as uint8 of the same shape."""
+    center, spread = (per_channel(values, images.device) for values in (mean, std))
+    return ((images * spread + center).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def image_grid(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Draws normalized images side by side.
 
@@ -26,9 +32,7 @@ def image_grid(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     Returns:
       uint8 [3, picture_height, picture_width], on the device of the images.
     """
-    center, spread = (per_channel(values, images.device) for values in (mean, std))
-    pixels = (images * spread + center).clamp(0, 1)
-    return (make_grid(pixels, nrow=_COLUMNS, pad_value=1.0) * 255).round().to(torch.uint8)
+    return make_grid(to_pixels(images, mean, std), nrow=_COLUMNS, pad_value=255)
 
 
 def segmentation_picture(image: Tensor, truth: Tensor, predicted: Tensor, classes: int) -> Tensor:

@@ -95,7 +95,7 @@ class FinetuneTask(SupervisedTask):
                 prepare=lambda batch, step: batch,
                 take_step=partial(self._take_step, step),
                 evaluations=[self.evaluation(partial(self._evaluate, network, process))],
-                draw=self.draw,
+                pictures={"inputs": self.draw},
                 summarize=lambda history: describe_accuracy(history, len(self.val)),
                 should_stop=should_stop,
             )

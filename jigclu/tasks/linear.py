@@ -144,7 +144,7 @@ class LinearTask(SupervisedTask):
                     ProbeStep(self.settings, self.momentum, process.device),
                 ),
                 evaluations=[self.evaluation(evaluate)],
-                draw=self.draw if self.cache is None else None,
+                pictures={"inputs": self.draw} if self.cache is None else {},
                 summarize=self._summarize,
                 should_stop=should_stop,
             )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jigclu.data.loader import Batch, crop_loader
 from jigclu.data.prefetch import prefetch_to_device
 from jigclu.methods.forward import MethodForward
-from jigclu.methods.method import Method, StepInputs
+from jigclu.methods.method import DrawsPredictions, Method, StepInputs
 from jigclu.models.encoder import Encoder
 from jigclu.ops.optim import Optimizer, check_learning_rate
 from jigclu.system import collectives, progress, seeds, signals
@@ -175,7 +175,7 @@ class PretrainTask(TrainingTask):
                 prepare=self.prepare,
                 take_step=partial(self.take_step, step),
                 evaluations=[self._evaluation(item, step, process) for item in self.evaluators],
-                draw=self.method.draw,
+                pictures=self._pictures(step, process),
                 summarize=lambda history: [*reader.summary(), *_gains(history)],
                 should_stop=should_stop,
             )
@@ -206,6 +206,31 @@ class PretrainTask(TrainingTask):
         """Takes one step at the scheduled learning rate."""
         rate = self.learning_rate * self.learning_rate_factor(state.step)
         return step(state, inputs, rate, measured)
+
+    def _pictures(
+        self, step: TrainingStep, process: Process
+    ) -> dict[str, Callable[[StepInputs], Tensor]]:
+        pictures: dict[str, Callable[[StepInputs], Tensor]] = {"inputs": self.method.draw}
+        if isinstance(self.method, DrawsPredictions):
+            draw = partial(self._draw_predictions, self.method, step.network, process)
+            pictures["predictions"] = draw
+        return pictures
+
+    @torch.no_grad()
+    def _draw_predictions(
+        self, method: DrawsPredictions, network: nn.Module, process: Process, inputs: StepInputs
+    ) -> Tensor:
+        """Draws fixed images, which show what changes, in place of the inputs of a step."""
+        del inputs
+        dataset = self.method.dataset(self.source, self.seed, self.batch_size)
+        precision = PRECISIONS[process.machine.precision.value]
+        kind, enabled = process.device.type, precision != torch.float32
+        network.eval()
+        try:
+            with torch.autocast(kind, precision, enabled=enabled):
+                return method.draw_predictions(network, dataset, self.seed, process.device)
+        finally:
+            network.train()
 
     def _evaluation(self, evaluator: Evaluator, step: TrainingStep, process: Process) -> Evaluation:
         encoder, precision = step.network.encoder, PRECISIONS[process.machine.precision.value]

@@ -191,7 +191,7 @@ class SegmentTask(TrainingTask):
                 prepare=lambda batch, step: segmentation_inputs(*batch),
                 take_step=partial(self._take_step, step),
                 evaluations=[Evaluation(every=every, before_training=False, evaluate=evaluate)],
-                draw=self.draw,
+                pictures={"inputs": self.draw},
                 summarize=self._summarize,
                 should_stop=should_stop,
             )

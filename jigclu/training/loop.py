@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -64,7 +64,7 @@ def train(
     prepare: Callable[[Batch, int], Any],
     take_step: Callable[[TrainState, Any, bool], StepResult],
     evaluations: Sequence[Evaluation],
-    draw: Callable[[Any], Tensor] | None,
+    pictures: Mapping[str, Callable[[Any], Tensor]],
     summarize: Callable[[History], list[str]],
     should_stop: Callable[[], bool] = signals.requested,
 ) -> RunResult:
@@ -80,7 +80,8 @@ def train(
       take_step: takes a step, given the state, its inputs, and whether it is measured, as is the
         last step of each log window.
       evaluations: run in this order at their steps.
-      draw: draws inputs as uint8 [3, height, width]; None for no pictures.
+      pictures: by name, functions of a step's inputs that draw uint8 [3, height, width]; called
+        on every rank.
       summarize: turns the history of scores into messages at the end.
       should_stop: called after every step on every rank. True on any of them saves a checkpoint
         and ends the run early, after the same step on all ranks.
@@ -118,8 +119,8 @@ def train(
             first_step.enter_context(signals.interruptible())
         for batch, wait in time_batches(batches(state.step)):
             inputs = prepare(batch, state.step)
-            if draw is not None and _is_multiple(state.step, task.reporting.picture_every):
-                monitor.image("inputs", state.step, draw(inputs))
+            if _is_multiple(state.step, task.reporting.picture_every):
+                _draw(pictures, monitor, state.step, inputs)
             measured = monitor.reports_at(state.step + 1)
             state, metrics, measures = take_step(state, inputs, measured)
             first_step.close()
@@ -231,6 +232,14 @@ def _first_step_phrase(process: Process) -> str:
 
 def _is_multiple(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _draw(
+    pictures: Mapping[str, Callable[[Any], Tensor]], monitor: Monitor, step: int, inputs: Any
+) -> None:
+    with monitor.pause():
+        for name, draw in pictures.items():
+            monitor.image(name, step, draw(inputs))
 
 
 def _evaluate(evaluations: Sequence[Evaluation], monitor: Monitor, step: int) -> History:

@@ -2,16 +2,22 @@
 
 import dataclasses
 import math
+from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
 from torch.nn import functional
 
+from jigclu.data.decode import crop_resize
+from jigclu.data.procedural import ProceduralImages
+from jigclu.data.sampler import epoch_order
 from jigclu.methods.method import StepInputs
 from jigclu.models.encoder import create_encoder
 from jigclu.models.jigclu import Outputs
+from jigclu.ops import jigsaw_picture
 from jigclu.ops.augment import AugmentationParameters
-from jigclu.ops.jigsaw import global_permutation
+from jigclu.ops.jigsaw import global_permutation, stitch_montages
+from jigclu.ops.pictures import to_pixels
 from jigclu.system.errors import UserError
 from tests.samples import (
     AUGMENTATION,
@@ -23,6 +29,8 @@ from tests.samples import (
     method_inputs,
     noise,
 )
+
+MEAN, STD = AUGMENTATION.mean, AUGMENTATION.std
 
 
 def parameters(inputs: StepInputs) -> AugmentationParameters:
@@ -145,6 +153,34 @@ class JigsawTest(parameterized.TestCase):
         first = method.draw(inputs)[:, 2 : 2 + GRID * SIZE, 2 : 2 + GRID * SIZE]
         rows = [torch.cat([*row], 2) for row in inputs.crops[: GRID**2].unflatten(0, (GRID, GRID))]
         self.assertLessEqual((first.int() - torch.cat(rows, 1).int()).abs().max(), 1)
+
+    def test_picture_of_predictions_is_that_of_the_network(self) -> None:
+        source = ProceduralImages(images=5, size=64, seed=0, split="train")
+        dataset = JIGSAW.dataset(source, 0, 2)
+        permutation = global_permutation(0, 0, 4 * GRID**2)
+        image, place = permutation % 4, permutation // 4
+        seen: list[torch.Tensor] = []
+
+        def network(montages: torch.Tensor) -> Outputs:
+            seen.append(montages)
+            embeddings = torch.eye(4)[image]
+            return Outputs(embeddings, torch.eye(GRID**2)[place], embeddings)
+
+        draw = mock.patch.object(jigsaw_picture, "jigsaw_picture", return_value=None)
+        with draw as drawn:
+            JIGSAW.draw_predictions(network, dataset, 0, torch.device("cpu"))  # type: ignore[arg-type]
+        photographs, boxes, patches, slots, shown = drawn.call_args.args
+        self.assertEqual(seen[0].shape, (4, 3, GRID * SIZE, GRID * SIZE))
+        self.assertTrue(torch.equal(to_pixels(seen[0], MEAN, STD), stitch_montages(slots, GRID)))
+        # This network makes no mistakes.
+        self.assertTrue(torch.equal(drawn.call_args.kwargs["assigned"], image))
+        self.assertTrue(torch.equal(drawn.call_args.kwargs["places"], place))
+        self.assertTrue(torch.equal(shown, image * GRID**2 + place))
+        for number, index in enumerate(epoch_order(0, 0, 5)[:4].tolist()):
+            self.assertTrue(torch.equal(photographs[number], source.read(index)))
+            self.assertTrue(torch.equal(patches[number], dataset[0, index].crops))
+            for box, patch in zip(boxes[number], patches[number], strict=True):
+                self.assertTrue(torch.equal(crop_resize(source.read(index), box, SIZE), patch))
 
     def test_picture_shows_the_augmentation(self) -> None:
         inputs = jigsaw_inputs(0)

@@ -41,6 +41,12 @@ def explicit_health(embeddings: np.ndarray) -> dict[str, float]:
 
 
 class HealthTest(parameterized.TestCase):
+    def test_nearest_other_row_is_never_the_row_itself(self) -> None:
+        rows = functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]]), dim=1)
+        before = rows.clone()
+        self.assertEqual(health.nearest_others(rows).tolist(), [1, 0, 1])
+        self.assertTrue(torch.equal(rows, before))
+
     @parameterized.parameters((5, 4, 8), (6, 2, 3), (2, 3, 1))
     def test_equals_loops_over_pairs(self, images: int, crops: int, channels: int) -> None:
         embeddings = random_embeddings(images, crops, channels)

@@ -74,7 +74,23 @@ class PretrainTest(TaskTestCase):
         self.assertEqual(events.Scalars("accuracy/location_accuracy_chance")[0].value, 0.25)
         # Steps 3 and 4 belong to epochs 0 and 1: the mean of their learning rates.
         self.assertAlmostEqual(events.Scalars("optim/learning_rate")[1].value, 0.0225, delta=1e-6)
-        self.assertEqual([e.step for e in events.Images("inputs")], [0, 4])
+        for tag in ("inputs", "predictions"):
+            self.assertEqual([e.step for e in events.Images(tag)], [0, 4])
+
+    def test_pictures_do_not_change_training(self) -> None:
+        modes = []
+        take_step = PretrainTask.take_step
+
+        def watch(task: PretrainTask, step: TrainingStep, *arguments: Any) -> StepResult:
+            modes.append(all(module.training for module in step.network.modules()))
+            return take_step(task, step, *arguments)
+
+        with mock.patch.object(PretrainTask, "take_step", watch):
+            run(changed(picture_every=1, stop_after_steps=3), self.folder / "all")
+        self.assertEqual(modes, [True] * 3)
+        run(changed(picture_every=0, stop_after_steps=3), self.folder / "none")
+        self.assert_same_training(final(self.folder / "all"), final(self.folder / "none"))
+        self.assertNotIn("predictions", self.events(self.folder / "none").Tags()["images"])
 
     def test_everything_before_the_first_step_shows_progress(self) -> None:
         with progress_log() as log:
@@ -284,7 +300,7 @@ class PretrainTest(TaskTestCase):
         self.assertIn("done: 2 steps", printed)
         events = self.events(self.folder)
         self.assertAlmostEqual(events.Scalars("loss/loss_chance")[0].value, math.log(7), places=5)
-        self.assertEqual([e.step for e in events.Images("inputs")], [0])
+        self.assertEqual(events.Tags()["images"], ["inputs"])
         self.assertIn("projection.2.weight", final(self.folder)["parameters"])
         self.assertIn("views: 8 of 32x32 pixels", changed(method=method).plan(self.folder))
 

@@ -101,7 +101,7 @@ class CountingRun:
                 prepare=self.prepare,
                 take_step=self.take_step,
                 evaluations=evaluations,
-                draw=self.draw,
+                pictures={"inputs": self.draw},
                 summarize=lambda history: [f"summary of {len(history)} evaluations"],
                 should_stop=should_stop,
             )
