@@ -10,9 +10,11 @@ import sys
 from absl import flags
 
 from jigclu import launch
+from jigclu.system import signals
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError, printable
-from jigclu.tasks.doctor import Finding, examine
+from jigclu.tasks.doctor.examine import examine
+from jigclu.tasks.doctor.finding import Finding
 from jigclu.training.task import TrainingTask
 
 _JSON = flags.DEFINE_bool("json", False, "Print the findings as one JSON document.")
@@ -27,10 +29,13 @@ def _run() -> None:
             "training task, such as --gin_file=gin/pretrain_r50.gin"
         )
     findings = []
-    for finding in examine(task, workdir):
-        findings.append(finding)
-        if launched_rank() == 0 and not _JSON.value:
-            print(printable(_line(finding)), flush=True)
+    try:
+        for finding in examine(task, workdir):
+            findings.append(finding)
+            if launched_rank() == 0 and not _JSON.value:
+                print(printable(_line(finding)), flush=True)
+    except KeyboardInterrupt as stopped:
+        raise signals.Stopped("not all checks were made") from stopped
     if launched_rank() == 0 and _JSON.value:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))
     if any(finding.level == "error" for finding in findings):

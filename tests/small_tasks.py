@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jigclu.data.procedural import ProceduralImages
 from jigclu.ops import optim, schedules
+from jigclu.tasks.finetune import FinetuneTask
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.tasks.reproduce import Task
 from jigclu.training import checkpoint
@@ -88,6 +89,19 @@ LABELED: dict[str, Any] = TRAINING | {
     "val_batch_size": 4,
     "evaluate_every": 1,
 }
+
+
+# 20 images in batches of 8: 2 steps per epoch, 4 in all.
+FINETUNING = FinetuneTask(
+    **LABELED,
+    source=ProceduralImages(images=20, size=32, seed=0, split="train"),
+    val=ProceduralImages(images=7, size=32, seed=0, split="val"),
+    optimizer=optim.SGD(
+        momentum=0.9, nesterov=False, weight_decay=0.0, decay_norms_and_biases=True
+    ),
+    learning_rate=0.01,
+    head_learning_rate=None,
+)
 
 
 def run_task(task: Task, workdir: Path, config: str = "") -> str:

@@ -15,6 +15,7 @@ from jigclu.system.files import expand_home
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The folder that holds gin/: the package in a wheel (setup.cfg puts it there), else the checkout.
 ROOT = _PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent
+_DYNAMIC = "__gin__.dynamic_registration"
 
 
 class Layer(NamedTuple):
@@ -65,10 +66,17 @@ def _check_imports(statements: Sequence[Any], place: str, allowed: bool) -> None
     """Raises UserError for an import, which runs code, unless imports are allowed.
 
     `from __gin__ import dynamic_registration`, with which references can name any function of an
-    imported module, is an import, too.
+    imported module, is an import, too; with it, the names of the project's files are unknown.
     """
     for item in statements:
-        if isinstance(item, ImportStatement) and not allowed:
+        if not isinstance(item, ImportStatement):
+            continue
+        if item.module == _DYNAMIC:
+            raise UserError(
+                f"{place}: `{item.format()}` is not supported: decorate your function with "
+                "@gin.configurable, and import its module, which needs --allow_imports"
+            )
+        if not allowed:
             raise UserError(
                 f"{place}: `{item.format()}` lets the configuration run any Python code: if you "
                 "trust it, pass --allow_imports"

@@ -10,12 +10,11 @@ from jigclu.ops import optim, schedules
 from jigclu.system.errors import UserError
 from jigclu.system.on_resume import Rule
 from jigclu.tasks.feature_cache import FeatureCache
-from jigclu.tasks.finetune import FinetuneTask
 from jigclu.tasks.linear import LinearTask
 from jigclu.training.settings import Schedule, learning_settings, resume_rules, with_settings
 from jigclu.training.task import TrainingTask
 from tests.samples import SIMCLR, eval_transform
-from tests.small_tasks import COMPUTE, KNN, LABELED, LOADING, PRETRAINING, SCHEDULE
+from tests.small_tasks import COMPUTE, FINETUNING, KNN, LABELED, LOADING, PRETRAINING, SCHEDULE
 
 SAVING, REPORTING = PRETRAINING.saving, PRETRAINING.reporting
 TRAIN = ProceduralImages(images=20, size=32, seed=0, split="train")
@@ -30,16 +29,6 @@ LINEAR = LinearTask(
     momentum=0.9,
     held_out=0.5,
     cache=FeatureCache(folder="cache", views=2),
-)
-FINETUNING = FinetuneTask(
-    **LABELED,
-    source=TRAIN,
-    val=VAL,
-    optimizer=optim.SGD(
-        momentum=0.9, nesterov=False, weight_decay=0.0, decay_norms_and_biases=True
-    ),
-    learning_rate=0.01,
-    head_learning_rate=None,
 )
 
 

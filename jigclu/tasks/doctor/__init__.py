@@ -1,0 +1,1 @@
+"""Examination of a machine, the data and the settings of a training task before a long run."""
