@@ -48,7 +48,8 @@ def _check_devices(process: Process) -> Iterator[Finding]:
     ranks = collectives.world_size()
     yield Finding("devices", "ok", f"{ranks} x {name}, {size:,.1f} GB of memory each")
     cores = available_cores()
-    yield Finding("cores", "ok", f"{cores} cores for {local_ranks()} processes on this machine")
+    processes = f"{local_ranks()} process" + ("es" if local_ranks() > 1 else "")
+    yield Finding("cores", "ok", f"{cores} cores for {processes} on this machine")
     factors = {
         name: machine.precision_slowdown(name, device)
         for name in machine.PRECISIONS
