@@ -36,9 +36,9 @@ from jigclu.training.settings import with_settings
 
 workdir = Path(sys.argv[1])
 task = with_settings(TASK, every=12, keep_last=1, log_every=1, picture_every=1, epochs=4)
-_evaluate = loop._evaluate
+_due = loop._due
 
-def evaluate(evaluations, monitor, step):
+def due(evaluations, step, task):
     if step == 3:
         with open(workdir / "filling", "wb", buffering=0) as file:
             try:
@@ -48,9 +48,9 @@ def evaluate(evaluations, monitor, step):
                 print(error)
     if step == 9:
         (workdir / "filling").unlink()
-    return _evaluate(evaluations, monitor, step)
+    return _due(evaluations, step, task)
 
-loop._evaluate = evaluate
+loop._due = due
 task.run(workdir, "")
 """
 
