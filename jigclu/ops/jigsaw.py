@@ -14,6 +14,7 @@ of this example is (7, 0, 4, 1, 2, 3, 5, 6). Column by column is also the class 
 published location head.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,14 @@ def check_grid(grid: int, cross_ratio: float) -> None:
         cross_ratio,
         "in [0, 0.5], the share of a side by which a patch exceeds 1 / grid",
     )
+
+
+def place_names(places: int) -> list[str]:
+    """Returns the names of the places of a grid in patch order, such as "bottom left"."""
+    grid = math.isqrt(places)
+    rows = ["top", "bottom"] if grid == 2 else [f"row {number}" for number in range(1, grid + 1)]
+    columns = ["left", "right"] if grid == 2 else [f"column {n}" for n in range(1, grid + 1)]
+    return [f"{row} {column}" for column in columns for row in rows]
 
 
 def patch_boxes(height: int, width: int, grid: int, cross_ratio: float) -> list[Box]:

@@ -10,11 +10,12 @@ one color are right. A small grid marks the predicted place: white if right, red
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from jigclu.ops.jigsaw import Box
+from jigclu.ops.pictures import FRAME, HEADER, INK, LINE, MARGIN, framed, write
 
 # Of photographs, far apart also for color-blind people (Okabe and Ito 2008).
 COLORS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167))
@@ -22,11 +23,7 @@ IMAGES = len(COLORS)
 RIGHT, WRONG = (255, 255, 255), (255, 40, 40)
 BLOCK = 192  # Side of a photograph and of a montage.
 GAP = 28  # Between blocks, with room for an arrow.
-MARGIN = 8
-HEADER = 20
-FRAME, LINE = 5, 3  # Widths of the frame of a patch, and of the line inside it.
 CELL = 6  # Side of a cell of the small grids.
-_INK = (40, 40, 40)
 
 
 def jigsaw_picture(
@@ -65,22 +62,22 @@ def jigsaw_picture(
     canvas = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(canvas)
     for column, title in enumerate(("photographs", "patches", "montages")):
-        _write(pen, (left(column), MARGIN), title)
+        write(pen, (left(column), MARGIN), title)
     for row in range(images):
         canvas.paste(_photograph(photographs[row], boxes[row], COLORS[row]), (left(0), top(row)))
         for number in range(pieces):
-            tile = framed(patches[row, number], BLOCK // grid, COLORS[row], COLORS[row])
+            tile = framed(patches[row, number], BLOCK // grid, (COLORS[row],))
             canvas.paste(tile, corner(1, row, number % grid, number // grid, grid))
         for number in range(pieces):
             slot = row * pieces + number
             truth, guess = int(own[slot]), int(assigned[slot])
-            tile = framed(slots[slot], BLOCK // grid, COLORS[guess], COLORS[truth])
+            tile = framed(slots[slot], BLOCK // grid, (COLORS[guess], COLORS[truth]))
             _mark_place(tile, int(places[slot]), int(place[slot]), grid)
             canvas.paste(tile, corner(2, row, number // grid, number % grid, grid))
         for column in (1, 2):
             _arrow(pen, left(column) - GAP // 2, top(row) + BLOCK // 2)
     for number, line in enumerate(footer):
-        _write(pen, (MARGIN, bottom + number * HEADER), line)
+        write(pen, (MARGIN, bottom + number * HEADER), line)
     return pil_to_tensor(canvas)
 
 
@@ -98,19 +95,6 @@ def corner(column: int, row: int, down: int, right: int, grid: int) -> tuple[int
     """Returns the left and upper edge of a tile of a block, which has grid**2 tiles."""
     side = BLOCK // grid
     return left(column) + right * side, top(row) + down * side
-
-
-def framed(patch: Tensor, side: int, frame: tuple[int, ...], line: tuple[int, ...]) -> Image.Image:
-    """Returns a patch, uint8 [3, size, size], in a frame with a line inside it."""
-    tile = Image.new("RGB", (side, side), "white")
-    pen = ImageDraw.Draw(tile)
-    # One white pixel remains between the frames of neighbors.
-    pen.rectangle((1, 1, side - 2, side - 2), fill=frame)
-    pen.rectangle((1 + FRAME, 1 + FRAME, side - 2 - FRAME, side - 2 - FRAME), fill=line)
-    edge = 1 + FRAME + LINE
-    inner = side - 2 * edge
-    tile.paste(to_pil_image(patch).resize((inner, inner)), (edge, edge))
-    return tile
 
 
 def _photograph(image: Tensor, boxes: Sequence[Box], color: tuple[int, ...]) -> Image.Image:
@@ -142,9 +126,5 @@ def _mark_place(tile: Image.Image, predicted: int, true: int, grid: int) -> None
 
 
 def _arrow(pen: ImageDraw.ImageDraw, x: int, y: int) -> None:
-    pen.line((x - 9, y, x + 4, y), fill=_INK, width=2)
-    pen.polygon(((x + 9, y), (x + 2, y - 5), (x + 2, y + 5)), fill=_INK)
-
-
-def _write(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:
-    pen.text(place, text, fill=_INK, font=ImageFont.load_default(13))
+    pen.line((x - 9, y, x + 4, y), fill=INK, width=2)
+    pen.polygon(((x + 9, y), (x + 2, y - 5), (x + 2, y + 5)), fill=INK)

@@ -38,6 +38,18 @@ def no_counts(classes: int, device: torch.device) -> Counts:
     )
 
 
+def confuse(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Returns int64 [classes, classes]: images by true class (row) and predicted class (column).
+
+    Args:
+      labels: int64 [images], in [0, classes).
+      predicted: likewise.
+      classes: number of classes.
+    """
+    cells = labels * classes + predicted
+    return cells.bincount(minlength=classes**2).view(classes, classes)
+
+
 def add(counts: Counts, logits: Tensor, labels: Tensor) -> Counts:
     """Adds a batch of predictions to the counts.
 
@@ -48,8 +60,7 @@ def add(counts: Counts, logits: Tensor, labels: Tensor) -> Counts:
     """
     classes = logits.shape[1]
     ranked = logits.topk(min(5, classes), 1).indices
-    cells = labels * classes + ranked[:, 0]
-    confusion = cells.bincount(minlength=classes**2).view(classes, classes)
+    confusion = confuse(labels, ranked[:, 0], classes)
     in_top5 = (ranked == labels[:, None]).sum()
     return Counts(counts.confusion + confusion, counts.in_top5 + in_top5)
 

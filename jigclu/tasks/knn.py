@@ -8,6 +8,7 @@ from jigclu.system import collectives, machine, progress, seeds
 from jigclu.system.device import launched_processes, local_device, process_group
 from jigclu.training.bad_samples import recording
 from jigclu.training.encoder_task import EncoderTask
+from jigclu.training.evaluation_report import EvaluationReport
 from jigclu.training.initial_weights import load_into
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.loop import RunResult
@@ -64,7 +65,8 @@ class KnnTask(EncoderTask):
                 if warning is not None:
                     monitor.message(f"warning: {warning}")
                 with progress.status("evaluating"):
-                    scores = self.evaluator(encoder, machine.PRECISIONS[precision.value])
+                    report = EvaluationReport(monitor, 0)
+                    scores = self.evaluator(encoder, machine.PRECISIONS[precision.value], report)
                 monitor.text("config", 0, f"```\n{config}\n```")
                 monitor.numbers(0, scores)
                 accuracy, chance = scores["knn_accuracy"], scores["knn_accuracy_chance"]

@@ -22,6 +22,7 @@ from jigclu.system.errors import UserError
 from jigclu.system.machine import PRECISIONS, Machine
 from jigclu.system.on_resume import Free, Initial, Logged
 from jigclu.training.bad_samples import Unreadable, recording
+from jigclu.training.evaluation_report import EvaluationReport
 from jigclu.training.initial_weights import load_into
 from jigclu.training.loop import Evaluation, RunResult, train
 from jigclu.training.monitor import Monitor
@@ -39,10 +40,13 @@ class Evaluator(Protocol):
     def every(self) -> int:
         """Epochs between evaluations; 0 for none between the first and the last step."""
 
-    def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
+    def __call__(
+        self, encoder: Encoder, precision: torch.dtype, report: EvaluationReport | None = None
+    ) -> dict[str, float]:
         """Returns scores by name, each with `<name>_chance`, the score of guessing.
 
-        Every rank calls it with the same encoder, whose mode stays as it was.
+        Every rank calls it with the same encoder, whose mode stays as it was. The report may
+        receive pictures.
         """
 
 
@@ -237,8 +241,7 @@ class PretrainTask(TrainingTask):
         assert isinstance(encoder, Encoder)
 
         def evaluate(monitor: Monitor, at_step: int) -> dict[str, float]:
-            del monitor, at_step
-            return evaluator(encoder, precision)
+            return evaluator(encoder, precision, EvaluationReport(monitor, at_step))
 
         return Evaluation(self.epochs_to_steps(evaluator.every), True, evaluate)
 

@@ -258,7 +258,7 @@ def log_segmentation(
     table = "\n".join(["| class | IoU | pixels |", "|---|---|---|", *rows])
     table += "\n\nThe picture `confusion` has the same order: rows are true classes, columns "
     monitor.text("iou_per_class", step, f"{table}predicted classes.")
-    monitor.image("confusion", step, confusion_picture(confusion.cpu()))
+    monitor.image("confusion", step, confusion_picture(confusion, classes))
     return _scores_by_name(scores, classes)
 
 

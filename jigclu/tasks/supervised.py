@@ -167,7 +167,7 @@ def log_classification(
     table = "\n".join(["| class | top-1 | images |", "|---|---|---|", *rows])
     table += "\n\nThe picture `confusion` has the same order: rows are true classes, columns "
     monitor.text("accuracy_per_class", step, f"{table}predicted classes.")
-    monitor.image("confusion", step, confusion_picture(counts.confusion))
+    monitor.image("confusion", step, confusion_picture(counts.confusion, classes))
     return scores
 
 

@@ -18,9 +18,17 @@ from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labeled
 from jigclu.data.transform import EvalTransform
 from jigclu.models.encoder import Encoder
+from jigclu.ops import metrics
 from jigclu.system import collectives
 from jigclu.system.errors import check
 from jigclu.training.bad_samples import Unreadable
+from jigclu.training.evaluation_report import (
+    NEIGHBORS,
+    POINTS,
+    QUERIES,
+    EvaluationReport,
+    choose_evenly,
+)
 from jigclu.training.features import FeatureSettings, choose_settings, encode
 from jigclu.training.settings import Loading
 
@@ -33,11 +41,11 @@ class Nearest(NamedTuple):
     """Nearest neighbors of every query so far.
 
     similarity: float32 [queries, neighbors], cosines in decreasing order; -inf if missing.
-    labels: int64 [queries, neighbors].
+    images: int64 [queries, neighbors], their indices in the bank.
     """
 
     similarity: Tensor
-    labels: Tensor
+    images: Tensor
 
 
 def empty_nearest(queries: int, neighbors: int, device: torch.device) -> Nearest:
@@ -48,14 +56,14 @@ def empty_nearest(queries: int, neighbors: int, device: torch.device) -> Nearest
     )
 
 
-def update_nearest(nearest: Nearest, queries: Tensor, bank: Tensor, labels: Tensor) -> Nearest:
+def update_nearest(nearest: Nearest, queries: Tensor, bank: Tensor, index: Tensor) -> Nearest:
     """Returns the nearest neighbors after one more piece of the bank.
 
     Args:
       nearest: neighbors so far.
       queries: float32 [queries, channels], L2-normalized.
       bank: float32 [piece, channels], L2-normalized.
-      labels: int64 [piece], from 0.
+      index: int64 [piece], of the images in the whole bank.
     """
     pieces = []
     for rows in torch.arange(len(queries), device=queries.device).split(_QUERIES):
@@ -63,16 +71,16 @@ def update_nearest(nearest: Nearest, queries: Tensor, bank: Tensor, labels: Tens
         pieces.append(
             _keep_nearest(
                 torch.cat([nearest.similarity[rows], similarity], 1),
-                torch.cat([nearest.labels[rows], labels.expand(len(rows), -1)], 1),
-                nearest.labels.shape[1],
+                torch.cat([nearest.images[rows], index.expand(len(rows), -1)], 1),
+                nearest.images.shape[1],
             )
         )
     return Nearest(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
 
 
-def _keep_nearest(similarity: Tensor, labels: Tensor, neighbors: int) -> Nearest:
+def _keep_nearest(similarity: Tensor, images: Tensor, neighbors: int) -> Nearest:
     kept, positions = similarity.topk(neighbors, 1)
-    return Nearest(kept, labels.gather(1, positions))
+    return Nearest(kept, images.gather(1, positions))
 
 
 def merge_ranks(nearest: Nearest) -> Nearest:
@@ -80,21 +88,22 @@ def merge_ranks(nearest: Nearest) -> Nearest:
     merged = [
         _keep_nearest(
             collectives.gather(similarity, dim=1),
-            collectives.gather(labels, dim=1),
-            nearest.labels.shape[1],
+            collectives.gather(images, dim=1),
+            nearest.images.shape[1],
         )
-        for similarity, labels in zip(*(v.split(_QUERIES) for v in nearest), strict=True)
+        for similarity, images in zip(*(v.split(_QUERIES) for v in nearest), strict=True)
     ]
     return Nearest(*(torch.cat(parts) for parts in zip(*merged, strict=True)))
 
 
-def vote(nearest: Nearest, classes: int, temperature: float) -> Tensor:
+def vote(nearest: Nearest, labels: Tensor, classes: int, temperature: float) -> Tensor:
     """Classifies by a vote of the nearest neighbors with weights exp(cosine / temperature).
 
     The rule of Wu et al. 2018 (arXiv 1805.01978, section 3.4).
 
     Args:
       nearest: neighbors of every query, the nearest first.
+      labels: int64 [bank], of the images of the bank.
       classes: number of classes.
       temperature: > 0 (usually 0.07).
 
@@ -104,7 +113,7 @@ def vote(nearest: Nearest, classes: int, temperature: float) -> Tensor:
     # Only ratios count. Relative to the nearest neighbor, weights do not underflow to 0.
     weights = ((nearest.similarity - nearest.similarity[:, :1]) / temperature).exp()
     votes = weights.new_zeros(len(weights), classes)
-    return votes.scatter_add_(1, nearest.labels, weights).argmax(1)
+    return votes.scatter_add_(1, labels[nearest.images], weights).argmax(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +151,9 @@ class KnnEvaluator:
         check(1 <= self.neighbors <= images, "neighbors", self.neighbors, expected)
         check(self.temperature > 0, "temperature", self.temperature, "above 0")
 
-    def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
+    def __call__(
+        self, encoder: Encoder, precision: torch.dtype, report: EvaluationReport | None = None
+    ) -> dict[str, float]:
         """Returns knn_accuracy and knn_accuracy_chance, the share of the most frequent class.
 
         Every rank calls it with the same encoder, whose mode stays as it was. The device holds
@@ -151,20 +162,51 @@ class KnnEvaluator:
         Args:
           encoder: on the device on which to compute.
           precision: of autocast in the encoder; float32 for none.
+          report: receives pictures; None for none.
         """
         settings = self._settings(next(encoder.parameters()).device, precision)
         queries, readable = self._all_queries(encoder, settings)
         nearest = empty_nearest(len(queries), self.neighbors, queries.device)
-        for piece, labels in _pieces(self._encode(encoder, self.bank, settings)):
-            kept = labels >= 0
-            bank = functional.normalize(piece[kept], dim=1)
-            nearest = update_nearest(nearest, queries, bank, labels[kept])
-        predicted = vote(merge_ranks(nearest), len(self.bank.classes), self.temperature)[readable]
-        labels = torch.tensor(self.queries.labels, device=predicted.device)[readable]
+        for piece, index in _pieces(self._encode(encoder, self.bank, settings)):
+            nearest = update_nearest(nearest, queries, functional.normalize(piece, dim=1), index)
+        nearest = merge_ranks(nearest)
+        classes = self.bank.classes
+        bank_labels, labels = (
+            torch.tensor(source.labels, device=queries.device)
+            for source in (self.bank, self.queries)
+        )
+        predicted = vote(nearest, bank_labels, len(classes), self.temperature)[readable]
+        if report is not None:
+            confusion = metrics.confuse(labels[readable], predicted, len(classes))
+            report.confusion("knn_confusion", confusion, classes)
+            self._show(report, readable.nonzero().flatten(), queries, nearest)
         return {
-            "knn_accuracy": (predicted == labels).float().mean().item(),
-            "knn_accuracy_chance": labels.bincount().max().item() / len(labels),
+            "knn_accuracy": (predicted == labels[readable]).float().mean().item(),
+            "knn_accuracy_chance": labels[readable].bincount().max().item() / len(predicted),
         }
+
+    def _show(
+        self, report: EvaluationReport, readable: Tensor, queries: Tensor, nearest: Nearest
+    ) -> None:
+        """Shows the nearest neighbors of some queries, and the embedding of more at the end.
+
+        Args:
+          report: receives them.
+          readable: int64 [readable], indices of queries.
+          queries: features of all queries.
+          nearest: neighbors of all queries.
+        """
+        images, bank = (
+            ImageDataset(source=source, transform=self.eval_transform, skip_unreadable=True)
+            for source in (self.queries, self.bank)
+        )
+        shown = readable[choose_evenly(len(readable), QUERIES)]
+        neighbors = nearest.images[shown, :NEIGHBORS].tolist()
+        pairs = dict(zip(shown.tolist(), neighbors, strict=True))
+        report.neighbors("knn_neighbors", images, bank, pairs)
+        if report.is_last:
+            points = readable[choose_evenly(len(readable), POINTS)]
+            report.embedding("knn", images, points.tolist(), queries[points])
 
     def _settings(self, device: torch.device, precision: torch.dtype) -> FeatureSettings:
         name = "knn_evaluator.batch_size"
@@ -206,14 +248,15 @@ class KnnEvaluator:
 def _pieces(
     batches: Iterable[tuple[Tensor, LabeledBatch]],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Joins batches of features into larger pieces, each with its labels."""
+    """Joins features of readable images into larger pieces, each with the indices of its images."""
     joined: list[Tensor] = []
-    labels: list[Tensor] = []
+    indices: list[Tensor] = []
     for piece, batch in batches:
-        joined.append(piece)
-        labels.append(batch.label.to(piece.device))
+        kept = batch.label >= 0
+        joined.append(piece[kept.to(piece.device)])
+        indices.append(batch.image_index[kept].to(piece.device))
         if sum(map(len, joined)) >= _BANK:
-            yield torch.cat(joined), torch.cat(labels)
-            joined, labels = [], []
+            yield torch.cat(joined), torch.cat(indices)
+            joined, indices = [], []
     if joined:
-        yield torch.cat(joined), torch.cat(labels)
+        yield torch.cat(joined), torch.cat(indices)

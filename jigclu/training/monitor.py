@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jigclu.ops.jigsaw import place_names
 from jigclu.ops.pictures import confusion_picture
 from jigclu.system import memory, progress
 from jigclu.system.errors import UserError
@@ -80,13 +81,13 @@ class Monitor:
         console: progress.Console | None = None,
     ) -> None:
         self._workdir = workdir
-        self._total_steps = total_steps
+        self.total_steps = total_steps
         self._start_step = start_step
         self._images_per_step = images_per_step
         self._steps_per_epoch = steps_per_epoch
         self._log_every = log_every
         self._bad_steps = bad_steps
-        self._is_main = is_main
+        self.is_main = is_main
         self._references = references
         self._alarms = alarms
         self._console = progress.CONSOLE if console is None else console
@@ -107,7 +108,7 @@ class Monitor:
         """Returns the monitor of a task without training steps."""
         return cls(
             workdir=workdir,
-            total_steps=1,
+            total_steps=0,
             start_step=0,
             images_per_step=1,
             steps_per_epoch=1,
@@ -117,7 +118,7 @@ class Monitor:
         )
 
     def __enter__(self) -> "Monitor":
-        if self._is_main:
+        if self.is_main:
             self._records = Records(
                 self._workdir,
                 self._start_step,
@@ -134,14 +135,14 @@ class Monitor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._is_main:
+        if self.is_main:
             self._console.set_line("")
         if self._records is not None:
             self._records.close()
 
     def reports_at(self, step: int) -> bool:
         """Returns whether a window ends with this step."""
-        return step % self._log_every == 0 or step == self._total_steps
+        return step % self._log_every == 0 or step == self.total_steps
 
     def step(
         self,
@@ -162,9 +163,9 @@ class Monitor:
           UserError: more steps in a row than allowed had a metric that was not finite.
           ValueError: the step is outside the run, or metrics have other names.
         """
-        if not self._start_step < step <= self._total_steps:
+        if not self._start_step < step <= self.total_steps:
             raise ValueError(
-                f"step {step} is not in ({self._start_step}, {self._total_steps}]: "
+                f"step {step} is not in ({self._start_step}, {self.total_steps}]: "
                 "count the steps taken, including this one"
             )
         self._add(metrics)
@@ -202,7 +203,7 @@ class Monitor:
         reported = {**values, **scalars, **self._references}
         self.numbers(step, reported | {"peak_memory_gb": memory.peak_memory(device) / 1e9})
         for name, confusion in confusions.items():
-            self.image(name, step, confusion_picture(confusion))
+            self.image(name, step, confusion_picture(confusion, place_names(len(confusion))))
         # Of the measures, the line shows those with a chance level.
         shown = {k: v for k, v in scalars.items() if f"{k}_chance" in self._references}
         self._reported = values | shown
@@ -251,7 +252,7 @@ class Monitor:
             return
         self._bad_in_a_row += 1
         problem = ", ".join(f"{name} is {value}" for name, value in broken)
-        if self._is_main:
+        if self.is_main:
             self._bad_steps.record(step, problem)
         if self._bad_in_a_row > self._bad_steps.allowed:
             row = f", bad step {self._bad_in_a_row} in a row" if self._bad_steps.allowed else ""
@@ -289,6 +290,13 @@ class Monitor:
         if self._records is not None:
             self._records.image(name, step, image)
 
+    def embedding(
+        self, name: str, step: int, features: Tensor, thumbnails: Tensor, labels: Sequence[str]
+    ) -> None:
+        """Adds an embedding to TensorBoard's projector; see `Records.embedding`."""
+        if self._records is not None:
+            self._records.embedding(name, step, features, thumbnails, labels)
+
     def text(self, name: str, step: int, text: str) -> None:
         """Adds a text (Markdown) to TensorBoard."""
         if self._records is not None:
@@ -296,7 +304,7 @@ class Monitor:
 
     def message(self, text: str) -> None:
         """Prints a separate line, above the live line if there is one."""
-        if self._is_main:
+        if self.is_main:
             self._console.message(text)
 
     def _show_report(self, step: int) -> None:
@@ -310,8 +318,8 @@ class Monitor:
 
     def _draw(self, step: int) -> None:
         """Updates the live line, which begins with a bar."""
-        if self._is_main:
-            parts = [_bar(step, self._total_steps), *self._parts(step)]
+        if self.is_main:
+            parts = [_bar(step, self.total_steps), *self._parts(step)]
             self._console.set_line(_join_fitting(parts, self._console.columns))
             self._drawn_at = time.monotonic()
 
@@ -320,13 +328,13 @@ class Monitor:
         metrics = dict(self._reported)
         rate = metrics.pop("images_per_second", None)
         wait = metrics.pop("data_wait_fraction", None)
-        parts = [f"step {step}/{self._total_steps}"]
+        parts = [f"step {step}/{self.total_steps}"]
         if "loss" in metrics:
             parts.append(_describe("loss", metrics.pop("loss")))
         if rate is not None:
             parts.append(f"images/s {rate:.1f}")
         if self._seconds_per_step is not None:
-            left = round((self._total_steps - step) * self._seconds_per_step)
+            left = round((self.total_steps - step) * self._seconds_per_step)
             parts.append(f"ETA {timedelta(seconds=left)}")
         if wait is not None:
             parts.append(f"data wait {wait:.0%}")

@@ -13,11 +13,12 @@ from jigclu.data.sources import Source
 from jigclu.data.subsets import check_labeled
 from jigclu.data.transform import EvalTransform
 from jigclu.models.encoder import Encoder
-from jigclu.ops import probes
+from jigclu.ops import metrics, probes
 from jigclu.ops.optim import check_learning_rate, check_momentum
 from jigclu.ops.probes import Probes
 from jigclu.system import collectives, progress, seeds
 from jigclu.system.errors import check
+from jigclu.training.evaluation_report import POINTS, EvaluationReport, choose_evenly
 from jigclu.training.features import FeatureSettings, choose_settings, encode
 from jigclu.training.probe_step import ProbeStep, initial_state, to_probes
 from jigclu.training.settings import Loading
@@ -81,7 +82,9 @@ class ProbeEvaluator:
         check_momentum(self.momentum)
         seeds.check_seed(self.seed)
 
-    def __call__(self, encoder: Encoder, precision: torch.dtype) -> dict[str, float]:
+    def __call__(
+        self, encoder: Encoder, precision: torch.dtype, report: EvaluationReport | None = None
+    ) -> dict[str, float]:
         """Returns probe_accuracy and probe_accuracy_chance, the share of the most frequent class.
 
         Every rank calls it with the same encoder, whose mode stays as it was.
@@ -89,20 +92,38 @@ class ProbeEvaluator:
         Args:
           encoder: on the device on which to compute.
           precision: of autocast in the encoder; float32 for none.
+          report: receives pictures; None for none.
         """
         settings = self._settings(next(encoder.parameters()).device, precision)
         train = self._encode(encoder, self.source, settings)
         mean, deviation = _moments(train.features, len(self.source))
         probe = self._train(train.standardize(mean, deviation))
         val = self._encode(encoder, self.val, settings).standardize(mean, deviation)
+        classes = self.val.classes
         with torch.no_grad():
             predicted = probes.probe_logits(probe, val.features)[0].argmax(1)
-            correct = collectives.sum_over_ranks((predicted == val.labels).sum())
-        labels = torch.tensor(self.val.labels)
+        confusion = metrics.confuse(val.labels, predicted, len(classes))
+        confusion = collectives.sum_over_ranks(confusion)
+        if report is not None:
+            report.confusion("probe_confusion", confusion, classes)
+            if report.is_last:
+                self._show_embedding(report, val)
         return {
-            "probe_accuracy": correct.item() / len(labels),
-            "probe_accuracy_chance": labels.bincount().max().item() / len(labels),
+            "probe_accuracy": confusion.trace().item() / len(self.val),
+            "probe_accuracy_chance": confusion.sum(1).max().item() / len(self.val),
         }
+
+    def _show_embedding(self, report: EvaluationReport, val: LabeledFeatures) -> None:
+        indices = choose_evenly(len(self.val), POINTS)
+        row_of = torch.full((len(self.val),), -1, dtype=torch.int64)
+        row_of[val.image_index] = torch.arange(len(val.image_index))
+        rows = row_of[indices]
+        points = torch.zeros(len(indices), val.features.shape[1], device=val.features.device)
+        points[rows >= 0] = val.features[rows[rows >= 0]]
+        # Each row is filled by one rank, and 0 on all others.
+        points = collectives.sum_over_ranks(points)
+        images = ImageDataset(source=self.val, transform=self.eval_transform)
+        report.embedding("probe", images, indices, points)
 
     def _settings(self, device: torch.device, precision: torch.dtype) -> FeatureSettings:
         name = "probe_evaluator.batch_size"

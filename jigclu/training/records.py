@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from shutil import disk_usage
+from shutil import disk_usage, rmtree
 
 from PIL import Image
 from torch import Tensor
@@ -17,6 +17,7 @@ from jigclu.system.files import write_atomically
 from jigclu.training.metrics_file import METRICS, MetricsFile
 
 PICTURES = "pictures"  # Folder of the last picture of each name.
+_DIGITS = 4  # Of the features of an embedding.
 _LEAST_ROOM = 2**24  # Bytes on the disk with which TensorBoard is written again.
 # TensorBoard's groups of numbers: losses and accuracies go by their names.
 _GROUPS = {
@@ -108,6 +109,27 @@ class Records:
         image = image.cpu()
         self._to_tensorboard(lambda writer: writer.add_image(name, image, step))
         self._to_file(lambda: _write_picture(self._pictures / f"{name}.png", image))
+
+    def embedding(
+        self, name: str, step: int, features: Tensor, thumbnails: Tensor, labels: Sequence[str]
+    ) -> None:
+        """Adds an embedding to the projector, in place of an earlier one of this name and step.
+
+        Args:
+          name: of the embedding.
+          step: of the features.
+          features: float32 [images, channels].
+          thumbnails: uint8 [images, 3, side, side].
+          labels: of the images.
+        """
+        rmtree(self._folder / f"{step:05}" / name, ignore_errors=True)
+        # Short numbers: the projector reads text, tens of megabytes with all digits.
+        rounded = features.cpu().double().round(decimals=_DIGITS)
+        self._to_tensorboard(
+            lambda writer: writer.add_embedding(
+                rounded, list(labels), thumbnails.float() / 255, step, name
+            )
+        )
 
     def text(self, name: str, step: int, text: str) -> None:
         """Adds a text (Markdown)."""

@@ -17,6 +17,14 @@ class PatchBoxesTest(parameterized.TestCase):
         self.assertEqual(top_right, (0, 40, 80, 160))
         self.assertEqual(bottom_right, (20, 40, 80, 160))
 
+    def test_places_have_names_in_patch_order(self) -> None:
+        self.assertEqual(
+            jigsaw.place_names(4), ["top left", "bottom left", "top right", "bottom right"]
+        )
+        names = jigsaw.place_names(9)
+        self.assertEqual((names[1], names[3]), ("row 2 column 1", "row 1 column 2"))
+        self.assertLen(set(names), 9)
+
     @parameterized.product(
         grid=[2, 3, 5], cross_ratio=[0.0, 0.17, 0.3, 0.5], size=[(7, 5), (64, 64), (375, 500)]
     )

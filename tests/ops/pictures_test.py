@@ -2,8 +2,25 @@
 
 import torch
 from absl.testing import absltest
+from torchvision.transforms.functional import pil_to_tensor
 
-from jigclu.ops.pictures import confusion_picture, image_grid, segmentation_picture, voc_colors
+from jigclu.ops.pictures import (
+    FRAME,
+    GAP,
+    GREEN,
+    HEADER,
+    INK,
+    LINE,
+    MARGIN,
+    RED,
+    TILE,
+    confusion_picture,
+    framed,
+    image_grid,
+    neighbors_picture,
+    segmentation_picture,
+    voc_colors,
+)
 from jigclu.ops.segmentation import IGNORED
 from tests.samples import eval_transform, noise
 
@@ -44,6 +61,59 @@ class PicturesTest(absltest.TestCase):
     def test_a_class_without_images_is_blank(self) -> None:
         picture = confusion_picture(torch.tensor([[0, 0], [0, 3]]))
         self.assertEqual(picture[0][::399, ::399].tolist(), [[255, 255], [255, 0]])
+
+    def test_names_stand_beside_rows_and_above_columns(self) -> None:
+        confusion = torch.tensor([[3, 1], [0, 4]])
+        picture = confusion_picture(confusion, ["cat", "dog"])
+        cells = picture[:, -MARGIN - 120 : -MARGIN, -MARGIN - 120 : -MARGIN]
+        # 1 - sqrt(share) of 255, beside the percentages in the middle of the cells.
+        self.assertEqual(cells[0][5::60, 5::60].tolist(), [[34, 128], [255, 0]])
+        room = picture.shape[1] - MARGIN - 120
+        self.assertEqual(picture.shape[2], room + 120 + MARGIN)
+        ink = 255.0 - picture[0].float()
+        for number in range(2):
+            band = slice(room + 60 * number, room + 60 * (number + 1))
+            left, above = ink[band, : room - 1], ink[: room - 1, band]
+            self.assertGreater(left.sum(), 0)
+            # The same name, turned by a quarter.
+            self.assertAlmostEqual((above.sum() / left.sum()).item(), 1.0, delta=0.1)
+            self.assertGreater(above.sum(1).count_nonzero(), above.sum(0).count_nonzero())
+        # No number is written where there are no images, but elsewhere.
+        self.assertEqual(cells[:, 60:119, 1:59].min(), 255)
+        self.assertGreater(cells[0, 61:119, 61:119].max(), 200)
+
+    def test_long_names_are_cut_and_many_names_left_out(self) -> None:
+        few = torch.eye(2, dtype=torch.int64)
+        longest = confusion_picture(few, ["n" * 20, "b"])
+        self.assertLess(confusion_picture(few, ["n" * 500, "b"]).shape[2], longest.shape[2] + 20)
+        many = torch.eye(31, dtype=torch.int64)
+        picture = confusion_picture(many, [str(number) for number in range(31)])
+        self.assertTrue(torch.equal(picture, confusion_picture(many)))
+        self.assertEqual(picture.shape, (3, 12 * 31, 12 * 31))
+
+    def test_neighbors_follow_their_query_with_green_or_red_frames(self) -> None:
+        levels = torch.arange(8, dtype=torch.uint8).view(2, 4, 1, 1, 1) * 30
+        images = levels.expand(2, 4, 3, 10, 10)
+        right = torch.tensor([[True, False, True], [False, False, True]])
+        picture = neighbors_picture(images[:, 0], images[:, 1:], right)
+        self.assertEqual(picture.dtype, torch.uint8)
+        self.assertEqual(picture.shape[2], 2 * MARGIN + GAP + 4 * TILE)
+        for row in range(2):
+            middle = MARGIN + HEADER + row * TILE + TILE // 2
+            for column in range(4):
+                left = MARGIN + column * TILE + (GAP if column else 0)
+                color = INK if column == 0 else GREEN if right[row, column - 1] else RED
+                self.assertEqual(picture[:, middle, left + 1].tolist(), [*color])
+                level = picture[:, middle, left + TILE // 2].tolist()
+                self.assertEqual(level, [30 * (4 * row + column)] * 3)
+
+    def test_frames_surround_the_whole_image(self) -> None:
+        image = torch.full((3, 4, 6), 200, dtype=torch.uint8)
+        tile = pil_to_tensor(framed(image, 40, [RED, GREEN]))
+        row = [tuple(color) for color in tile[:, 20].t().tolist()]
+        white, inner = [(255, 255, 255)], [(200, 200, 200)] * (40 - 2 * (1 + FRAME + LINE))
+        frame, line = [RED] * FRAME, [GREEN] * LINE
+        self.assertEqual(row, [*white, *frame, *line, *inner, *line, *frame, *white])
 
     def test_segmentation_shows_image_truth_and_prediction_in_vocs_colors(self) -> None:
         image = torch.full((3, 2, 3), 200, dtype=torch.uint8)

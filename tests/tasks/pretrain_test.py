@@ -76,6 +76,11 @@ class PretrainTest(TaskTestCase):
         self.assertAlmostEqual(events.Scalars("optim/learning_rate")[1].value, 0.0225, delta=1e-6)
         for tag in ("inputs", "predictions"):
             self.assertEqual([e.step for e in events.Images(tag)], [0, 4])
+        for tag in ("knn_neighbors", "knn_confusion"):
+            self.assertEqual([e.step for e in events.Images(tag)], [0, 3, 6])
+        projector = (self.folder / "tensorboard" / "projector_config.pbtxt").read_text()
+        self.assertEqual(projector.count('tensor_path: "00006/knn/tensors.tsv"'), 1)
+        self.assertEqual(projector.count("tensor_path"), 1)
 
     def test_pictures_do_not_change_training(self) -> None:
         modes = []

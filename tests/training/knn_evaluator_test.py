@@ -1,6 +1,7 @@
 """kNN equals brute force in NumPy, and counts are exact on any number of ranks."""
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -42,10 +43,11 @@ def predict(
     """Classifies by a bank in three pieces, shared by the ranks."""
     own = slice(collectives.rank(), None, collectives.world_size())
     nearest = knn_evaluator.empty_nearest(len(queries), neighbors, CPU)
-    for piece in zip(bank[own].chunk(3), labels[own].chunk(3), strict=True):
+    index = torch.arange(len(bank))[own]
+    for piece in zip(bank[own].chunk(3), index.chunk(3), strict=True):
         nearest = knn_evaluator.update_nearest(nearest, queries, *piece)
     return knn_evaluator.vote(
-        knn_evaluator.merge_ranks(nearest), int(labels.max()) + 1, temperature
+        knn_evaluator.merge_ranks(nearest), labels, int(labels.max()) + 1, temperature
     )
 
 
@@ -135,6 +137,32 @@ class KnnEvaluatorTest(parameterized.TestCase):
         self.assertEqual(scores, {"knn_accuracy": 1.0, "knn_accuracy_chance": 0.5})
         with self.assertRaisesRegex(UserError, "query 0 is unreadable"):
             with_settings(knn, skip_unreadable=False)(small_encoder(), torch.float32)
+
+    def test_shows_the_nearest_of_readable_images(self) -> None:
+        images = noise(5, 3, 32, 32).unbind()
+        # Queries are images of the bank in another order; two images are unreadable.
+        bank = MemorySource([None, *images], labels=[0, 1, 0, 1, 0, 1])
+        queries = MemorySource([images[4], None, images[0], images[2]], labels=[1, 0, 1, 1])
+        bank.classes = queries.classes = ["a", "b"]
+        queries.name = lambda index: f"query {index}"  # type: ignore[method-assign]
+        knn = evaluator(bank=bank, queries=queries, neighbors=2, skip_unreadable=True)
+        for is_last in (False, True):
+            report = mock.Mock(is_last=is_last)
+            with self.assertLogs(level="WARNING"):
+                knn(small_encoder(), torch.float32, report)
+            name, confusion, classes = report.confusion.call_args.args
+            self.assertEqual((name, classes), ("knn_confusion", ["a", "b"]))
+            self.assertEqual(confusion.tolist(), [[0, 0], [0, 3]])
+            nearest = report.neighbors.call_args.args[3]
+            self.assertEqual({query: row[0] for query, row in nearest.items()}, {0: 5, 2: 1, 3: 3})
+            self.assertEqual({len(row) for row in nearest.values()}, {2})
+            self.assertEqual(report.embedding.called, is_last)
+        _, _, indices, features = report.embedding.call_args.args
+        self.assertEqual(indices, [0, 2, 3])
+        settings = knn._settings(CPU, torch.float32)
+        with self.assertLogs(level="WARNING"):
+            expected, _ = knn._all_queries(small_encoder(), settings)
+        torch.testing.assert_close(features, expected[indices])
 
     def test_encoder_stays_unchanged(self) -> None:
         encoder = small_encoder().train()

@@ -1,6 +1,7 @@
 """The linear probe equals a plain torch loop, also on two ranks."""
 
 from typing import Any
+from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
@@ -54,6 +55,14 @@ def weights() -> torch.Tensor:
     return PROBE._train(data.standardize(*moments)).weight[0]
 
 
+def reported() -> tuple[torch.Tensor, float, torch.Tensor]:
+    """Returns the confusion, the accuracy and the embedding that a rank reports."""
+    report = mock.Mock(is_last=True)
+    scores = PROBE(small_encoder(), torch.float32, report)
+    confusion, features = (call.call_args.args for call in (report.confusion, report.embedding))
+    return confusion[1], scores["probe_accuracy"], features[3]
+
+
 class ProbeEvaluatorTest(TaskTestCase):
     def test_equals_a_plain_loop(self) -> None:
         raw, labels = features_and_labels(PROBE.source)  # type: ignore[arg-type]
@@ -86,6 +95,20 @@ class ProbeEvaluatorTest(TaskTestCase):
             torch.testing.assert_close(rank, alone, rtol=1e-3, atol=1e-5)
         for rank_scores in run_on_ranks(scores, 2):
             self.assertEqual(rank_scores, expected)
+
+    def test_shows_confusions_and_at_the_end_the_standardized_features(self) -> None:
+        for index in (0, 1):
+            confusion, accuracy, features = (
+                reported() if index == 0 else run_on_ranks(reported, 2)[1]
+            )
+            labels = torch.tensor(PROBE.val.labels)
+            self.assertTrue(torch.equal(confusion.sum(1), labels.bincount(minlength=10)))
+            self.assertEqual(confusion.trace() / 11, accuracy)
+            raw, _ = features_and_labels(PROBE.source)  # type: ignore[arg-type]
+            shown, _ = features_and_labels(PROBE.val)  # type: ignore[arg-type]
+            deviation = raw.std(0, correction=0).clamp_min(1e-6)
+            expected = (shown - raw.mean(0)) / deviation
+            torch.testing.assert_close(features, expected, rtol=1e-2, atol=1e-3)
 
     def test_encoder_stays_unchanged(self) -> None:
         encoder = small_encoder().train()
