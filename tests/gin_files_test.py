@@ -25,10 +25,12 @@ from jigclu.tasks.knn import KnnTask
 from jigclu.tasks.linear import LinearTask
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.tasks.report import ReportTask
 from jigclu.tasks.reproduce import ReproduceTask
 from jigclu.tasks.segment import SegmentTask
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.probe_evaluator import ProbeEvaluator
+from jigclu.training.published import PUBLISHED
 from jigclu.training.settings import Schedule
 
 FOLDER = config.ROOT / "gin"
@@ -47,6 +49,7 @@ TASKS = {
     "gin/base/export.gin": (ExportTask, ()),
     "gin/features.gin": (FeaturesTask, ("features.init_from",)),
     "gin/pack.gin": (PackTask, ()),
+    "gin/report.gin": (ReportTask, ()),
     "gin/base/linear.gin": (LinearTask, ("linear.init_from",)),
     "gin/knn.gin": (KnnTask, ("knn.init_from",)),
 }
@@ -279,6 +282,13 @@ class GinFilesTest(parameterized.TestCase):
         factors = [task.schedule.decay(epoch, 100, 0) for epoch in (29, 30, 60, 90)]
         self.assertSequenceAlmostEqual(factors, [1.0, 0.1, 0.01, 0.001])
         self.assertLen(task.source, 300)
+
+    def test_published_scores_of_the_reproduction_are_those_of_its_stages(self) -> None:
+        task = self.load("gin/reproduce_r50.gin").task
+        assert isinstance(task, ReproduceTask)
+        bound = {f"{stage}/{score}": value for stage, score, value in task.published}
+        self.assertEqual(bound, PUBLISHED["gin/reproduce_r50.gin"])
+        self.assertContainsSubset(PUBLISHED, RUN_FILES)
 
     def test_moco_protocol_of_segmentation(self) -> None:
         task = self.load("gin/segment_voc_fcn.gin").task

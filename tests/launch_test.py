@@ -151,6 +151,11 @@ class LaunchTest(FolderTestCase):
         self.assertEqual(given.resolved, operative.resolved)
         self.assertIn("pretrain.batch_size = 4\n", given.resolved)
         self.assertNotEmpty(list((self.workdir / "tensorboard").iterdir()))
+        report = (self.workdir / "report.md").read_text()
+        self.assertIn("# run: pretrain\n\nFinished. knn_accuracy ", report)
+        self.assertIn("| devices | 1 x cpu |\n| data | 14 images, 10 classes |", report)
+        self.assertIn("| pretrain.batch_size | 64 | 4 |", report)
+        self.assertIn("data:image/png;base64,", (self.workdir / "report.html").read_text())
 
         printed = self.succeeded(self.demo(program=TORCHRUN))
         self.assertIn("devices: 2 x cpu", printed)
@@ -280,6 +285,8 @@ class LaunchTest(FolderTestCase):
         self.assertEqual(done.returncode, 2)
         self.assertRegex(done.stderr, "error: loss is nan, .*at step [23]; lower pretrain.learni")
         self.assertEqual(checkpoint.latest(self.workdir), before)
+        report = (self.workdir / "report.md").read_text()
+        self.assertRegex(report, "Failed: loss is nan, .*lower pretrain.learning")
 
     def test_rejects_a_batch_that_ranks_cannot_share(self) -> None:
         done = self.demo("pretrain.batch_size=5", program=TORCHRUN)

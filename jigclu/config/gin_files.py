@@ -154,6 +154,37 @@ def _find(file: str, including_folder: Path | None) -> Path:
     raise UserError(f"gin file {file} {problem}{messages.hint(file, shipped_files())}")
 
 
+def followed_file(layers: Sequence[Layer]) -> str | None:
+    """Returns the last of the project's own run files in layers, such as gin/demo.gin, or None."""
+    names = [_shipped_name(layer.place) for layer in layers]
+    return next((name for name in reversed(names) if name and not is_base(name)), None)
+
+
+def changes(layers: Sequence[Layer]) -> dict[str, tuple[str | None, str]]:
+    """Returns the bindings that differ from the project's own files in layers.
+
+    Each has its value in these files, or None, and its last value.
+    """
+    shipped: dict[str, str] = {}
+    last: dict[str, str] = {}
+    for layer in layers:
+        last |= layer.bindings
+        if _shipped_name(layer.place) is not None:
+            shipped |= layer.bindings
+    return {
+        name: (shipped.get(name), value)
+        for name, value in last.items()
+        if shipped.get(name) != value
+    }
+
+
+def _shipped_name(place: str) -> str | None:
+    """Returns the name of one of the project's own files, or None for another place."""
+    path = Path(place).resolve()
+    inside = path.is_relative_to((ROOT / "gin").resolve())
+    return str(path.relative_to(ROOT.resolve())) if inside else None
+
+
 def files_that_bind(name: str) -> list[str]:
     """Returns those of gin/base that bind a name."""
     base = [file for file in shipped_files() if is_base(file)]

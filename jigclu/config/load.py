@@ -30,14 +30,16 @@ from jigclu.system.errors import UserError
 from jigclu.system.files import write_file
 from jigclu.system.log_file import log_to
 from jigclu.system.workdir_lock import locked
+from jigclu.tasks.report import ReportTask
 from jigclu.tasks.reproduce import Task
 from jigclu.training import checkpoint
 from jigclu.training.encoder_task import EncoderTask, resolve_encoder
 from jigclu.training.loop import RunResult
+from jigclu.training.report import About, Change, run_and_report
+from jigclu.training.run_records import CONFIG, ENVIRONMENT
 from jigclu.training.task import TrainingTask
 
 _LONG = 10**6  # Characters, so that every binding stays on one line.
-_GIVEN = "config.gin"
 _TASK = re.compile(r"^launch\.task = @(?:\w+/)*(\w+)\(\)", re.MULTILINE)
 # A quoted text, which may contain anything, or a macro.
 _TEXT_OR_MACRO = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|%(\w+)""")
@@ -53,6 +55,8 @@ class Configuration(NamedTuple):
     unused: names whose bindings have no effect, because a later file or the command line replaced
     the object that reads them.
     chosen: bindings that were left to the rules of `tasks.folder_recipe`.
+    file: the last of the project's own run files that was read, such as gin/demo.gin, or None.
+    changes: bindings that differ from the project's own files.
     """
 
     task: Task
@@ -61,6 +65,8 @@ class Configuration(NamedTuple):
     resolved: str
     unused: list[str]
     chosen: Chosen
+    file: str | None = None
+    changes: Sequence[Change] = ()
 
     def for_workdir(self, workdir: Path) -> "Configuration":
         """Returns the configuration with the encoder of the weights in place of "auto"."""
@@ -82,7 +88,7 @@ class Configuration(NamedTuple):
     def _check_records(self, workdir: Path) -> None:
         own, found = _task_name(self.given), None
         try:
-            found = _task_name((workdir / _GIVEN).read_text(encoding="utf-8"))
+            found = _task_name((workdir / CONFIG).read_text(encoding="utf-8"))
         except OSError:
             if not isinstance(self.task, TrainingTask) and checkpoint.latest(workdir) is not None:
                 found = "training"
@@ -112,13 +118,22 @@ class Configuration(NamedTuple):
         with (
             locked(workdir) if is_main else nullcontext(),
             log_to(workdir / "train.log") if is_main else nullcontext(),
-            _named_bindings(self.task),
         ):
-            if is_main:
-                add_environment(workdir / "environment.json", launched_processes())
-                write_file(workdir / _GIVEN, self.given.encode())
-                write_file(workdir / "operative_config.gin", self.operative.encode())
-                logging.info("workdir %s\n%s", workdir, self.plan(workdir))
+            if not is_main:
+                return self._run_task(workdir)
+            add_environment(workdir / ENVIRONMENT, launched_processes())
+            write_file(workdir / CONFIG, self.given.encode())
+            write_file(workdir / "operative_config.gin", self.operative.encode())
+            with _named_bindings(self.task):
+                plan = self.plan(workdir)
+            logging.info("workdir %s\n%s", workdir, plan)
+            if isinstance(self.task, ReportTask):
+                return self._run_task(workdir)
+            about = About(plan, self.resolved, self.file, self.changes)
+            return run_and_report(partial(self._run_task, workdir), workdir, about)
+
+    def _run_task(self, workdir: Path) -> RunResult:
+        with _named_bindings(self.task):
             return self.task.run(workdir, self.resolved)
 
 
@@ -226,6 +241,8 @@ def load(
         resolved=choices.annotate(_resolve(operative)),
         unused=_check_unused(unused, layers, given),
         chosen=choices,
+        file=gin_files.followed_file(layers),
+        changes=[Change(name, *values) for name, values in gin_files.changes(layers).items()],
     )
 
 

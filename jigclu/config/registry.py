@@ -34,6 +34,7 @@ from jigclu.tasks.knn import KnnTask
 from jigclu.tasks.linear import LinearTask
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
+from jigclu.tasks.report import ReportTask
 from jigclu.tasks.reproduce import Load, ReproduceTask, Task
 from jigclu.tasks.segment import SegmentTask
 from jigclu.training.knn_evaluator import KnnEvaluator
@@ -70,6 +71,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "features": FeaturesTask,
     "export": ExportTask,
     "pack": PackTask,
+    "report": ReportTask,
     "benchmark": BenchmarkTask,
     "reproduce": reproduce,
     # Groups of settings.

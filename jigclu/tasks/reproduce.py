@@ -134,13 +134,15 @@ class ReproduceTask:
                 rows += [
                     Row(name, key, value, self._figure(name, key)) for key, value in scores.items()
                 ]
+            scores = {f"{row.stage}/{row.score}": row.ours for row in rows}
+            monitor.numbers(0, scores)
             monitor.text("results", 0, table(rows))
             monitor.message(table(rows))
         if is_main:
             text = f"# Results\n\n{table(rows)}\n"
             write_file(workdir / "results.md", text.encode())
         pretrained = checkpoint.latest(workdir / self.stages[0][0])
-        return RunResult({f"{row.stage}/{row.score}": row.ours for row in rows}, pretrained)
+        return RunResult(scores, pretrained)
 
     def _run_stage(self, index: int, workdir: Path, monitor: Monitor) -> dict[str, float]:
         """Returns the scores of a stage, which runs unless it finished with the same settings."""

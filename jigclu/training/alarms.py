@@ -7,7 +7,7 @@ from statistics import fmean
 _PATIENCE = 1000
 # A random network reaches 3 % of the way from chance to the floor of the clustering loss, because
 # the patches of an image share its colors.
-_LEARNED = 0.05
+LEARNED = 0.05
 _WINDOWS = 5  # Reports that are averaged against noise.
 _RISE = 1.1
 # Of embedding_deviation: random networks have 0.1 or more, trained ones about 1.
@@ -105,15 +105,28 @@ def _progress(reports: Sequence[Values]) -> dict[str, float]:
         chance = f"{name}_chance"
         if chance not in reports[-1] or kind not in ("loss", "accuracy"):
             continue
-        value, at_chance = fmean(report[name] for report in reports), reports[-1][chance]
-        best = reports[-1].get(f"{name}_floor", 0.0) if kind == "loss" else 1.0
-        share = (value - at_chance) / (best - at_chance)
+        floor = reports[-1].get(f"{name}_floor", 0.0)
+        value = fmean(report[name] for report in reports)
+        share = learned_share(name, value, reports[-1][chance], floor)
         progress[branch] = max(share, progress.get(branch, share))
     return progress
 
 
+def learned_share(name: str, value: float, chance: float, floor: float) -> float:
+    """Returns how far a value is from chance (0) to the best possible (1); 0 if they are equal.
+
+    Args:
+      name: a loss, such as clustering_loss, or an accuracy, of which 1 is the best possible.
+      value: of it.
+      chance: value of guessing.
+      floor: least possible value of a loss.
+    """
+    best = floor if name.endswith("loss") else 1.0
+    return (value - chance) / (best - chance) if best != chance else 0.0
+
+
 def _nothing_learned(branches: Mapping[str, float], step: int) -> str:
-    if not branches or max(branches.values()) >= _LEARNED:
+    if not branches or max(branches.values()) >= LEARNED:
         return ""
     return (
         f"nothing is learned beyond chance after {step} steps; try a learning rate three "
@@ -122,7 +135,7 @@ def _nothing_learned(branches: Mapping[str, float], step: int) -> str:
 
 
 def _dead_branch(branches: Mapping[str, float], step: int) -> str:
-    dead = [branch for branch, share in branches.items() if share < _LEARNED]
+    dead = [branch for branch, share in branches.items() if share < LEARNED]
     if not dead or len(dead) == len(branches):
         return ""
     return (

@@ -92,6 +92,20 @@ class LoadTest(ConfigTestCase):
             again = config.load([self.file(text)], [])
             self.assertEqual(again.resolved, loaded.resolved)
 
+    def test_changes_of_shipped_files_are_listed(self) -> None:
+        own = self.file("include 'gin/demo.gin'\npretrain.seed = 1\nschedule.epochs = 7\n")
+        loaded = config.load([own], ["pretrain.seed=2", "train_split/ProceduralImages.seed=3"])
+        self.assertEqual(loaded.file, DEMO)
+        self.assertEqual(
+            loaded.changes,
+            [("pretrain.seed", "0", "2"), ("train_split/ProceduralImages.seed", None, "3")],
+        )
+
+    def test_own_file_without_shipped_ones_follows_none(self) -> None:
+        text = config.load([DEMO], []).given
+        loaded = config.load([self.file(text)], [])
+        self.assertIsNone(loaded.file)
+
     @parameterized.parameters("gin/demo.gin", "demo.gin")
     def test_project_files_are_found_and_included_from_any_folder(self, name: str) -> None:
         self.addCleanup(os.chdir, os.getcwd())

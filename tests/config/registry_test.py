@@ -20,7 +20,7 @@ SOURCES = (
 )
 TASKS = (
     "@pretrain(), @linear(), @finetune(), @segment(), @knn(), @features(), @export(), @pack(), "
-    "@benchmark(), @reproduce()"
+    "@report(), @benchmark(), @reproduce()"
 )
 
 

@@ -31,6 +31,10 @@ class SignalsTest(SignalsTestCase):
         self.assertEqual(run.wait(), 143, run.printed)
         self.assertNotIn("Traceback", run.printed)
         step = self.assert_stopped(run, "SIGTERM")
+        self.assertIn(
+            "\nStopped by a signal; the same command continues.\n",
+            (self.workdir / "report.md").read_text(),
+        )
 
         run = self.start(f"schedule.stop_after_steps={step + 1}")
         self.assertEqual(run.wait(), 0, run.printed)

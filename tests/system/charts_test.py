@@ -1,0 +1,98 @@
+"""Tests of jigclu.system.charts."""
+
+import math
+import re
+from collections.abc import Mapping
+from xml.etree import ElementTree
+
+from absl.testing import absltest, parameterized
+
+from jigclu.system import charts
+from jigclu.system.charts import Chart, Points
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(
+    series: Mapping[str, Points], levels: Mapping[str, float] | None = None, share: bool = False
+) -> ElementTree.Element:
+    chart = Chart("title", "step", series, levels or {}, share)
+    return ElementTree.fromstring(charts.draw(chart))
+
+
+def texts(svg: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in svg.iter(f"{SVG}text")]
+
+
+def lines(svg: ElementTree.Element) -> list[list[tuple[float, float]]]:
+    """Returns the points of each line, in pixels."""
+    found = []
+    for line in svg.iter(f"{SVG}polyline"):
+        numbers = [float(number) for number in re.findall(r"[\d.]+", line.attrib["points"])]
+        found.append(list(zip(numbers[::2], numbers[1::2], strict=True)))
+    return found
+
+
+class ChartsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.0, 217.0, [0.0, 50.0, 100.0, 150.0, 200.0]),
+        (22.41, 23.75, [22.5, 22.75, 23.0, 23.25, 23.5, 23.75]),
+        (-3e-5, 1e-5, [-3e-5, -2e-5, -1e-5, 0.0, 1e-5]),
+        (1.2e6, 4.9e6, [2e6, 3e6, 4e6]),
+    )
+    def test_ticks_are_round(self, low: float, high: float, expected: list[float]) -> None:
+        self.assertEqual(charts.ticks(low, high), expected)
+
+    def test_values_are_in_proportion(self) -> None:
+        ((first, second, third),) = lines(drawn({"loss": [(0, 1.0), (10, 2.0), (40, 4.0)]}))
+        self.assertAlmostEqual((second[0] - first[0]) * 4, third[0] - first[0], delta=0.5)
+        self.assertAlmostEqual((first[1] - second[1]) * 3, first[1] - third[1], delta=0.5)
+
+    def test_level_has_the_height_of_its_value(self) -> None:
+        svg = drawn({"loss": [(0, 1.0), (10, 2.0)]}, {"chance": 2.0})
+        ((_, last),) = lines(svg)
+        (level,) = (line for line in svg.iter(f"{SVG}line") if line.attrib["class"] == "level")
+        self.assertEqual(float(level.attrib["y1"]), last[1])
+        self.assertIn("chance 2", texts(svg))
+
+    def test_shares_are_percentages_from_zero(self) -> None:
+        svg = drawn({"accuracy": [(0, 0.4), (10, 0.5)]}, {"chance": 0.25}, share=True)
+        self.assertContainsSubset(["0%", "10%", "50%", "chance 25.0%"], texts(svg))
+
+    def test_only_several_lines_have_a_legend(self) -> None:
+        points = [(0.0, 1.0), (1.0, 2.0)]
+        self.assertNotIn("a", texts(drawn({"a": points})))
+        many = {f"run number {number}": points for number in range(10)}
+        svg = drawn(many)
+        self.assertContainsSubset(list(many), texts(svg))
+        classes = [line.attrib["class"] for line in svg.iter(f"{SVG}polyline")]
+        self.assertEqual(classes[0::8], ["series-0", "series-0 repeated"])
+        names = [element for element in svg.iter(f"{SVG}text") if element.text in many]
+        for name in names:
+            self.assertLess(float(name.attrib["x"]) + 6 * len(name.text or ""), 440)
+
+    def test_long_lines_are_thinned_and_end_with_the_last_point(self) -> None:
+        ((*_, last),) = lines(drawn({"a": [(float(step), 1.0 + step) for step in range(10**4)]}))
+        svg = drawn({"a": [(float(step), 1.0 + step) for step in range(10**4)]})
+        self.assertLessEqual(len(lines(svg)[0]), 400)
+        self.assertEqual(last[0], 440 - 14)
+
+    @parameterized.parameters(
+        ([],), ([(0.0, 1.0)],), ([(0.0, 0.0), (1.0, 0.0)],), ([(0.0, math.nan), (1.0, math.inf)],)
+    )
+    def test_few_equal_and_infinite_values_are_drawn(self, points: Points) -> None:
+        svg = charts.draw(Chart("title", "step", {"a": points}, {"chance": math.nan}, False))
+        self.assertNotIn("nan", svg)
+        self.assertNotIn("inf", svg)
+
+    def test_names_are_escaped(self) -> None:
+        name = "<script>&\"'"
+        points = [(0.0, 1.0)]
+        svg = charts.draw(Chart(name, name, {name: points, "b": points}, {name: 1.0}, False))
+        self.assertNotIn("<script>", svg)
+        self.assertEqual(texts(ElementTree.fromstring(svg)).count(name), 3)
+
+
+if __name__ == "__main__":
+    absltest.main()
