@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo install lint test faults test-detection test-avx2 gpu-check clean
+.PHONY: demo install lint test docs faults test-detection test-avx2 gpu-check clean
 
 demo: install
 	$(BIN)/python -m jigclu.launch --gin_file=gin/demo.gin --workdir=runs/demo
@@ -29,6 +29,15 @@ test: lint
 	$(BIN)/python -m pytest $(HALF) & half=$$!; \
 	$(BIN)/python -m pytest tests $(HALF:%=--ignore=%); others=$$?; \
 	wait $$half && exit $$others
+
+# The documentation as a site, searchable without a server: build/docs/index.html.
+docs: $(VENV)/installed_docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -c docs . build/docs
+	@echo "open build/docs/index.html"
+
+$(VENV)/installed_docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # Kills, stops and starves real runs; `make test` leaves out the slow ones.
 faults: install

@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jigclu import config
+from jigclu.config.gin_files import described_bindings
 from jigclu.config.sizes import DERIVED
 from jigclu.methods.jigsaw import Jigsaw
 from jigclu.methods.simclr import SimClr
@@ -55,16 +56,8 @@ TASKS = {
 }
 # Read by the rules of gin/pretrain_folder.gin, or for folders without evaluation images.
 READ_BY_RULES = ("DATA", "HeldOut.source", "HeldOut.fraction", "HeldOut.seed", "HeldOut.part")
-BINDING = re.compile(r"^([\w./]+) = (.*?)(?:\s+#\s*(\S.*))?$")
+BINDING = re.compile(r"^([\w./]+) = ")
 INCLUDE = re.compile(r"^include '(.+)'$")
-
-
-def bindings_of(file: str) -> dict[str, tuple[str, str | None]]:
-    """Returns what a file itself binds: name to (value, comment)."""
-    # A value of several lines continues in indented lines, up to its last parenthesis.
-    text = re.sub(r"\n(?: +|(?=\)))", " ", (config.ROOT / file).read_text())
-    matches = filter(None, map(BINDING.match, text.splitlines()))
-    return {match[1]: (match[2], match[3]) for match in matches}
 
 
 def includes_of(file: str) -> list[str]:
@@ -142,7 +135,7 @@ class GinFilesTest(parameterized.TestCase):
             "VocSegmentation.root": root / "VOC2012",
             "SegmentationFolders.root": root / "masked",
         }
-        bound = {name for part in (*includes_of(file), file) for name in bindings_of(part)}
+        bound = {name for part in (*includes_of(file), file) for name in described_bindings(part)}
         data = next((path for name, path in folders.items() if name in bound), root)
         places |= {"DATA": data}
         replaced = [f"{name}={str(path)!r}" for name, path in places.items() if name in bound]
@@ -169,7 +162,7 @@ class GinFilesTest(parameterized.TestCase):
         if not operative.isdisjoint(DERIVED):
             operative.add("SIZE")
         for part in (*includes_of(file), file):
-            own = set(bindings_of(part))
+            own = set(described_bindings(part))
             self.assertNotEmpty(own)
             if part == "gin/pretrain_folder.gin":
                 own = {name for name in own if name.split("/")[-1] not in READ_BY_RULES}
@@ -196,13 +189,14 @@ class GinFilesTest(parameterized.TestCase):
     def test_files_bind_only_what_differs_from_their_includes(self, file: str) -> None:
         inherited: dict[str, str] = {}
         for part in includes_of(file):
-            inherited |= {name: value for name, (value, _) in bindings_of(part).items()}
-        same = [n for n, (value, _) in bindings_of(file).items() if inherited.get(n) == value]
+            inherited |= {name: value for name, (value, _) in described_bindings(part).items()}
+        own = described_bindings(file)
+        same = [name for name, (value, _) in own.items() if inherited.get(name) == value]
         self.assertEmpty(same)
 
     @parameterized.parameters(*[file for file in FILES if file.startswith("gin/base/")])
     def test_base_values_have_unit_and_source(self, file: str) -> None:
-        for name, (value, comment) in bindings_of(file).items():
+        for name, (value, comment) in described_bindings(file).items():
             # References and macros are explained where their targets are bound.
             if not value.startswith(("@", "%")) and not name.isupper():
                 self.assertIsNotNone(comment, name)
@@ -332,7 +326,7 @@ class GinFilesTest(parameterized.TestCase):
         )
         self.assertEmpty(configuration.unused)
         operative = [line.partition(" = ")[0] for line in configuration.resolved.splitlines()]
-        self.assertContainsSubset(bindings_of(PROBE), operative)
+        self.assertContainsSubset(described_bindings(PROBE), operative)
         assert isinstance(configuration.task, PretrainTask)
         knn, probe = configuration.task.evaluators
         assert isinstance(knn, KnnEvaluator) and isinstance(probe, ProbeEvaluator)

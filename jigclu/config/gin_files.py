@@ -16,6 +16,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # The folder that holds gin/: the package in a wheel (setup.cfg puts it there), else the checkout.
 ROOT = _PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent
 _DYNAMIC = "__gin__.dynamic_registration"
+# A line of a shipped file: name = value  # comment.
+_BINDING = re.compile(r"^([\w./]+) = (.*?)(?:\s+#\s*(\S.*))?$")
 
 
 class Layer(NamedTuple):
@@ -203,5 +205,20 @@ def shipped_files() -> list[str]:
 
 def first_comment(file: str) -> str:
     """Returns the first line of a shipped file's comment."""
+    return opening_comment(file).splitlines()[0]
+
+
+def opening_comment(file: str) -> str:
+    """Returns the comment with which a shipped file starts, without its number signs."""
+    head = (ROOT / file).read_text(encoding="utf-8").split("\n\n")[0]
+    return re.sub(r"^# ?", "", head, flags=re.MULTILINE)
+
+
+def described_bindings(file: str) -> dict[str, tuple[str, str | None]]:
+    """Returns what a shipped file itself binds: value and comment of each name, on one line."""
     text = (ROOT / file).read_text(encoding="utf-8")
-    return re.sub(r"^#\s*", "", text.splitlines()[0])
+    # A value of several lines continues in indented lines, up to its last parenthesis, and a
+    # comment in indented comments.
+    text = re.sub(r"\n(?: +#|(?: +|(?=\))))", " ", text)
+    matches = filter(None, map(_BINDING.match, text.splitlines()))
+    return {match[1]: (match[2], match[3]) for match in matches}

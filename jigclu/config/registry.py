@@ -43,7 +43,11 @@ from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedu
 
 
 def launch(task: Task) -> Task:
-    """Returns the task to run: the root of every configuration."""
+    """Returns the task to run: the root of every configuration.
+
+    Args:
+      task: what the command runs, such as `@pretrain()`.
+    """
     return task
 
 
@@ -143,7 +147,7 @@ def check_type(binding: str, value: Any) -> None:
     expected = types.parameter_hints(CONFIGURABLES[name])[parameter]
     if not types.fits(value, expected):
         raise UserError(
-            f"{binding} is {_spell(value)}; expected {_expected(expected)}"
+            f"{binding} is {_spell(value)}; expected {spell_expected(expected)}"
             f"{_correction(binding, expected)}"
         )
 
@@ -275,7 +279,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str, dict)
 
 
-def _expected(hint: Any) -> str:
+def spell_expected(hint: Any) -> str:
     """Describes the valid values of a type: its name, or the references that build one."""
     options = types.options(hint)
     makers = [

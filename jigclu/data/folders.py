@@ -33,6 +33,11 @@ class ImageFolder(ImageFiles):
     def __init__(self, root: str, split: str, decoding: Decoding = USUAL_DECODING) -> None:
         """Lists the files.
 
+        Args:
+          root: folder of the splits or of the classes.
+          split: name of the split: 'train', 'val' or 'test'.
+          decoding: intensities and largest size.
+
         Raises:
           UserError: root is missing, contains no class folders or no images, or contains only
             other splits; or it is not clear which folder the split is.
@@ -52,6 +57,10 @@ class UnlabeledImages(ImageFiles):
     def __init__(self, root: str, decoding: Decoding = USUAL_DECODING) -> None:
         """Lists the files.
 
+        Args:
+          root: folder of the images.
+          decoding: intensities and largest size.
+
         Raises:
           UserError: root is missing or contains no images.
         """
@@ -62,7 +71,14 @@ class UnlabeledImages(ImageFiles):
 
 
 def open_folder(root: str, decoding: Decoding = USUAL_DECODING) -> ImageFiles:
-    """Returns the images of `scan_folder`; errors name the setting `root`."""
+    """Opens all images below a folder; if all are in subfolders, these are the classes.
+
+    Errors name the setting `root`, unlike those of `scan_folder`.
+
+    Args:
+      root: folder of the images.
+      decoding: intensities and largest size.
+    """
     with naming("root"):
         return scan_folder(root, decoding)
 

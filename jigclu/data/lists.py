@@ -30,6 +30,11 @@ class ImageList(ImageFiles):
     def __init__(self, path: str, root: str, decoding: Decoding = USUAL_DECODING) -> None:
         """Reads the list and checks that every file exists.
 
+        Args:
+          path: of the list, a text file.
+          root: folder to which the lines are relative.
+          decoding: intensities and largest size.
+
         Raises:
           UserError: the list, root or a listed file is missing, a listed file is not an image, or
             the list is empty.

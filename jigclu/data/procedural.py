@@ -142,7 +142,7 @@ class ProceduralImages:
         Args:
           images: number of images, at least 1.
           size: side of an image, pixels, at least 16.
-          seed: >= 0; different seeds give different images.
+          seed: of the images; different seeds give different ones.
           split: "train" or "val", which share no image.
         """
         check(images >= 1, "images", images, "1 or more")

@@ -143,6 +143,7 @@ class VocSegmentation(MaskedFiles):
         Args:
           root: the folder VOC2012 itself.
           split: name of the list: train, val or trainval.
+          decoding: intensities and largest size.
 
         Raises:
           UserError: a folder, the list or a listed file is missing, or an image is listed twice.
@@ -188,6 +189,7 @@ class SegmentationFolders(MaskedFiles):
           masks: folder of the masks, PNG files, relative to root.
           classes: names of the classes, of which mask values are the indices; or their number.
           ignore_value: mask value of pixels without a class, in [0, 255]; None if all have one.
+          decoding: intensities and largest size.
 
         Raises:
           UserError: a value is out of range, a folder or mask is missing, or two images belong to

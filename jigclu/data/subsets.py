@@ -142,7 +142,7 @@ class BalancedSubset(SubsetSource):
         """Draws the images.
 
         Args:
-          source: with labels.
+          source: labeled images.
           fraction: share of each class, in (0, 1], rounded to images, at least one.
           seed: of the draw.
 
@@ -161,7 +161,7 @@ class HeldOut(SubsetSource):
         """Splits the source.
 
         Args:
-          source: with labels.
+          source: labeled images.
           fraction: share of each class to hold out, in (0, 1), rounded to images, at least one.
           seed: of the draw.
           part: "held_out" for the share, "train" for the remaining images.

@@ -35,6 +35,12 @@ class TorchvisionImages:
     def __init__(self, name: str, root: str, split: str, download: bool) -> None:
         """Opens the data set below root; downloads it first if `download` and necessary.
 
+        Args:
+          name: CIFAR10, CIFAR100, STL10 or Imagenette.
+          root: folder of the data set.
+          split: 'train' or 'val'; of STL10 also 'unlabeled'.
+          download: whether to download a data set that is missing.
+
         Raises:
           UserError: the name or split is unknown, the data are missing, or the download failed.
           DownloadNeeded: in a dry run, if a download is necessary.

@@ -56,8 +56,8 @@ class WebDatasetImages:
 
         Args:
           root: folder of the uncompressed shards.
-          pattern: of shard names; splits often share a folder, as in 'imagenet1k-train-*.tar' and
-            'imagenet1k-validation-*.tar'.
+          pattern: of the names of the shards; splits often share a folder, as in
+            'imagenet1k-train-*.tar' and 'imagenet1k-validation-*.tar'.
           index_folder: where the indexes are saved.
           decoding: intensities and largest size.
 

@@ -97,7 +97,21 @@ class ColorAugmentation:
 
     Brightness, contrast and saturation factors are drawn from U(max(0, 1 - value), 1 + value),
     the hue shift from U(-hue, hue) in turns of the color circle, and the sigma of the blur from
-    U(blur_sigma_min, blur_sigma_max) in pixels of a patch. Mean and std are of RGB in [0, 1].
+    U(blur_sigma_min, blur_sigma_max) in pixels of a patch.
+
+    Attributes:
+      brightness: largest relative change of the brightness.
+      contrast: largest relative change of the contrast.
+      saturation: largest relative change of the saturation.
+      hue: largest shift of the hue, in turns of the color circle.
+      jitter_probability: of changing brightness, contrast, saturation and hue.
+      grayscale_probability: of removing the colors.
+      blur_probability: of a Gaussian blur.
+      blur_sigma_min: least sigma of the blur, in pixels of a patch.
+      blur_sigma_max: greatest sigma of the blur, in pixels of a patch.
+      flip_probability: of mirroring left and right.
+      mean: of RGB in [0, 1], which normalizes the result.
+      std: of RGB in [0, 1], which normalizes the result.
     """
 
     brightness: float

@@ -52,7 +52,7 @@ class Optimizer(Protocol):
 class SGD:
     """Stochastic gradient descent with momentum, as torch.optim.SGD (dampening 0).
 
-    momentum: in [0, 1).
+    momentum: share of the previous step that a step repeats, in [0, 1).
     nesterov: whether a step looks ahead by the new momentum (Sutskever et al., ICML 2013).
     weight_decay: L2 (published 1e-4).
     decay_norms_and_biases: whether weight decay also applies to vectors: biases, normalization
@@ -104,7 +104,7 @@ class AdamW:
 
     beta1: decay of the mean of gradients, in (0, 1), usually 0.9.
     beta2: decay of the mean of their squares, in (0, 1), usually 0.999.
-    epsilon: > 0, added to the root of the mean square, usually 1e-8.
+    epsilon: added to the root of the mean square, > 0, usually 1e-8.
     weight_decay: share of a parameter that a step of learning rate 1 would remove.
     decay_norms_and_biases: whether weight decay also applies to vectors: biases, normalization
       and layer scales.
@@ -174,9 +174,9 @@ class LARS:
     weight_decay * weight|. As is usual in self-supervised training, vectors (biases and batch
     normalization) take plain SGD steps without weight decay.
 
-    momentum: in [0, 1).
+    momentum: share of the previous step that a step repeats, in [0, 1).
     weight_decay: L2, on weights.
-    trust_coefficient: > 0, usually 0.001.
+    trust_coefficient: factor of the adaptive rate, > 0, usually 0.001.
     """
 
     moment_names: ClassVar = ("momentum",)

@@ -33,7 +33,7 @@ class StepDecay:
     """Multiplies the learning rate by `factor` at each milestone.
 
     milestones: epochs since the start of the run, warm-up included.
-    factor: in [0, 1].
+    factor: of the learning rate at each milestone, in [0, 1].
     """
 
     milestones: Sequence[float]

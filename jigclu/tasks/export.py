@@ -59,7 +59,7 @@ class ExportTask(EncoderTask):
     `init_from` is None only for `check`, while the weights do not exist yet.
 
     Attributes:
-      formats: names in `FORMATS`.
+      formats: names of the formats to write, some of `FORMATS`.
       source: images to compare features on.
       images: number of images to compare.
       eval_transform: preprocessing of the images.

@@ -21,7 +21,7 @@ class KnnTask(EncoderTask):
     """Evaluates an encoder by weighted nearest neighbors.
 
     Attributes:
-      evaluator: of the encoder.
+      evaluator: bank, queries and settings of the classification.
       seed: of the random weights, if init_from is None.
       compute: device and precision.
     """

@@ -57,7 +57,7 @@ class PackTask:
     """Writes the images of a source, in order, to shards in the workdir.
 
     Attributes:
-      source: of the images and labels.
+      source: images to pack, with their labels.
       image_format: "jpeg" or "raw".
       shorter_side: pixels to which the shorter side of larger images is resized.
       quality: of JPEG, in [1, 100].

@@ -22,10 +22,12 @@ class EncoderTask:
     """Settings of an encoder.
 
     Attributes:
-      encoder: name for `create_encoder`; "auto" for that of the weights.
+      encoder: name of the network, such as "resnet50" or "timm/convnext_tiny"; "auto" for that of
+        the weights.
       small_stem: whether the encoder starts with a 3x3 convolution, for small images; "auto" as
         in the weights.
-      init_from: weights, as `initial_weights.find` accepts them; None for random ones.
+      init_from: initial weights: a workdir, an export, a file or "jigclu_200e", see
+        `initial_weights.find`; None for random ones.
     """
 
     encoder: str

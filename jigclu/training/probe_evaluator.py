@@ -57,7 +57,7 @@ class ProbeEvaluator:
       epochs: passes of the probe over the features.
       batch_size: images of the global batch of the probe, and images encoded at once per device.
       learning_rate: initial learning rate of the probe; decreases linearly to 0.
-      momentum: in [0, 1).
+      momentum: of the probe's SGD, in [0, 1).
       seed: of the probe's initial weights and of the order of images.
       loading: worker processes.
     """

@@ -39,13 +39,18 @@ class TrainingTask(EncoderTask):
     """Settings of all training tasks; gin/base describes each of them.
 
     Attributes:
-      seed: of all random numbers, in [0, 2**63).
+      seed: of all random numbers.
       title: of the task, in messages.
       raises_alarms: whether the measures of its steps are watched by `Alarms`.
       source: training images.
       batch_size: images of the global batch.
       resume_from: checkpoint to resume if the workdir has none, or an earlier one of the workdir,
         to which the run goes back once; or None.
+      schedule: length of the run, and its learning-rate schedule.
+      compute: device and arithmetic.
+      loading: worker processes that read images.
+      saving: checkpoints.
+      reporting: log lines and pictures.
     """
 
     title: ClassVar[str]

@@ -51,10 +51,21 @@ from jigclu.training.monitor import Monitor
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTask:
-    """Measures what pre-training costs; gin/benchmark.gin describes the fields.
+    """Measures what pre-training costs.
 
-    Units: images per repetition of reading; steps of training end to end; patches
-    of the global batch; longest in seconds.
+    Attributes:
+      task: pre-training that is measured; its method must be jigsaw clustering.
+      parts: what to measure, in this order: any of "reading", "step", "end_to_end", "growth" and
+        "start".
+      repetitions: of each measurement; the tables show medians.
+      images: number of images read per repetition of reading.
+      compile: values of `compute.compile` to compare.
+      precisions: values of `compute.precision` to compare.
+      channels_last: values of `compute.channels_last` to compare.
+      steps: training steps measured end to end.
+      patches: sizes of the global batch, in patches, for which the clustering loss is measured.
+      longest: seconds of one clustering loss above which larger batches are left out.
+      ranks: numbers of ranks for which the bytes of the exchange are computed.
     """
 
     task: PretrainTask
