@@ -38,6 +38,7 @@ FOLDER = config.ROOT / "gin"
 FILES = sorted(str(path.relative_to(config.ROOT)) for path in FOLDER.rglob("*.gin"))
 # No run file includes it: see test_linear_probe_beside_knn.
 PROBE = "gin/base/probe.gin"
+ONLINE_PROBE = "gin/base/online_probe.gin"
 DECODING = "gin/base/decoding.gin"
 RUN_FILES = [file for file in FILES if not file.startswith("gin/base/")]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -149,7 +150,7 @@ class GinFilesTest(parameterized.TestCase):
 
     def test_all_files_are_reached(self) -> None:
         reached = {include for file in RUN_FILES for include in includes_of(file)}
-        self.assertCountEqual(reached | {*RUN_FILES, PROBE, DECODING}, FILES)
+        self.assertCountEqual(reached | {*RUN_FILES, PROBE, ONLINE_PROBE, DECODING}, FILES)
 
     @parameterized.parameters(*RUN_FILES)
     def test_every_binding_takes_effect(self, file: str) -> None:
@@ -333,6 +334,13 @@ class GinFilesTest(parameterized.TestCase):
         self.assertEqual((knn.every, probe.every), (10, 50))
         self.assertEqual(knn.eval_transform, probe.eval_transform)
         self.assertIn("/val/a/0.png", probe.val.name(0))
+
+    def test_online_probe_can_be_added_to_a_run_file(self) -> None:
+        file = "gin/pretrain_r18_tinyimagenet.gin"
+        bound = "pretrain.online_probe=@online_probe()"
+        configuration = self.load(file, bound, more=(ONLINE_PROBE,))
+        operative = [line.partition(" = ")[0] for line in configuration.resolved.splitlines()]
+        self.assertContainsSubset(bindings_of(ONLINE_PROBE), operative)
 
     def test_simclr_recipe(self) -> None:
         task = self.load(

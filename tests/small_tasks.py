@@ -73,6 +73,7 @@ PRETRAINING = PretrainTask(
     saving=Saving(every=2, keep_last=1, keep_every=4),
     reporting=Reporting(log_every=2, picture_every=4),
     evaluators=(),
+    online_probe=None,
 )
 LABELED: dict[str, Any] = TRAINING | {
     "batch_size": 8,

@@ -38,6 +38,7 @@ from jigclu.tasks.report import ReportTask
 from jigclu.tasks.reproduce import Load, ReproduceTask, Task
 from jigclu.tasks.segment import SegmentTask
 from jigclu.training.knn_evaluator import KnnEvaluator
+from jigclu.training.online_probe import OnlineProbe
 from jigclu.training.probe_evaluator import ProbeEvaluator
 from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedule
 
@@ -91,6 +92,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "augmentation": ColorAugmentation,
     "knn_evaluator": KnnEvaluator,
     "probe_evaluator": ProbeEvaluator,
+    "online_probe": OnlineProbe,
     "feature_cache": FeatureCache,
     # Optimization.
     "sgd": optim.SGD,

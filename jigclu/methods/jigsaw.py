@@ -216,6 +216,15 @@ class Jigsaw:
         )
         return {**health.measure(by_image, features), "location_confusion": counts.confusion}
 
+    def encoder_features(
+        self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the pooled features of this rank's slots, and the image of each."""
+        features, (permutation,) = outputs[2], targets
+        own = collectives.rank() * len(features)
+        images = len(permutation) // self.grid**2
+        return features, permutation[own : own + len(features)] % images
+
     def update_state(self, network: nn.Module) -> None:
         """Does nothing: the method has no state."""
 

@@ -105,6 +105,19 @@ class Method(Protocol):
           the global batch, thus the same on every rank.
         """
 
+    def encoder_features(
+        self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the encoder's features of this rank's crops, and the image of each.
+
+        Args:
+          outputs: see `losses`.
+          targets: see `losses`.
+
+        Returns:
+          [rows, channels], and int64 [rows]: the number of the image in the global batch.
+        """
+
     def update_state(self, network: nn.Module) -> None:
         """Updates the method's state in place after the optimizer step, without gradients."""
 

@@ -133,6 +133,13 @@ class SimClr:
         embeddings, features = (collectives.gather(values, dim=0) for values in outputs)
         return health.measure(embeddings.unflatten(0, (-1, VIEWS)), features)
 
+    def encoder_features(
+        self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the features of this rank's views, and the image of each."""
+        rows = torch.arange(len(outputs[1]), device=outputs[1].device)
+        return outputs[1], (collectives.rank() * len(rows) + rows) // VIEWS
+
     def update_state(self, network: nn.Module) -> None:
         """Does nothing: the method has no state."""
 

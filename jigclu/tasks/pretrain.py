@@ -1,10 +1,11 @@
 """Self-supervised pre-training, by any method."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from absl import logging
@@ -21,11 +22,13 @@ from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError
 from jigclu.system.machine import PRECISIONS, Machine
 from jigclu.system.on_resume import Free, Initial, Logged
+from jigclu.training import online_probe
 from jigclu.training.bad_samples import Unreadable, recording
 from jigclu.training.evaluation_report import EvaluationReport
 from jigclu.training.initial_weights import load_into
 from jigclu.training.loop import Evaluation, RunResult, train
 from jigclu.training.monitor import Monitor
+from jigclu.training.online_probe import Labels, OnlineProbe, RunningProbe
 from jigclu.training.process import Process
 from jigclu.training.resume import History
 from jigclu.training.state import TrainState
@@ -60,6 +63,7 @@ class PretrainTask(TrainingTask):
       optimizer: of the trainable parameters.
       learning_rate: peak of the schedule.
       evaluators: of the encoder, each with its own period.
+      online_probe: classifier that is trained alongside on labels of the source; None for none.
     """
 
     title: ClassVar = "pre-training"
@@ -71,15 +75,24 @@ class PretrainTask(TrainingTask):
     optimizer: Optimizer
     learning_rate: Logged[float]
     evaluators: Free[tuple[Evaluator, ...]]
+    online_probe: OnlineProbe | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_learning_rate(self.learning_rate)
+        if self.online_probe is not None and self.source.labels is None:
+            raise UserError("source has no labels, which online_probe needs: bind it to None")
 
     @property
     def references(self) -> dict[str, float]:
         """Chance levels and floors of losses and measures."""
         chance, floor = self.method.chance(self.batch_size), self.method.floor(self.batch_size)
+        if self.online_probe is not None:
+            counts = torch.tensor(self.source.labels).bincount()
+            chance |= {
+                online_probe.LOSS: math.log(len(self.source.classes)),
+                online_probe.ACCURACY: counts.max().item() / len(self.source),
+            }
         return {f"{name}_chance": value for name, value in chance.items()} | {
             f"{name}_floor": value for name, value in floor.items()
         }
@@ -168,6 +181,9 @@ class PretrainTask(TrainingTask):
             with progress.status("building the network"):
                 step = self.training_step(process.device, process.machine)
             state, reader = step.initial_state(), _Reader(self, process)
+            probe = self._start_probe(step.network, process.device)
+            if probe is not None:
+                state = state._replace(buffers=state.buffers | probe.tensors)
             return train(
                 self,
                 process,
@@ -177,7 +193,7 @@ class PretrainTask(TrainingTask):
                 ),
                 batches=reader.batches,
                 prepare=self.prepare,
-                take_step=partial(self.take_step, step),
+                take_step=partial(self._take_step, step, probe),
                 evaluations=[self._evaluation(item, step, process) for item in self.evaluators],
                 pictures=self._pictures(step, process),
                 summarize=lambda history: [*reader.summary(), *_gains(history)],
@@ -206,10 +222,39 @@ class PretrainTask(TrainingTask):
         state: TrainState,
         inputs: StepInputs,
         measured: bool = False,
+        observe: Callable[[Any], dict[str, Tensor]] | None = None,
     ) -> StepResult:
         """Takes one step at the scheduled learning rate."""
         rate = self.learning_rate * self.learning_rate_factor(state.step)
-        return step(state, inputs, rate, measured)
+        return step(state, inputs, rate, measured, observe)
+
+    def _start_probe(self, network: nn.Module, device: torch.device) -> RunningProbe | None:
+        if self.online_probe is None:
+            return None
+        assert isinstance(network.encoder, Encoder)
+        of_images = torch.tensor(self.source.labels)
+        labels = Labels(of_images, len(self.source.classes), self.global_batches)
+        channels = network.encoder.channels
+        return RunningProbe(self.online_probe, labels, channels, self.seed, device)
+
+    def _take_step(
+        self,
+        step: TrainingStep,
+        probe: RunningProbe | None,
+        state: TrainState,
+        inputs: StepInputs,
+        measured: bool,
+    ) -> StepResult:
+        """Takes a step of the network, and one of the online probe if there is one."""
+        if probe is None:
+            return self.take_step(step, state, inputs, measured)
+
+        def observe(outputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+            features, images = self.method.encoder_features(outputs, inputs.targets)
+            rows = self.batch_size * self.method.crops_per_image
+            return probe.train(state.step, features, images, rows)
+
+        return self.take_step(step, state, inputs, measured, observe)
 
     def _pictures(
         self, step: TrainingStep, process: Process

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from jigclu.training import online_probe
+
 # Steps after which learning must show, or half of a shorter run.
 _PATIENCE = 1000
 # A random network reaches 3 % of the way from chance to the floor of the clustering loss, because
@@ -104,6 +106,8 @@ def _progress(reports: Sequence[Values]) -> dict[str, float]:
         branch, _, kind = name.rpartition("_")
         chance = f"{name}_chance"
         if chance not in reports[-1] or kind not in ("loss", "accuracy"):
+            continue
+        if name in (online_probe.LOSS, online_probe.ACCURACY):
             continue
         floor = reports[-1].get(f"{name}_floor", 0.0)
         value = fmean(report[name] for report in reports)

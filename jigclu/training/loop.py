@@ -190,7 +190,7 @@ def _record_bad_step(
     task: TrainingTask, process: Process, start: Path | None, step: int, problem: str
 ) -> None:
     name = task.training_source.name
-    images = [(index, name(index)) for index in task.global_batch(step)]
+    images = [(index, name(index)) for index in next(task.global_batches(step - 1))]
     record_bad_step(process.workdir, step, problem, seed=task.seed, images=images, start=start)
 
 

@@ -5,6 +5,7 @@ writes into the tensors that DistributedDataParallel holds.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -113,6 +114,7 @@ class TrainingStep:
         inputs: tuple[Any, ...],
         learning_rate: float,
         measured: bool = False,
+        observe: Callable[[Any], dict[str, Tensor]] | None = None,
     ) -> StepResult:
         """Takes one step. Parameters, buffers and moments change in place.
 
@@ -122,6 +124,8 @@ class TrainingStep:
           learning_rate: of this step.
           measured: whether to measure the step, which copies the parameters and may wait for the
             device.
+          observe: turns the detached outputs of the forward pass into further metrics, equal on
+            all ranks.
 
         Returns:
           Metrics are the losses of the forward pass as means over the global batch, gradient_norm
@@ -157,6 +161,8 @@ class TrainingStep:
             metrics |= {"gradient_norm": norms.norm(), "learning_rate": rate}
             if self._scaling is not _UNSCALED:
                 metrics |= {"loss_scale": loss_scale, "skipped_steps": 1.0 - finite.float()}
+            if observe is not None:
+                metrics |= observe(outputs)
             measures: dict[str, Tensor] = {}
             if measured:
                 measures = self._own_forward.measures(outputs, inputs)

@@ -181,18 +181,18 @@ class TrainingTask(EncoderTask):
                 "use a larger number, or None to train to the end"
             )
 
-    def global_batch(self, step: int) -> list[int]:
-        """Returns the indices of the training images of all ranks at a step, counted from 1."""
+    def global_batches(self, start_step: int) -> Iterator[list[int]]:
+        """Yields the indices of the training images of all ranks, for each step from 0."""
         sampler = GlobalBatchSampler(
             length=len(self.training_source),
             batch_size=self.batch_size,
             rank=0,
             world_size=1,
             seed=self.seed,
-            start_step=step - 1,
-            total_steps=step,
+            start_step=start_step,
+            total_steps=self.total_steps,
         )
-        return [index for batch in sampler for _, index in batch]
+        return ([index for _, index in batch] for batch in sampler)
 
     def recipe(self) -> resume.Recipe:
         """Returns the settings and images that a resumed run must share with its checkpoint."""

@@ -83,6 +83,19 @@ class JigsawTest(parameterized.TestCase):
         self.assertEqual(chance["retrieval"], 3 / 15)
         self.assertAlmostEqual(chance["clustering_loss"], 0.3 / 0.07 * math.log(15), places=6)
 
+    def test_features_belong_to_the_images_of_their_patches(self) -> None:
+        # Two images of four patches; patch p of image i has the number 2 p + i.
+        permutation = torch.tensor([4, 3, 0, 7, 1, 2, 6, 5])
+        features = torch.arange(16.0).view(8, 2)
+        outputs = (torch.zeros(8, 3), torch.zeros(8, 4), features)
+        found, images = JIGSAW.encoder_features(outputs, (permutation,))
+        self.assertIs(found, features)
+        self.assertEqual(images.tolist(), [0, 1, 0, 1, 1, 0, 0, 1])
+        second_half = tuple(values[4:] for values in outputs)
+        with mock.patch("jigclu.system.collectives.rank", return_value=1):
+            _, images = JIGSAW.encoder_features(second_half, (permutation,))
+        self.assertEqual(images.tolist(), [1, 0, 0, 1])
+
     def test_floor_is_the_loss_of_a_simplex(self) -> None:
         (permutation,) = jigsaw_inputs(0).targets
         corners = functional.normalize(torch.eye(BATCH) - 1 / BATCH, dim=1)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -96,6 +97,15 @@ class SimClrTest(TaskTestCase):
         shares = torch.tensor([2**0.5, 1.0]) / (2**0.5 + 1)
         expected = (-(shares * shares.log()).sum()).exp().item()
         self.assertAlmostEqual(measures["feature_rank"].item(), expected, places=5)
+
+    def test_features_belong_to_the_images_of_their_views(self) -> None:
+        outputs = (torch.zeros(4, 3), torch.arange(8.0).view(4, 2))
+        features, images = SIMCLR.encoder_features(outputs, ())
+        self.assertIs(features, outputs[1])
+        self.assertEqual(images.tolist(), [0, 0, 1, 1])
+        with mock.patch("jigclu.system.collectives.rank", return_value=1):
+            _, images = SIMCLR.encoder_features(outputs, ())
+        self.assertEqual(images.tolist(), [2, 2, 3, 3])
 
     def test_loss_and_gradient_on_two_ranks_equal_those_on_one(self) -> None:
         loss, gradient = rank_loss_and_gradient(8)

@@ -94,6 +94,7 @@ def published_recipe(source: Source, batch_size: int = 256) -> PretrainTask:
         saving=Saving(every=1000, keep_last=2, keep_every=0),
         reporting=Reporting(log_every=50, picture_every=5000),
         evaluators=(),
+        online_probe=None,
     )
 
 
