@@ -37,7 +37,7 @@ PROGRAMS = ("jigclu.launch", "jigclu.doctor")
 # Folders of images and workdirs with weights, in bindings.
 IMAGES = re.compile(r"(?:DATA|[\w/]+\.root)='([^']+)'")
 WEIGHTS = re.compile(r"\w+\.init_from='(?!jigclu_200e)([^']+)'")
-FILE_ENDINGS = ("gin", "md", "npy", "py")
+FILE_ENDINGS = ("html", "gin", "md", "npy", "py")
 OWN_FILES = {
     "my_run.gin": re.findall(r"```gin\n(include.*?)```", TEXTS["docs/gin.md"], re.DOTALL)[0],
     "own.gin": "include 'gin/demo.gin'",

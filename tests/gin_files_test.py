@@ -340,7 +340,7 @@ class GinFilesTest(parameterized.TestCase):
         bound = "pretrain.online_probe=@online_probe()"
         configuration = self.load(file, bound, more=(ONLINE_PROBE,))
         operative = [line.partition(" = ")[0] for line in configuration.resolved.splitlines()]
-        self.assertContainsSubset(bindings_of(ONLINE_PROBE), operative)
+        self.assertContainsSubset(described_bindings(ONLINE_PROBE), operative)
 
     def test_simclr_recipe(self) -> None:
         task = self.load(
