@@ -13,7 +13,7 @@ from jigclu.training.initial_weights import load_into
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
-from jigclu.training.settings import Compute
+from jigclu.training.settings import Compute, learning_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,7 @@ class KnnTask(EncoderTask):
                     scores = self.evaluator(encoder, machine.PRECISIONS[precision.value], report)
                 monitor.text("config", 0, f"```\n{config}\n```")
                 monitor.numbers(0, scores)
+                monitor.settings(learning_settings(self), scores)
                 accuracy, chance = scores["knn_accuracy"], scores["knn_accuracy_chance"]
                 monitor.message(f"kNN accuracy {accuracy:.2%}, chance {chance:.2%}")
         return RunResult(scores, None)

@@ -135,9 +135,12 @@ def train(
                 path = saver.save(state, history + pending)
             if is_stopped or is_last:
                 break
+        scores = history[-1][1] if history else {}
+        if not is_stopped:
+            monitor.settings(recipe.settings, scores)
         for line in _closing_lines(task, process, state.step, is_stopped) + summarize(history):
             monitor.message(line)
-    return RunResult(history[-1][1] if history else {}, path, is_stopped)
+    return RunResult(scores, path, is_stopped)
 
 
 def _due(evaluations: Sequence[Evaluation], step: int, task: TrainingTask) -> list[Evaluation]:

@@ -6,7 +6,7 @@ monitor never makes a step wait.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -296,6 +296,11 @@ class Monitor:
         """Adds an embedding to TensorBoard's projector; see `Records.embedding`."""
         if self._records is not None:
             self._records.embedding(name, step, features, thumbnails, labels)
+
+    def settings(self, settings: Mapping[str, str], scores: Iterable[str]) -> None:
+        """Adds the run to TensorBoard's table of runs; see `Records.settings`."""
+        if self._records is not None:
+            self._records.settings(settings, scores)
 
     def text(self, name: str, step: int, text: str) -> None:
         """Adds a text (Markdown) to TensorBoard."""

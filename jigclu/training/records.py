@@ -1,7 +1,8 @@
 """What a run records in its workdir: TensorBoard events, metrics.jsonl and the last pictures."""
 
+import ast
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from shutil import disk_usage, rmtree
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from jigclu.ops.health import NAMES
 from jigclu.system.errors import UserError, printable
@@ -28,6 +30,9 @@ _GROUPS = {
     "speed": ("images_per_second", "data_wait_fraction", "peak_memory_gb"),
     "health": NAMES,
 }
+
+# Columns of TensorBoard's table of runs, which takes them from one of the runs.
+_SCORES = ("knn_accuracy", "probe_accuracy", "top1", "mean_iou", "loss")
 
 
 def tag(name: str) -> str:
@@ -97,6 +102,19 @@ class Records:
         for name, value in values.items():
             self._to_tensorboard(partial(_add_number, step=step, name=name, value=value))
         self._to_file(lambda: self._file.add(step, values))
+
+    def settings(self, settings: Mapping[str, str], scores: Iterable[str]) -> None:
+        """Adds the run to TensorBoard's table of runs (HPARAMS).
+
+        Args:
+          settings: values by name as Python writes them; others than numbers and texts are left
+            out.
+          scores: names of numbers that the run has; chance levels and parts are left out.
+        """
+        values = {name: _to_setting(value) for name, value in settings.items()}
+        own = [name for name in scores if not name.endswith("_chance") and "/" not in name]
+        columns = {tag(name): 0.0 for name in (*_SCORES, *own)}
+        self._to_tensorboard(partial(_add_settings, values=values, columns=columns))
 
     def alarms(self, step: int, texts: Sequence[str]) -> None:
         """Adds the alarms of a step, after its numbers."""
@@ -170,6 +188,25 @@ class Records:
 
 def _add_number(writer: SummaryWriter, step: int, name: str, value: float) -> None:
     writer.add_scalar(tag(name), value, step)
+
+
+def _add_settings(
+    writer: SummaryWriter,
+    values: dict[str, float | str | None],
+    columns: dict[str, float],
+) -> None:
+    # SummaryWriter.add_hparams would write a run of its own, and zeros into the columns.
+    assert writer.file_writer is not None
+    for summary in hparams(values, columns):
+        writer.file_writer.add_summary(summary)
+
+
+def _to_setting(text: str) -> float | str | None:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+    return value if value is None or isinstance(value, (int, float, str)) else text
 
 
 def _write_picture(path: Path, image: Tensor) -> None:

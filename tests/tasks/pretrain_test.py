@@ -81,6 +81,7 @@ class PretrainTest(TaskTestCase):
         projector = (self.folder / "tensorboard" / "projector_config.pbtxt").read_text()
         self.assertEqual(projector.count('tensor_path: "00006/knn/tensors.tsv"'), 1)
         self.assertEqual(projector.count("tensor_path"), 1)
+        self.assertIn("_hparams_/session_end_info", events.summary_metadata)
 
     def test_pictures_do_not_change_training(self) -> None:
         modes = []

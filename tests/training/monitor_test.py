@@ -9,8 +9,10 @@ from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
+from google.protobuf.json_format import MessageToDict
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 from torch import Tensor
 
 from jigclu.system import progress
@@ -329,6 +331,27 @@ class MonitorTest(parameterized.TestCase):
                 run.image("predictions/0", step, torch.full((3, 4, 6), step, dtype=torch.uint8))
         with Image.open(self.workdir / "pictures" / "predictions" / "0.png") as picture:
             self.assertEqual((picture.size, picture.getpixel((5, 3))), ((6, 4), (6, 6, 6)))
+
+    def test_settings_make_one_entry_in_the_table_of_runs(self) -> None:
+        settings = {"rate": "0.5", "nesterov": "True", "name": "'a'", "no": "None", "x": "<x>"}
+        for _ in range(2):  # A finished run that is started again.
+            with self._monitor() as run:
+                run.numbers(10, {"map": 0.5, "map_chance": 0.1})
+                run.settings(settings | {"sizes": "(1, 2)"}, ["map", "map_chance", "iou/cat"])
+        self.assertLen(list((self.workdir / "tensorboard").iterdir()), 2)
+        events = self._events()
+        self.assertEqual([value for _, value in self._scalars("map")], [0.5])
+        tags = metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG
+        contents = [events.SummaryMetadata(tag).plugin_data.content for tag in tags]
+        started = metadata.parse_session_start_info_plugin_data(contents[1])
+        written = {name: MessageToDict(value) for name, value in started.hparams.items()}
+        expected = {"rate": 0.5, "nesterov": 1.0, "name": "a", "sizes": "(1, 2)"}
+        self.assertEqual(written, expected)
+        experiment = metadata.parse_experiment_plugin_data(contents[0])
+        columns = [info.name.tag for info in experiment.metric_infos]
+        self.assertContainsSubset(["accuracy/map", "accuracy/top1", "loss/loss"], columns)
+        self.assertNoCommonElements(["accuracy/map_chance", "accuracy/iou/cat"], columns)
+        self.assertNotIn("accuracy/top1", events.Tags()["scalars"])
 
     def test_resumed_run_replaces_reports_of_repeated_steps(self) -> None:
         with self._monitor(log_every=2) as run:
