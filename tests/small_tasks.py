@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 from torch import Tensor
 
 from jigclu.data.procedural import ProceduralImages
@@ -126,7 +126,8 @@ class TaskTestCase(FolderTestCase):
 
     def events(self, workdir: Path) -> EventAccumulator:
         """Returns all that a run wrote to TensorBoard."""
-        events = EventAccumulator(str(workdir / "tensorboard"))
+        # All pictures; by default it keeps a sample.
+        events = EventAccumulator(str(workdir / "tensorboard"), size_guidance={IMAGES: 0})
         events.Reload()
         return events
 

@@ -97,9 +97,10 @@ def train(
     def record(step: int, problem: str) -> None:
         _record_bad_step(task, process, path, step, problem)
 
+    is_pending = history[-1:] == [_pending(state.step)]
     any_rank, is_stopped = collectives.AnyRank(process.device), False
     with (
-        _monitor(task, process, state.step, record) as monitor,
+        _monitor(task, process, state.step, record, is_pending) as monitor,
         signals.deferred(),
         ExitStack() as first_step,
     ):
@@ -108,7 +109,7 @@ def train(
         if state.step == 0:
             initial = [item for item in evaluations if item.before_training]
             history += _evaluate(initial, monitor, state.step)
-        elif history and history[-1] == _pending(state.step):
+        elif is_pending:
             history[-1:] = _evaluate(_due(evaluations, state.step, task), monitor, state.step)
             saver.save(state, history)
         elif state.step == task.total_steps and start.is_reconfigured:
@@ -198,7 +199,11 @@ def _record_bad_step(
 
 
 def _monitor(
-    task: TrainingTask, process: Process, step: int, record: Callable[[int, str], None]
+    task: TrainingTask,
+    process: Process,
+    step: int,
+    record: Callable[[int, str], None],
+    repeats_evaluation: bool,
 ) -> Monitor:
     advice = task.divergence_advice(process.machine.precision.value)
     return Monitor(
@@ -212,6 +217,7 @@ def _monitor(
         is_main=collectives.rank() == 0,
         references=task.references,
         alarms=Alarms(task.total_steps) if task.raises_alarms else None,
+        repeats_evaluation=repeats_evaluation,
     )
 
 
@@ -282,6 +288,8 @@ class _Saver:
         check_finite(tensors, f"the state after step {state.step}", advice)
         if collectives.rank() == 0:
             with self._monitor.pause():
+                # A resumed run does not repeat the records of steps before its checkpoint.
+                self._monitor.flush()
                 checkpoint.save(
                     workdir,
                     resume.to_checkpoint(state, self._process, self._recipe, history),

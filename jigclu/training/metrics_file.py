@@ -45,6 +45,13 @@ class MetricsFile:
                 self._before_last, end, self._last = end, end + len(line), values
             file.truncate(end)
 
+    def numbers(self, step: int) -> dict[str, float]:
+        """Returns the numbers of a step, without the fixed ones, if it is the last of the file."""
+        if self._last.get("step") != step:
+            return {}
+        fixed = ("step", "epoch", "images", "time", "alarms")
+        return {name: value for name, value in self._last.items() if name not in fixed}
+
     def add(self, step: int, values: Mapping[str, float | Sequence[str]]) -> None:
         """Adds values of a step, to its line if it has one; steps must not decrease.
 

@@ -55,6 +55,7 @@ class Monitor:
       workdir: of the run, for its records.
       total_steps: of the whole run.
       start_step: steps taken by earlier processes of this run.
+      repeats_evaluation: whether the evaluation of start_step is repeated.
       images_per_step: images of the global batch.
       steps_per_epoch: for the epoch of a step.
       log_every: steps per window, >= 1.
@@ -79,10 +80,12 @@ class Monitor:
         references: Mapping[str, float] = MappingProxyType({}),
         alarms: Alarms | None = None,
         console: progress.Console | None = None,
+        repeats_evaluation: bool = False,
     ) -> None:
         self._workdir = workdir
         self.total_steps = total_steps
         self._start_step = start_step
+        self._repeats_evaluation = repeats_evaluation
         self._images_per_step = images_per_step
         self._steps_per_epoch = steps_per_epoch
         self._log_every = log_every
@@ -122,6 +125,7 @@ class Monitor:
             self._records = Records(
                 self._workdir,
                 self._start_step,
+                self._repeats_evaluation,
                 self._steps_per_epoch,
                 self._images_per_step,
                 self._references,
@@ -306,6 +310,11 @@ class Monitor:
         """Adds a text (Markdown) to TensorBoard."""
         if self._records is not None:
             self._records.text(name, step, text)
+
+    def flush(self) -> None:
+        """Completes all records so far, so that they survive the process."""
+        if self._records is not None:
+            self._records.flush()
 
     def message(self, text: str) -> None:
         """Prints a separate line, above the live line if there is one."""

@@ -51,6 +51,7 @@ class Records:
       workdir: of the run.
       start_step: steps taken by earlier processes of this run; what they have written of later
         steps is dropped, since those steps are repeated.
+      repeats_evaluation: whether the evaluation of start_step is repeated, too.
       steps_per_epoch: for the epoch of a step.
       images_per_step: for the images of a step.
       references: constants `<name>_chance` and `<name>_floor`, which share a chart with `<name>`.
@@ -64,6 +65,7 @@ class Records:
         self,
         workdir: Path,
         start_step: int,
+        repeats_evaluation: bool,
         steps_per_epoch: int,
         images_per_step: int,
         references: Mapping[str, float],
@@ -78,15 +80,18 @@ class Records:
         # an earlier one has reported before its first step.
         kept = start_step if start_step else -1
         try:
-            self._writer: SummaryWriter | None = SummaryWriter(
-                str(self._folder), purge_step=kept + 1
-            )
             self._file = MetricsFile(workdir / METRICS, kept, steps_per_epoch, images_per_step)
+            # TensorBoard cannot drop a part of a step.
+            self._writer: SummaryWriter | None = SummaryWriter(
+                str(self._folder), purge_step=kept if repeats_evaluation else kept + 1
+            )
         except OSError as error:
             raise UserError(
                 f"{workdir} cannot be written ({error.strerror}): use another --workdir"
             ) from error
         threading.excepthook = _report_thread_error
+        if repeats_evaluation:
+            self._numbers_to_tensorboard(kept, self._file.numbers(kept))
         if references:
             layout = {"value and chance": _charts(references)}
             self._to_tensorboard(lambda writer: writer.add_custom_scalars(layout))
@@ -97,11 +102,20 @@ class Records:
         threading.excepthook = threading.__excepthook__
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds numbers of a step; steps must not decrease."""
+        """Adds numbers of a step, without those that it has already; steps must not decrease."""
         self._reopen()
+        known = self._file.numbers(step)
+        new = {name: value for name, value in values.items() if name not in known}
+        self._numbers_to_tensorboard(step, new)
+        self._to_file(lambda: self._file.add(step, new))
+
+    def flush(self) -> None:
+        """Completes everything so far, so that it survives the process."""
+        self._to_tensorboard(SummaryWriter.flush)
+
+    def _numbers_to_tensorboard(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._to_tensorboard(partial(_add_number, step=step, name=name, value=value))
-        self._to_file(lambda: self._file.add(step, values))
 
     def settings(self, settings: Mapping[str, str], scores: Iterable[str]) -> None:
         """Adds the run to TensorBoard's table of runs (HPARAMS).

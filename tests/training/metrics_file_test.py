@@ -34,6 +34,16 @@ class MetricsFileTest(FolderTestCase):
             ],
         )
 
+    def test_numbers_are_those_of_the_last_step_only(self) -> None:
+        file = MetricsFile(self.path, 0, 8, 4)
+        file.add(2, {"loss": 2.5})
+        file.add(4, {"loss": 1.5, "rate": 0.1, "alarms": ["alarm: too hot"]})
+        file.add(6, {"loss": 0.5})
+        self.assertEqual(file.numbers(6), {"loss": 0.5})
+        resumed = MetricsFile(self.path, 4, 8, 4)
+        self.assertEqual(resumed.numbers(4), {"loss": 1.5, "rate": 0.1})
+        self.assertEqual(resumed.numbers(2), {})
+
     def test_a_resumed_run_repeats_no_step(self) -> None:
         file = MetricsFile(self.path, 0, 8, 16)
         for step in (2, 4, 6, 8):

@@ -43,6 +43,7 @@ class MonitorTest(parameterized.TestCase):
         images_per_step: int = 32,
         alarms: Any = None,
         bad_steps: int = 0,
+        repeats_evaluation: bool = False,
     ) -> monitor.Monitor:
         return monitor.Monitor(
             workdir=self.workdir,
@@ -58,6 +59,7 @@ class MonitorTest(parameterized.TestCase):
             alarms=alarms,
             is_main=is_main,
             console=progress.Console(stream or io.StringIO()),
+            repeats_evaluation=repeats_evaluation,
         )
 
     def _flush(self, run: monitor.Monitor) -> None:
@@ -331,6 +333,18 @@ class MonitorTest(parameterized.TestCase):
                 run.image("predictions/0", step, torch.full((3, 4, 6), step, dtype=torch.uint8))
         with Image.open(self.workdir / "pictures" / "predictions" / "0.png") as picture:
             self.assertEqual((picture.size, picture.getpixel((5, 3))), ((6, 4), (6, 6, 6)))
+
+    def test_repeated_evaluation_replaces_its_numbers_but_not_those_of_its_step(self) -> None:
+        with self._monitor(log_every=2) as run:
+            for step in range(1, 5):
+                run.step(step, _loss(1.0), data_wait=0.0)
+            run.numbers(4, {"knn": 0.5})
+        for _ in range(2):
+            with self._monitor(log_every=2, start_step=4, repeats_evaluation=True) as run:
+                run.numbers(4, {"knn": 0.5, "other": 0.25})
+        self.assertEqual(self._scalars("loss"), [(2, 1.0), (4, 1.0)])
+        self.assertEqual(self._scalars("knn"), [(4, 0.5)])
+        self.assertEqual(self._scalars("other"), [(4, 0.25)])
 
     def test_settings_make_one_entry_in_the_table_of_runs(self) -> None:
         settings = {"rate": "0.5", "nesterov": "True", "name": "'a'", "no": "None", "x": "<x>"}
