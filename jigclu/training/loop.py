@@ -98,9 +98,11 @@ def train(
         _record_bad_step(task, process, path, step, problem)
 
     is_pending = history[-1:] == [_pending(state.step)]
+    # The scores in the checkpoint may be of other images or of another preprocessing.
+    is_outdated = state.step == task.total_steps and start.is_reconfigured
     any_rank, is_stopped = collectives.AnyRank(process.device), False
     with (
-        _monitor(task, process, state.step, record, is_pending) as monitor,
+        _monitor(task, process, state.step, record, is_pending or is_outdated) as monitor,
         signals.deferred(),
         ExitStack() as first_step,
     ):
@@ -112,8 +114,7 @@ def train(
         elif is_pending:
             history[-1:] = _evaluate(_due(evaluations, state.step, task), monitor, state.step)
             saver.save(state, history)
-        elif state.step == task.total_steps and start.is_reconfigured:
-            # The scores in the checkpoint may be of other images or of another preprocessing.
+        elif is_outdated:
             history += _evaluate(evaluations, monitor, state.step)
         if state.step < task.total_steps:
             first_step.enter_context(progress.status(_first_step_phrase(process)))

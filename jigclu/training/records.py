@@ -90,8 +90,9 @@ class Records:
                 f"{workdir} cannot be written ({error.strerror}): use another --workdir"
             ) from error
         threading.excepthook = _report_thread_error
-        if repeats_evaluation:
-            self._numbers_to_tensorboard(kept, self._file.numbers(kept))
+        self._start_step = start_step
+        # Numbers of the dropped step, for TensorBoard.
+        self._dropped = self._file.numbers(kept) if repeats_evaluation else {}
         if references:
             layout = {"value and chance": _charts(references)}
             self._to_tensorboard(lambda writer: writer.add_custom_scalars(layout))
@@ -102,12 +103,15 @@ class Records:
         threading.excepthook = threading.__excepthook__
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds numbers of a step, without those that it has already; steps must not decrease."""
+        """Adds numbers of a step; steps must not decrease."""
         self._reopen()
-        known = self._file.numbers(step)
-        new = {name: value for name, value in values.items() if name not in known}
-        self._numbers_to_tensorboard(step, new)
-        self._to_file(lambda: self._file.add(step, new))
+        dropped, self._dropped = self._dropped, {}
+        repeated = values if step == self._start_step else {}
+        self._numbers_to_tensorboard(
+            self._start_step, {k: v for k, v in dropped.items() if k not in repeated}
+        )
+        self._numbers_to_tensorboard(step, values)
+        self._to_file(lambda: self._file.add(step, values))
 
     def flush(self) -> None:
         """Completes everything so far, so that it survives the process."""

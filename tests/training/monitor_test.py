@@ -339,12 +339,13 @@ class MonitorTest(parameterized.TestCase):
             for step in range(1, 5):
                 run.step(step, _loss(1.0), data_wait=0.0)
             run.numbers(4, {"knn": 0.5})
-        for _ in range(2):
+        for knn in (0.25, 0.75):
             with self._monitor(log_every=2, start_step=4, repeats_evaluation=True) as run:
-                run.numbers(4, {"knn": 0.5, "other": 0.25})
+                run.numbers(4, {"knn": knn, "other": 0.25})
         self.assertEqual(self._scalars("loss"), [(2, 1.0), (4, 1.0)])
-        self.assertEqual(self._scalars("knn"), [(4, 0.5)])
+        self.assertEqual(self._scalars("knn"), [(4, 0.75)])
         self.assertEqual(self._scalars("other"), [(4, 0.25)])
+        self.assertEqual(metrics_file.read(self.workdir / "metrics.jsonl")[-1]["knn"], 0.75)
 
     def test_settings_make_one_entry_in_the_table_of_runs(self) -> None:
         settings = {"rate": "0.5", "nesterov": "True", "name": "'a'", "no": "None", "x": "<x>"}
