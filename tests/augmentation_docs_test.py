@@ -63,7 +63,7 @@ class AugmentationDocsTest(absltest.TestCase):
         assert isinstance(task, PretrainTask)
         inputs = task.method.step_inputs(noise(4, 4, 3, 16, 16), 0, 0)
         self.assertEqual(task.method.draw(inputs).dtype, torch.uint8)
-        forward = MethodForward(task.method, tiny_model(), "float32", True, 2)
+        forward = MethodForward(task.method, tiny_model(), "float32", True, 2, 1)
         losses, _ = forward(*inputs)
         self.assertTrue(losses.loss.isfinite())
 

@@ -12,9 +12,13 @@ from torchvision.models import resnet
 
 from jigclu.data.decode import Reduction, UnreadableImageError, at_full_size
 from jigclu.data.transform import EvalTransform
+from jigclu.methods.byol import Byol
 from jigclu.methods.jigsaw import Jigsaw
 from jigclu.methods.method import Method, StepInputs
+from jigclu.methods.moco import Moco
 from jigclu.methods.simclr import SimClr
+from jigclu.methods.simsiam import SimSiam
+from jigclu.methods.two_views import TwoViews
 from jigclu.models.batch_norm import BatchNorm
 from jigclu.models.encoder import Encoder
 from jigclu.models.jigclu import JigClu
@@ -87,21 +91,23 @@ JIGSAW = Jigsaw(
     clustering_weight=1.0,
     location_weight=1.0,
 )
-SIMCLR = SimClr(
-    view_size=2 * SIZE,  # Pixels, as those of montages.
-    crop_scale=(0.2, 1.0),
-    crop_ratio=(0.75, 4 / 3),
-    scaled_decoding=True,
-    augmentation=AUGMENTATION,
-    embedding_channels=16,
-    temperature=0.5,
-)
+VIEWS: dict[str, Any] = {
+    "view_size": 2 * SIZE,  # Pixels, as those of montages.
+    "crop_scale": (0.2, 1.0),
+    "crop_ratio": (0.75, 4 / 3),
+    "scaled_decoding": True,
+    "augmentation": AUGMENTATION,
+}
+SIMCLR = SimClr(**VIEWS, embedding_channels=16, temperature=0.5)
+MOCO = Moco(**VIEWS, embedding_channels=16, temperature=0.2, queue_size=3 * BATCH, momentum=0.75)
+SIMSIAM = SimSiam(**VIEWS, embedding_channels=16, prediction_channels=8)
+BYOL = Byol(**VIEWS, hidden_channels=32, embedding_channels=16, momentum=0.75)
 
 
 def method_inputs(method: Method, step: int, device: str = "cpu") -> StepInputs:
     """Returns this rank's inputs of a step; the global batch is a function of the step."""
     generator = torch.Generator().manual_seed(step)
-    size = method.view_size if isinstance(method, SimClr) else SIZE
+    size = method.view_size if isinstance(method, TwoViews) else SIZE
     shape = (BATCH, method.crops_per_image, 3, size, size)
     crops = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     local = BATCH // collectives.world_size()

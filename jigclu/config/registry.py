@@ -20,8 +20,11 @@ from jigclu.data.subsets import BalancedSubset, HeldOut, ListedSubset
 from jigclu.data.torchvision_images import TorchvisionImages
 from jigclu.data.transform import EvalTransform
 from jigclu.data.webdataset import WebDatasetImages
+from jigclu.methods.byol import Byol
 from jigclu.methods.jigsaw import Jigsaw
+from jigclu.methods.moco import Moco
 from jigclu.methods.simclr import SimClr
+from jigclu.methods.simsiam import SimSiam
 from jigclu.ops import optim, schedules
 from jigclu.ops.augment import ColorAugmentation
 from jigclu.system.errors import UserError
@@ -89,6 +92,9 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     # Methods and evaluators.
     "jigsaw": Jigsaw,
     "simclr": SimClr,
+    "moco": Moco,
+    "simsiam": SimSiam,
+    "byol": Byol,
     "augmentation": ColorAugmentation,
     "knn_evaluator": KnnEvaluator,
     "probe_evaluator": ProbeEvaluator,

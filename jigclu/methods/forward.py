@@ -44,8 +44,13 @@ class Forward(nn.Module):
         with torch.autocast(images.device.type, self.precision, enabled=enabled):
             return self.network(images.contiguous(memory_format=self.memory_format))
 
-    def update_state(self) -> None:
-        """Updates state that does not follow gradients, after the optimizer step."""
+    def update_state(self, outputs: Any, step: int) -> None:
+        """Updates state that does not follow gradients, after the optimizer step.
+
+        Args:
+          outputs: of the forward pass.
+          step: counted from 0.
+        """
 
     def measures(self, outputs: Any, inputs: Any) -> dict[str, Tensor]:
         """Returns measures of a step from its outputs and inputs, see `Method.measures`."""
@@ -83,6 +88,7 @@ class MethodForward(Forward):
         precision: str,
         channels_last: bool,
         micro_batch_size: int | None,
+        total_steps: int,
     ) -> None:
         """Keeps the method beside its network; for the other arguments see `Forward`.
 
@@ -94,9 +100,11 @@ class MethodForward(Forward):
           micro_batch_size: images that the network sees at once; None for the whole local
             batch. Losses and gradients are those of the whole batch in any case; batch
             normalization uses the statistics of a micro-batch, over all ranks.
+          total_steps: of the whole schedule.
         """
         super().__init__(network, precision, channels_last)
         self.method = method
+        self._total_steps = total_steps
         self._micro_batch_size = micro_batch_size
         self._encode: Callable[..., tuple[Tensor, ...]] = self._apply_to_crops
         self._compare: Callable[..., Any] = method.losses
@@ -128,9 +136,9 @@ class MethodForward(Forward):
         ]
         return tuple(map(torch.cat, zip(*outputs, strict=True)))
 
-    def update_state(self) -> None:
+    def update_state(self, outputs: Any, step: int) -> None:
         """Updates the method's state, such as a momentum teacher, after the optimizer step."""
-        self.method.update_state(self.network)
+        self.method.update_state(self.network, outputs, step, self._total_steps)
 
     def measures(self, outputs: Any, inputs: Any) -> dict[str, Tensor]:
         """Returns the measures of the method; inputs are `StepInputs`."""

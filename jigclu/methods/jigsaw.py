@@ -102,7 +102,12 @@ class Jigsaw:
         """Number of patches of an image."""
         return self.grid**2
 
-    def check_run(self, encoder: Encoder, epochs: int, compiles: bool) -> None:
+    @property
+    def loss_may_rise(self) -> bool:
+        """False: the targets of the losses do not move."""
+        return False
+
+    def check_run(self, encoder: Encoder, epochs: int, batch_size: int, compiles: bool) -> None:
         """Raises UserError if patches are too small for the encoder, or sizes fit no epoch."""
         schedules.check_patch_sizes(self.patch_size, self.smaller_patches, epochs)
         # torch keeps this many compilations of a function, and fails at the next one.
@@ -225,7 +230,9 @@ class Jigsaw:
         images = len(permutation) // self.grid**2
         return features, permutation[own : own + len(features)] % images
 
-    def update_state(self, network: nn.Module) -> None:
+    def update_state(
+        self, network: nn.Module, outputs: tuple[Tensor, ...], step: int, total_steps: int
+    ) -> None:
         """Does nothing: the method has no state."""
 
     def chance(self, batch_size: int) -> dict[str, float]:

@@ -33,9 +33,13 @@ class Method(Protocol):
     """A self-supervised method.
 
     State of a method lives in its network, and thus in checkpoints: a queue is a buffer, a
-    momentum teacher is a module whose parameters do not require gradients. `losses` may write
-    buffers; `update_state` changes the rest after each step.
+    momentum teacher is a module whose parameters do not require gradients. Only `update_state`
+    changes it, after each step: the backward pass of a compiled graph may read state again.
     """
+
+    @property
+    def loss_may_rise(self) -> bool:
+        """Whether the loss may rise while the network learns, as with a moving target."""
 
     @property
     def augmentation(self) -> Augmentation:
@@ -45,12 +49,13 @@ class Method(Protocol):
     def crops_per_image(self) -> int:
         """Number of crops of every image; fixes how many rows of outputs belong to an image."""
 
-    def check_run(self, encoder: Encoder, epochs: int, compiles: bool) -> None:
+    def check_run(self, encoder: Encoder, epochs: int, batch_size: int, compiles: bool) -> None:
         """Raises UserError if the method does not fit the run.
 
         Args:
           encoder: on the meta device, in eval mode.
           epochs: of the run.
+          batch_size: images of the global batch.
           compiles: whether torch.compile is sure to be used.
         """
 
@@ -83,12 +88,12 @@ class Method(Protocol):
 
         Each is the mean over the crops of this rank. Embeddings of other ranks come from
         `collectives.gather_with_gradient`. Compiled with the forward pass: no data-dependent
-        branches, nothing that waits for the device. A buffer of the network may be read here, or
-        written for `update_state`, but not both: the backward pass of a compiled graph may read
-        it again after the write.
+        branches, nothing that waits for the device.
 
         Args:
-          outputs: of the network, each [local_batch * crops_per_image, ...].
+          outputs: of the network, each with the same number of rows per image, in the order of
+            crops. Micro-batches pass a gradient to every output that depends on trained
+            parameters; detach what must not receive one.
           targets: of the step inputs.
         """
 
@@ -118,8 +123,17 @@ class Method(Protocol):
           [rows, channels], and int64 [rows]: the number of the image in the global batch.
         """
 
-    def update_state(self, network: nn.Module) -> None:
-        """Updates the method's state in place after the optimizer step, without gradients."""
+    def update_state(
+        self, network: nn.Module, outputs: tuple[Tensor, ...], step: int, total_steps: int
+    ) -> None:
+        """Updates the method's state in place after the optimizer step, without gradients.
+
+        Args:
+          network: of the method; its state must stay the same on every rank.
+          outputs: of the network in this step, detached.
+          step: counted from 0.
+          total_steps: of the whole schedule.
+        """
 
     def chance(self, batch_size: int) -> dict[str, float]:
         """Returns the values of some losses and measures if the network has learned nothing.

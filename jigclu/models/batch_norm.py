@@ -23,7 +23,7 @@ def batch_norm(
     """Normalizes with the statistics of the global batch; leaves its arguments unchanged.
 
     Args:
-      images: [batch, channels, height, width], the share of this rank.
+      images: [batch, channels, ...], such as maps or vectors, the share of this rank.
       weight: float32 [channels].
       bias: float32 [channels].
       running_mean: float32 [channels].
@@ -43,7 +43,8 @@ def batch_norm(
     mean, var = _global_statistics(images.float())
     scale = weight * (var + epsilon).rsqrt()
     shift = bias - mean * scale
-    normalized = images.float() * scale[:, None, None] + shift[:, None, None]
+    scale, shift = (value.view(-1, *[1] * (images.ndim - 2)) for value in (scale, shift))
+    normalized = images.float() * scale + shift
     with torch.no_grad():
         new_mean = torch.lerp(running_mean, mean, momentum)
         new_var = torch.lerp(running_var, var * (count / (count - 1)), momentum)
@@ -52,7 +53,7 @@ def batch_norm(
 
 def _global_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Merges the ranks' means and variances, which is more accurate than summing squares."""
-    var, mean = torch.var_mean(images, (0, 2, 3), correction=0)
+    var, mean = torch.var_mean(images, (0, *range(2, images.ndim)), correction=0)
     gathered = collectives.gather_with_gradient(torch.stack([mean, var])[None])
     means, variances = gathered[:, 0], gathered[:, 1]
     global_mean = means.mean(0)
@@ -89,7 +90,7 @@ class BatchNorm(nn.Module):
         return own
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalizes [batch, channels, height, width]; updates running statistics in training."""
+        """Normalizes [batch, channels, ...]; updates running statistics in training."""
         statistics = (self.running_mean, self.running_var)
         if not self.training:
             return functional.batch_norm(

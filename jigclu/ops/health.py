@@ -20,9 +20,7 @@ class EmbeddingHealth(NamedTuple):
       equation 1).
     uniformity: log of the mean of exp(-2 * squared distance) over crops of different images,
       <= 0 (likewise, equation 2).
-    embedding_deviation: mean standard deviation of a channel times sqrt(channels): 0 if all
-      embeddings are equal, 1 if they point in all directions alike (Chen and He, CVPR 2021,
-      section 4.1).
+    embedding_deviation: see `deviation`.
     embedding_rank: effective rank, see `effective_rank`.
     """
 
@@ -58,7 +56,7 @@ def embedding_health(embeddings: Tensor) -> EmbeddingHealth:
       embeddings: float [images, crops, channels], L2-normalized; two images or more, two crops
         or more.
     """
-    images, crops, channels = embeddings.shape
+    images, crops, _ = embeddings.shape
     flat = embeddings.float().flatten(0, 1)
     anchors = min(images, max(1, _ANCHORS // crops)) * crops
     similarity = flat[:anchors] @ flat.t()
@@ -76,9 +74,21 @@ def embedding_health(embeddings: Tensor) -> EmbeddingHealth:
         alignment=2 - 2 * sibling,
         # Of vectors of length 1, the squared distance is 2 - 2 * cosine.
         uniformity=(4 * other - 4).exp().mean().log(),
-        embedding_deviation=flat.std(0, correction=0).mean() * channels**0.5,
+        embedding_deviation=deviation(flat),
         embedding_rank=effective_rank(flat),
     )
+
+
+def deviation(embeddings: Tensor) -> Tensor:
+    """Returns the mean standard deviation of a channel times sqrt(channels), float [].
+
+    It is 0 if all embeddings are equal, and 1 if they point in all directions alike (Chen and He,
+    CVPR 2021, section 4.1).
+
+    Args:
+      embeddings: float [rows, channels], L2-normalized.
+    """
+    return embeddings.std(0, correction=0).mean() * embeddings.shape[1] ** 0.5
 
 
 def measure(embeddings: Tensor, features: Tensor) -> dict[str, Tensor]:

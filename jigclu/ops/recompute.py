@@ -21,10 +21,12 @@ def recompute(
     Args:
       function: deterministic; all its parameters belong to the model. It may update buffers of
         the model; the second run leaves them unchanged.
-      model: receives the gradients; the outputs must depend on each of its parameters.
+      model: receives the gradients; the outputs must depend on each of its parameters that
+        requires gradients. Outputs that depend on none receive no gradient.
       inputs: passed to the function; they receive no gradient.
     """
-    return _Recomputed.apply(function, model, inputs, *model.parameters())
+    trained = [value for value in model.parameters() if value.requires_grad]
+    return _Recomputed.apply(function, model, inputs, *trained)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -48,7 +50,12 @@ class _Recomputed(torch.autograd.Function):
         saved = [buffer.clone() for buffer in buffers]
         with torch.enable_grad():
             outputs = tuple(ctx.function(*ctx.inputs))
-        of_parameters = torch.autograd.grad(outputs, ctx.parameters, gradients)
+        used = [number for number, value in enumerate(outputs) if value.requires_grad]
+        of_parameters = torch.autograd.grad(
+            [outputs[number] for number in used],
+            ctx.parameters,
+            [gradients[number] for number in used],
+        )
         if buffers:
             torch._foreach_copy_(buffers, saved)
         return None, None, None, *of_parameters

@@ -23,6 +23,7 @@ from jigclu.system.errors import UserError
 from jigclu.system.machine import PRECISIONS, Machine
 from jigclu.system.on_resume import Free, Initial, Logged
 from jigclu.training import online_probe
+from jigclu.training.alarms import Alarms
 from jigclu.training.bad_samples import Unreadable, recording
 from jigclu.training.evaluation_report import EvaluationReport
 from jigclu.training.initial_weights import load_into
@@ -67,7 +68,6 @@ class PretrainTask(TrainingTask):
     """
 
     title: ClassVar = "pre-training"
-    raises_alarms: ClassVar = True
 
     init_from: Initial[str | None]
     method: Method
@@ -82,6 +82,10 @@ class PretrainTask(TrainingTask):
         check_learning_rate(self.learning_rate)
         if self.online_probe is not None and self.source.labels is None:
             raise UserError("source has no labels, which online_probe needs: bind it to None")
+
+    def alarms(self) -> Alarms:
+        """Returns what watches the measures of a new run."""
+        return Alarms(self.total_steps, self.method.loss_may_rise)
 
     @property
     def references(self) -> dict[str, float]:
@@ -122,6 +126,7 @@ class PretrainTask(TrainingTask):
             machine.precision.value,
             machine.channels_last.value,
             self.micro_batch_size,
+            self.schedule.epochs * self.steps_per_epoch,
         )
         return TrainingStep(
             forward,
@@ -143,7 +148,9 @@ class PretrainTask(TrainingTask):
             )
         with torch.device("meta"):
             encoder = self.new_encoder().eval()
-        self.method.check_run(encoder, self.schedule.epochs, self.compute.compile is True)
+        self.method.check_run(
+            encoder, self.schedule.epochs, self.batch_size, self.compute.compile is True
+        )
 
     def summary(self) -> list[str]:
         """Returns the lines of the plan that do not depend on the machine."""
@@ -153,8 +160,8 @@ class PretrainTask(TrainingTask):
         """Returns the lines of the plan about images per step and memory."""
         with torch.device("meta"):
             network = self.method.network(self.new_encoder())
-        parameters = _megabytes(network.parameters())
-        buffers = _megabytes(network.buffers())
+        parameters = _megabytes(value for value in network.parameters() if value.requires_grad)
+        buffers = _megabytes([*network.parameters(), *network.buffers()]) - parameters
         local_batch = self.batch_size // launched_processes()
         moments = [name.replace("_", " ") for name in self.optimizer.moment_names]
         parts = [f"{name} {parameters:.1f}, " for name in ("parameters", *moments)]
@@ -251,7 +258,7 @@ class PretrainTask(TrainingTask):
 
         def observe(outputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
             features, images = self.method.encoder_features(outputs, inputs.targets)
-            rows = self.batch_size * self.method.crops_per_image
+            rows = len(features) * collectives.world_size()
             return probe.train(state.step, features, images, rows)
 
         return self.take_step(step, state, inputs, measured, observe)

@@ -25,10 +25,12 @@ class Alarms:
 
     Args:
       total_steps: of the run.
+      loss_may_rise: whether a rising loss is no sign, see `Method.loss_may_rise`.
     """
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, loss_may_rise: bool = False) -> None:
         self._patience = min(_PATIENCE, total_steps // 2)
+        self._loss_may_rise = loss_may_rise
         self._history: list[dict[str, float]] = []
         self._raised: set[str] = set()
 
@@ -41,7 +43,9 @@ class Alarms:
             under `<name>_chance` and `<name>_floor`.
         """
         self._history.append(dict(values))
-        found = {"explosion": _explosion(self._history), "rise": _rise(self._history)}
+        found = {"explosion": _explosion(self._history)}
+        if not self._loss_may_rise:
+            found["rise"] = _rise(self._history)
         if step >= self._patience:
             branches = _progress(self._history[-_WINDOWS:])
             found |= {

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from jigclu.system import collectives, machine, progress, signals
 from jigclu.training import checkpoint, resume
-from jigclu.training.alarms import Alarms
 from jigclu.training.bad_step_records import record_bad_step
 from jigclu.training.finite import check_finite
 from jigclu.training.monitor import BadSteps, Monitor
@@ -217,7 +216,7 @@ def _monitor(
         bad_steps=BadSteps(task.schedule.bad_steps, advice, record),
         is_main=collectives.rank() == 0,
         references=task.references,
-        alarms=Alarms(task.total_steps) if task.raises_alarms else None,
+        alarms=task.alarms(),
         repeats_evaluation=repeats_evaluation,
     )
 

@@ -64,8 +64,8 @@ class TrainingStep:
           loss_scaling: dynamic loss scale, used in float16 only.
           use_compile: whether torch.compile compiles forward pass and update.
           device: of this rank.
-          skip_bad_steps: whether a step whose gradient is not finite also leaves the buffers as
-            they were, such as the statistics of batch normalization.
+          skip_bad_steps: whether a step whose gradient is not finite also leaves all that is not
+            trained as it was, such as the statistics of batch normalization.
         """
         self._scaling = loss_scaling if forward.precision == torch.float16 else _UNSCALED
         self._optimizer = optimizer
@@ -82,23 +82,20 @@ class TrainingStep:
                 forward, gradient_as_bucket_view=True, **_NO_BROADCAST
             )
         self._device = device
-        self._buffers = list(self.network.buffers()) if skip_bad_steps else []
-        self._buffers_before = [torch.empty_like(value) for value in self._buffers]
+        self._kept = list(_untrained(self.network).values()) if skip_bad_steps else []
+        self._kept_before = [torch.empty_like(value) for value in self._kept]
 
     def initial_state(self) -> TrainState:
-        """Returns the state before the first step; its tensors are those of the network.
-
-        Parameters without gradient, such as those of a momentum teacher, count as buffers.
-        """
-        named = dict(self.network.named_parameters())
-        trained = {name: value.detach() for name, value in named.items() if value.requires_grad}
-        frozen: dict[str, Tensor] = {
-            name: value for name, value in named.items() if not value.requires_grad
+        """Returns the state before the first step; its tensors are those of the network."""
+        trained = {
+            name: value.detach()
+            for name, value in self.network.named_parameters()
+            if value.requires_grad
         }
         return TrainState(
             step=0,
             parameters=trained,
-            buffers=dict(self.network.named_buffers()) | frozen,
+            buffers=_untrained(self.network),
             moments={
                 moment: {name: torch.zeros_like(value) for name, value in trained.items()}
                 for moment in self._optimizer.moment_names
@@ -135,8 +132,8 @@ class TrainingStep:
           gradients, of its parameters, and of the update relative to the parameters.
         """
         before = [value.clone() for value in state.parameters.values()] if measured else []
-        if self._buffers:
-            torch._foreach_copy_(self._buffers_before, self._buffers)
+        if self._kept:
+            torch._foreach_copy_(self._kept_before, self._kept)
         losses, outputs = self._forward(*inputs)
         (losses[0] * state.loss_scale).backward()
         # A tensor, because a changed Python number would trigger a recompilation.
@@ -151,12 +148,12 @@ class TrainingStep:
                 rate,
                 state.loss_scale,
                 state.good_steps,
-                self._buffers,
-                self._buffers_before,
             )
             for parameter in parameters:
                 parameter.grad = None
-            self._own_forward.update_state()
+            self._own_forward.update_state(outputs, state.step)
+            for value, before_step in zip(self._kept, self._kept_before, strict=True):
+                value.copy_(torch.where(finite, value, before_step))
             metrics = _mean_over_ranks(losses)
             metrics |= {"gradient_norm": norms.norm(), "learning_rate": rate}
             if self._scaling is not _UNSCALED:
@@ -181,8 +178,6 @@ class TrainingStep:
         learning_rate: Tensor,
         loss_scale: Tensor,
         good_steps: Tensor,
-        buffers: list[Tensor],
-        buffers_before: list[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Updates in place; returns updates, loss scale, good steps, gradient norms, finite."""
         norms = torch.stack(torch._foreach_norm(gradients))
@@ -202,9 +197,13 @@ class TrainingStep:
         torch._foreach_copy_(parameters, new_parameters)
         for name, values in moments.items():
             torch._foreach_copy_(values, new_moments[name])
-        for value, kept in zip(buffers, buffers_before, strict=True):
-            value.copy_(torch.where(finite, value, kept))
         return updates, loss_scale, good_steps, norms, finite
+
+
+def _untrained(network: nn.Module) -> Tensors:
+    """Returns buffers, and parameters without gradient, such as those of a momentum teacher."""
+    frozen = {name: value for name, value in network.named_parameters() if not value.requires_grad}
+    return dict(network.named_buffers()) | frozen
 
 
 def _measure_modules(

@@ -20,6 +20,7 @@ from jigclu.system.machine import Machine
 from jigclu.system.on_resume import ByContent, Free, Logged, SameWeights
 from jigclu.system.tensor_files import check_exists
 from jigclu.training import checkpoint, initial_weights, resume
+from jigclu.training.alarms import Alarms
 from jigclu.training.encoder_task import EncoderTask
 from jigclu.training.process import Process
 from jigclu.training.settings import (
@@ -41,7 +42,6 @@ class TrainingTask(EncoderTask):
     Attributes:
       seed: of all random numbers.
       title: of the task, in messages.
-      raises_alarms: whether the measures of its steps are watched by `Alarms`.
       source: training images.
       batch_size: images of the global batch.
       resume_from: checkpoint to resume if the workdir has none, or an earlier one of the workdir,
@@ -54,7 +54,6 @@ class TrainingTask(EncoderTask):
     """
 
     title: ClassVar[str]
-    raises_alarms: ClassVar[bool] = False
 
     init_from: SameWeights[str | None]
     seed: int
@@ -100,6 +99,10 @@ class TrainingTask(EncoderTask):
     def total_steps(self) -> int:
         """Steps of the run."""
         return self.schedule.total_steps(self.steps_per_epoch)
+
+    def alarms(self) -> Alarms | None:
+        """Returns what watches the measures of a new run, or None."""
+        return None
 
     @property
     def references(self) -> dict[str, float]:

@@ -70,7 +70,11 @@ class TypesTest(ConfigTestCase):
             "@ProceduralImages without parentheses",
             f"one of {SOURCES}; write pretrain.source = @ProceduralImages()",
         ),
-        ("pretrain.method=@sgd()", "a reference to sgd", "one of @jigsaw(), @simclr()"),
+        (
+            "pretrain.method=@sgd()",
+            "a reference to sgd",
+            "one of @jigsaw(), @simclr(), @moco(), @simsiam(), @byol()",
+        ),
         ("pretrain.schedule=@sgd()", "a reference to sgd", "one of @schedule()"),
         ("knn_evaluator.loading=@sgd()", "a reference to sgd", "one of @loading()"),
         (

@@ -21,12 +21,12 @@ MOMENTUM, QUEUE = 0.75, 32
 class TeacherOutputs(NamedTuple):
     student: Tensor
     teacher: Tensor
+    cosines: Tensor
 
 
 class TeacherNetwork(nn.Module):
     """A student, a momentum teacher of its encoder, and a queue of the teacher's features."""
 
-    keys: Tensor
     queue: Tensor
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class TeacherNetwork(nn.Module):
         self.encoder = TinyEncoder()
         self.teacher = TinyEncoder().requires_grad_(False)
         self.teacher.load_state_dict(self.encoder.state_dict())
-        self.register_buffer("keys", torch.zeros(8, self.encoder.channels))
         self.register_buffer("queue", torch.zeros(QUEUE, self.encoder.channels))
 
     def forward(self, images: Tensor) -> TeacherOutputs:
         with torch.no_grad():
             teacher = self.teacher(images).mean((2, 3))
-        return TeacherOutputs(self.encoder(images).mean((2, 3)), teacher)
+        student = self.encoder(images).mean((2, 3))
+        return TeacherOutputs(student, teacher, student @ self.queue.t())
 
 
 class TeacherLosses(NamedTuple):
@@ -51,32 +51,29 @@ class TeacherLosses(NamedTuple):
 class Teacher(SimClr):
     """Pulls the student's features to the teacher's, and away from those of the queue."""
 
-    def with_network(self, network: TeacherNetwork) -> "Teacher":
-        object.__setattr__(self, "_network", network)
-        return self
-
     def losses(self, outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Any:
-        student, teacher = outputs
-        network: TeacherNetwork = self._network  # type: ignore[attr-defined]
-        attraction = (student - teacher).square().mean()
-        repulsion = (student @ network.queue.t()).mean()
-        network.keys.copy_(collectives.gather_with_gradient(teacher.detach()))
-        return TeacherLosses(attraction + repulsion)
+        student, teacher, cosines = outputs
+        return TeacherLosses((student - teacher.detach()).square().mean() + cosines.mean())
 
-    def update_state(self, network: nn.Module) -> None:
+    def update_state(
+        self, network: nn.Module, outputs: tuple[Tensor, ...], step: int, total_steps: int
+    ) -> None:
         assert isinstance(network, TeacherNetwork)
-        network.queue.copy_(torch.cat([network.keys, network.queue])[:QUEUE])
+        keys = collectives.gather(outputs[1], dim=0)
+        network.queue.copy_(torch.cat([keys, network.queue])[:QUEUE])
         for teacher, student in zip(
             network.teacher.parameters(), network.encoder.parameters(), strict=True
         ):
             teacher.lerp_(student, 1 - MOMENTUM)
 
 
-def train_teacher(steps: int, use_compile: bool = False) -> dict[str, dict[str, Tensor]]:
+def train_teacher(
+    steps: int, use_compile: bool = False, micro_batch_size: int | None = None
+) -> dict[str, dict[str, Tensor]]:
     torch._dynamo.reset()
     network = TeacherNetwork()
     method = Teacher(**{name: getattr(SIMCLR, name) for name in SIMCLR.__dataclass_fields__})
-    forward = MethodForward(method.with_network(network), network, "float32", True, None)
+    forward = MethodForward(method, network, "float32", True, micro_batch_size, steps)
     step = TrainingStep(
         forward,
         optim.SGD(momentum=0.0, nesterov=False, weight_decay=0.0, decay_norms_and_biases=True),

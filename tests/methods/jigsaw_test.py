@@ -143,9 +143,9 @@ class JigsawTest(parameterized.TestCase):
     ) -> None:
         with torch.device("meta"):
             encoder = create_encoder("resnet18", False).eval()
-        JIGSAW.check_run(encoder, 1, True)
+        JIGSAW.check_run(encoder, 1, BATCH, True)
         with self.assertRaisesRegex(UserError, message):
-            dataclasses.replace(JIGSAW, **change).check_run(encoder, epochs, compiles)  # type: ignore[arg-type]
+            dataclasses.replace(JIGSAW, **change).check_run(encoder, epochs, BATCH, compiles)  # type: ignore[arg-type]
 
     def test_draws_at_most_eight_montages(self) -> None:
         picture = JIGSAW.draw(jigsaw_inputs(0))

@@ -18,7 +18,17 @@ from jigclu.ops import optim
 from jigclu.ops.probes import initial_probes
 from jigclu.training.probe_step import ProbeStep, initial_state
 from jigclu.training.step import TrainingStep
-from tests.samples import ADAMW, JIGSAW, SIMCLR, TinyEncoder, method_inputs, noise
+from tests.samples import (
+    ADAMW,
+    BYOL,
+    JIGSAW,
+    MOCO,
+    SIMCLR,
+    SIMSIAM,
+    TinyEncoder,
+    method_inputs,
+    noise,
+)
 
 # Methods of tensors that read values on the host.
 _READS = {
@@ -105,13 +115,15 @@ class GuardTest(parameterized.TestCase):
 
 class HostSyncTest(parameterized.TestCase):
     @parameterized.product(
-        method=[JIGSAW, SIMCLR], precision=["float32", "float16"], micro_batch_size=[None, 2]
+        method=[JIGSAW, SIMCLR, MOCO, SIMSIAM, BYOL],
+        precision=["float32", "float16"],
+        micro_batch_size=[None, 2],
     )
     def test_steps_of_methods_never_read_tensors(
         self, method: Method, precision: str, micro_batch_size: int | None
     ) -> None:
         network: nn.Module = method.network(TinyEncoder())
-        step = build_step(MethodForward(method, network, precision, True, micro_batch_size))
+        step = build_step(MethodForward(method, network, precision, True, micro_batch_size, 2))
         state = step.initial_state()
         for number in range(2):
             inputs = method_inputs(method, number)

@@ -2,6 +2,7 @@
 
 from tests import cuda_needed  # noqa: F401  # isort: skip
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 
 from jigclu.methods.method import Method
 from tests.methods.simclr_test import projector
+from tests.methods.two_views_case import tiny_network
 from tests.ranks import run_on_ranks
-from tests.samples import BATCH, JIGSAW, SIMCLR, method_inputs, small_model
+from tests.samples import BATCH, BYOL, JIGSAW, MOCO, SIMCLR, SIMSIAM, method_inputs, small_model
 from tests.small_tasks import TaskTestCase
 from tests.training import step_test
 
@@ -20,6 +22,9 @@ CUDA = "cuda"
 METHODS: dict[str, tuple[Method, Any]] = {
     "jigsaw": (JIGSAW, small_model),
     "simclr": (SIMCLR, projector),
+    "moco": (MOCO, partial(tiny_network, MOCO)),
+    "simsiam": (SIMSIAM, partial(tiny_network, SIMSIAM)),
+    "byol": (BYOL, partial(tiny_network, BYOL)),
 }
 
 

@@ -31,6 +31,7 @@ from tests.small_tasks import TaskTestCase
 
 SCALING = optim.LossScaling(initial=1024.0, growth=2.0, backoff=0.5, interval=2)
 SGD = optim.SGD(momentum=0.9, nesterov=False, weight_decay=1e-4, decay_norms_and_biases=True)
+STEPS = 8  # Of the schedule; the tests take the first ones.
 
 
 def pretrain_step(
@@ -45,7 +46,7 @@ def pretrain_step(
     device: str = "cpu",
     skip_bad_steps: bool = False,
 ) -> TrainingStep:
-    forward = MethodForward(method, build(norm_layer), precision, True, micro_batch_size)
+    forward = MethodForward(method, build(norm_layer), precision, True, micro_batch_size, STEPS)
     return TrainingStep(
         forward, optimizer, SCALING, use_compile, torch.device(device), skip_bad_steps
     )

@@ -115,7 +115,9 @@ def step_pieces(
 def _network(
     task: PretrainTask, arithmetic: Arithmetic, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    forward = MethodForward(task.method, task.network().to(device), *arithmetic, None)
+    forward = MethodForward(
+        task.method, task.network().to(device), *arithmetic, None, total_steps=1
+    )
 
     def network(montages: Tensor) -> Tensor:
         outputs = forward.apply_network(montages)

@@ -27,7 +27,7 @@ PATCH_BYTES = 768
 
 def received_in_a_forward() -> dict[str, int]:
     """Counts the bytes of embeddings and statistics that this rank gathers from the others."""
-    forward = MethodForward(TASK.method, small_model(), "float32", False, None)
+    forward = MethodForward(TASK.method, small_model(), "float32", False, None, 1)
     inputs = jigsaw_inputs(0)
     gathered: list[torch.Tensor] = []
     gather = collectives._all_gather

@@ -75,7 +75,7 @@ class PublishedTest(absltest.TestCase):
         method = dataclasses.replace(JIGSAW, augmentation=STILL, pooling_map=8)
         network = method.network(create_encoder("resnet18", False))
         network.load_state_dict(step._model.state_dict(), strict=False)
-        forward = MethodForward(method, network, "float32", False, None)
+        forward = MethodForward(method, network, "float32", False, None, 1)
         count = 4 * 4
         patches = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
         permutation = jigsaw.global_permutation(0, 0, count)

@@ -1,0 +1,20 @@
+"""Multilayer perceptrons with batch normalization: heads of self-supervised methods."""
+
+from itertools import pairwise
+
+from torch import nn
+
+from jigclu.models.batch_norm import BatchNorm
+
+
+def perceptron(*widths: int, bias: bool) -> nn.Sequential:
+    """Builds linear layers with batch normalization and ReLU between them.
+
+    Args:
+      *widths: channels of the input, of each hidden layer, and of the output.
+      bias: whether the last layer has a bias; normalization would cancel those of hidden layers.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths[:-1]):
+        layers += [nn.Linear(inputs, outputs, bias=False), BatchNorm(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=bias))
