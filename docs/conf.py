@@ -10,12 +10,15 @@ include_patterns = ["docs/*.md", "docs/index.rst", "detection/README.md", "C*.md
 exclude_patterns = ["docs/README.md", ".*", "build", "data", "runs"]
 highlight_language = "text"
 myst_heading_anchors = 3
+smartquotes = False
 html_theme = "furo"
 html_title = "JigClu"
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
 html_extra_path = ["index.html"]
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 
 
 def setup(app: Sphinx) -> None:

@@ -21,15 +21,16 @@ INTRODUCTION = """\
 # Configuration reference
 
 Every setting that a gin file or `--gin_bindings` can bind, by the name that comes before the dot:
-`pretrain.batch_size = 256` binds `batch_size` of `pretrain`. [gin.md](gin.md) explains the syntax.
+`pretrain.batch_size = 256` binds `batch_size` of `pretrain`. [Gin on one page](gin.md) explains the
+syntax.
 
 - **Default** is the value that the files in `gin/base/` bind, or for tasks without a file there
   `gin/<task>.gin`. If files differ, each value stands with its file. Run files override some of
   them; `--dry_run` prints what is in force. "Required" means that no shared file binds it.
 - **Source** is the paper or the choice behind the default, by the letters that the
   [last section](#sources-of-the-defaults) lists for each file.
-- A type such as `@sgd()` is a reference to one of the settings on this page. `Source`,
-  `LabeledSource` and the like are any of the [images](#images) below.
+- A type such as `@sgd()` is a reference to an object whose settings are on this page, too. A
+  `Source` is any of the [images](#images) below.
 """
 # A field of a docstring, "name: text", with its continuation lines, which are indented further.
 _FIELD = re.compile(r"^( *)(\w+(?:, \w+)*): (.+(?:\n\1 +\S.*)*)", re.MULTILINE)

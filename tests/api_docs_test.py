@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from absl.testing import absltest
 
+from jigclu.models.encoder import create_encoder
 from tests.samples import write_image_tree
 
-PAGE = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "api.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 NAMES = re.findall(r"^\| `(jigclu[\w.]+)` \| ([^|]+) \|", PAGE, re.MULTILINE)
 
@@ -37,6 +39,18 @@ class ApiDocsTest(absltest.TestCase):
         gradient = values["encoder"].encoder.get_parameter("conv1.weight").grad
         self.assertGreater(gradient.norm(), 0)
         self.assertTrue(torch.isfinite(values["loss"]))
+
+    def test_example_of_the_quick_start(self) -> None:
+        (example,) = re.findall(
+            r"```python\n(.*?)```", (DOCS / "quickstart.md").read_text(), re.DOTALL
+        )
+        folder = Path(self.create_tempdir().full_path)
+        write_image_tree(folder / "photos")
+        torch.save(create_encoder("resnet18", False).state_dict(), folder / "weights.pth")
+        example = example.replace("runs/photos", str(folder / "weights.pth"))
+        values: dict[str, Any] = {}
+        exec(example.replace("/data/photos", str(folder / "photos")), values)
+        self.assertEqual(values["found"].features.shape, (7, 512))
 
     def test_every_name_exists_and_has_a_docstring(self) -> None:
         self.assertGreater(len(NAMES), 10)
