@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from jigclu import config
@@ -18,7 +19,8 @@ from jigclu.methods.jigsaw import Jigsaw
 from jigclu.models.encoder import create_encoder
 from jigclu.training import checkpoint
 
-_COLORS = 256  # Of the palette, with which the file takes a fraction of its size.
+# A palette takes a fraction of the file's size; this way to choose it keeps rare colors.
+_COLORS, _PALETTE = 256, Image.Quantize.MAXCOVERAGE
 
 
 @torch.no_grad()
@@ -32,7 +34,7 @@ def main(workdir: str, output: str) -> None:
     unseen = ProceduralImages(images=500, size=96, seed=0, split="val")
     dataset = method.dataset(unseen, task.seed, task.batch_size)
     picture = method.draw_predictions(network, dataset, task.seed, torch.device("cpu"))
-    to_pil_image(picture).quantize(_COLORS).save(output, optimize=True)
+    to_pil_image(picture).quantize(_COLORS, _PALETTE).save(output, optimize=True)
 
 
 if __name__ == "__main__":
