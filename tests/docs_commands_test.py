@@ -175,6 +175,9 @@ class RunCommandsTest(parameterized.TestCase):
                 self.link(images[1], "images")
             if weights := WEIGHTS.fullmatch(text):
                 self.link(weights[1], f"{network}.pth")
+            for name in re.findall(r"'(.*?)'", text) if text.startswith("report.") else ():
+                Path(name).mkdir(parents=True, exist_ok=True)
+                (Path(name) / "config.gin").touch()
         workdir = Path("run")
         with dry_run():
             configuration = config.load(files, here).for_workdir(workdir)

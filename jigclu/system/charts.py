@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 Points = Sequence[tuple[float, float]]
 
-_WIDTH, _LEFT, _RIGHT, _BOTTOM = 440, 56, 14, 42
-_PLOT_HEIGHT = 190
+_WIDTH, _LEFT, _RIGHT, _BOTTOM = 400, 54, 14, 44
+_PLOT_HEIGHT = 180
 _MARGIN = 0.06  # Above and below the lines, as a share of their range.
-_LINE_HEIGHT = 17  # Of the title and of a row of the legend.
-_LETTER = 6.4  # Mean width of a letter of the legend.
+_LINE_HEIGHT = 18  # Of the title and of a row of the legend.
+_LETTER = 7.4  # Mean width of a letter of the legend.
 _MOST_POINTS = 400  # Of a line; more of them would not be seen.
 _MOST_DOTS = 40  # Points of a line that also shows each of them, with its value.
 # Eight hues of similar weight that color-blind readers can tell from their neighbors in the order;
@@ -55,7 +55,7 @@ def draw(chart: Chart) -> str:
     """Returns a chart as an SVG element, whose colors follow the reader's color scheme."""
     lines = {name: _visible(points) for name, points in chart.series.items()}
     legend, rows = _legend(list(lines) if len(lines) > 1 else [])
-    top = _LINE_HEIGHT * (rows + 1) + 8
+    top = _LINE_HEIGHT * (rows + 1) + 12
     height = top + _PLOT_HEIGHT + _BOTTOM
     xs = [x for points in lines.values() for x, _ in points]
     ys = [y for points in lines.values() for _, y in points]
@@ -128,11 +128,11 @@ def _horizontal_axis(label: str, x_axis: _Axis, y_axis: _Axis) -> list[str]:
     return [
         f'<line class="axis" x1="{x_axis.start}" x2="{x_axis.end}" y1="{bottom}" y2="{bottom}"/>',
         *(
-            f'<text x="{x_axis.at(tick)}" y="{bottom + 15}" text-anchor="middle">'
+            f'<text x="{x_axis.at(tick)}" y="{bottom + 16}" text-anchor="middle">'
             f"{_short(tick)}</text>"
             for tick in ticks(x_axis.low, x_axis.high, 5)
         ),
-        f'<text x="{middle}" y="{bottom + 33}" text-anchor="middle">{html.escape(label)}</text>',
+        f'<text x="{middle}" y="{bottom + 36}" text-anchor="middle">{html.escape(label)}</text>',
     ]
 
 
@@ -180,7 +180,7 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
     """Returns the entries of several lines, and how many rows they take."""
     parts, x, row = [], 0.0, 1 if names else 0
     for number, name in enumerate(names):
-        width = 30 + _LETTER * len(name)
+        width = 34 + _LETTER * len(name)
         if x > 0 and x + width > _WIDTH:
             x, row = 0.0, row + 1
         y = _LINE_HEIGHT * row + 13
@@ -214,7 +214,7 @@ def _style() -> str:
 
     return (
         ".chart{--ink:#404040;display:block;width:100%;height:auto;"
-        "font:12px system-ui,sans-serif}"
+        "font:13px system-ui,sans-serif}"
         ".chart text{fill:var(--ink)}.chart .title{font-weight:600}"
         # A border in the color of the page keeps labels readable on top of lines.
         ".chart .label{stroke:var(--page,Canvas);stroke-width:4;paint-order:stroke}"

@@ -18,7 +18,8 @@ from jigclu.system.documents import (
     Table,
 )
 
-_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?%| [kM]B)?")
+# Also a percentage, a size, and a time.
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?%| [kM]B)?|(\d+ days?, )?\d+:\d\d:\d\d")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --muted: #5c5c60; --page: #ffffff;
   --card: #f5f5f7; --line: #dcdce0; }
@@ -36,18 +37,20 @@ summary h2 { display: inline; }
 .summary { font-size: 17px; color: var(--muted); margin: 0; }
 p, ul { max-width: 75ch; }
 .scroll { overflow-x: auto; margin: 12px 0; }
-table { border-collapse: collapse; overflow-wrap: normal; }
+table { border-collapse: collapse; overflow-wrap: break-word; }
 th, td { text-align: left; vertical-align: top; padding: 5px 18px 5px 0;
   border-bottom: 1px solid var(--line); }
 th { color: var(--muted); font-weight: 600; white-space: nowrap; }
-td { max-width: 60ch; overflow-wrap: anywhere; min-width: 11ch; }
+td { max-width: 60ch; }
 td:first-child { white-space: nowrap; }
+td:last-child { min-width: 26ch; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; min-width: 0; }
-pre { background: var(--card); border-radius: 8px; padding: 12px 14px; overflow-x: auto;
+pre { background: var(--card); border-radius: 8px; padding: 12px 14px; white-space: pre-wrap;
   font: 13px/1.5 ui-monospace, monospace; }
 .charts { display: grid; gap: 20px 28px; margin: 16px 0;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); }
+.charts svg { max-width: 560px; }
 figure { margin: 16px 0; }
 figure img { min-width: min(100%, 320px); max-width: 100%; height: auto; border-radius: 6px;
   background: var(--card); }

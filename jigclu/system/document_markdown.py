@@ -44,8 +44,9 @@ def _block(block: Block) -> str:
         case Code(text):
             return _code(text)
         case Charts(charts):
-            rows = [row for chart in charts for row in _values(chart)]
-            return _table(("value", "first", "least", "greatest", "last", "compare"), rows)
+            # Charts of the same values over different axes have the same rows.
+            values = dict.fromkeys(row for chart in charts for row in _values(chart))
+            return _table(("value", "first", "least", "greatest", "last", "compare"), list(values))
         case Picture(caption, path, _):
             return f"![{_escape(caption)}](<{path.as_posix()}>)"
 

@@ -12,7 +12,7 @@ from jigclu.system.files import expand_home
 from jigclu.system.progress import CONSOLE
 from jigclu.training import run_records
 from jigclu.training.loop import RunResult
-from jigclu.training.report import write_document
+from jigclu.training.report import describe_hours, write_document
 from jigclu.training.run_records import Run, is_share
 
 
@@ -48,8 +48,14 @@ class ReportTask:
         return RunResult({}, None)
 
     def _runs(self) -> dict[str, Run]:
+        """Returns the runs by the names of their folders, or if these are equal, by their paths."""
+        paths = {name: Path(expand_home(name)) for name in self.workdirs}
+        short = {path.name for path in paths.values()}
         with naming("workdirs"):
-            return {name: run_records.read(Path(expand_home(name))) for name in self.workdirs}
+            return {
+                path.name if len(short) == len(paths) else name: run_records.read(path)
+                for name, path in paths.items()
+            }
 
 
 def compare(runs: dict[str, Run]) -> Document:
@@ -67,7 +73,7 @@ def compare(runs: dict[str, Run]) -> Document:
 
 _HEADER = (
     *("run", "task", "score", "untrained", "last", "best", "steps", "images seen"),
-    *("hours", "device-hours", "alarms"),
+    *("time", "device-hours", "alarms"),
 )
 
 
@@ -80,7 +86,7 @@ def _row(name: str, run: Run) -> tuple[str, ...]:
         *(name, run.task, score),
         *("" if value is None else describe(value, is_share(score)) for value in shown),
         *(f"{run.lines[-1]['step']:,}" if run.lines else "", f"{run.images:,}"),
-        *(f"{hours:.3g}", f"{hours * run.processes:.3g}", str(len(run.alarms))),
+        *(describe_hours(hours), f"{hours * run.processes:.3g}", str(len(run.alarms))),
     )
 
 
@@ -124,13 +130,13 @@ def _all_scores(runs: dict[str, Run]) -> list[Table]:
 
 
 def _differences(runs: dict[str, Run]) -> list[Table | Paragraph]:
-    """Returns the bindings with different values in the runs."""
+    """Returns the bindings with different values in runs that bind them."""
     bound = {name: run.bindings for name, run in runs.items()}
     names = sorted(set().union(*bound.values()))
     rows = [
         (name, *(values.get(name, "not bound") for values in bound.values()))
         for name in names
-        if len({values.get(name) for values in bound.values()}) > 1
+        if len({values[name] for values in bound.values() if name in values}) > 1
     ]
     return [Table(("binding", *runs), rows) if rows else Paragraph("None.")]
 

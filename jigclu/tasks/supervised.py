@@ -64,6 +64,12 @@ class SupervisedTask(TrainingTask):
         return [*super().summary(), f"validation: {len(self.val):,} images"]
 
     @property
+    def references(self) -> dict[str, float]:
+        """Accuracy on val of always guessing the most frequent class, or five of them."""
+        counts = torch.tensor(self.val.labels).bincount().sort(descending=True).values
+        return {f"top{k}_chance": counts[:k].sum().item() / len(self.val) for k in (1, 5)}
+
+    @property
     def training_crop(self) -> tuple[Any, ...]:
         """All settings that determine the crops of training images."""
         scale, ratio = self.crop_scale, self.crop_ratio

@@ -37,13 +37,15 @@ _HTML, _MARKDOWN = "report.html", "report.md"
 _STOPPED = "Stopped by a signal; the same command continues."
 _MOST_PICTURES = 12
 _MOST_FILES = 30
+_CONFUSION = "rows are true, columns predicted; the darker, the larger the share."
 _CAPTIONS = {
     "inputs": "The last training images that were drawn, as the network sees them.",
-    "confusion": "Which classes are mistaken for which: rows are true classes, columns predicted "
-    "ones; the darker, the larger the share.",
     "predictions": "Photographs, their patches, and what the network makes of each patch.",
-    "location_confusion": "Which places are mistaken for which: rows are true places, columns "
-    "predicted ones; the darker, the larger the share.",
+    "location_confusion": f"Which places are mistaken for which: {_CONFUSION}",
+    "confusion": f"Which classes are mistaken for which: {_CONFUSION}",
+    "knn_confusion": f"Which classes nearest neighbors mistake for which: {_CONFUSION}",
+    "probe_confusion": f"Which classes the linear probe mistakes for which: {_CONFUSION}",
+    "knn_neighbors": "Images, each followed by its nearest neighbors among the training images.",
 }
 
 
@@ -164,7 +166,7 @@ def _scores(run: Run, about: About) -> list[Block]:
     columns = {
         "score": list(run.scores),
         "this run": [cell(name, run.last(name)) for name in run.scores],
-        "untrained encoder": [cell(name, run.untrained(name)) for name in run.scores],
+        "untrained": [cell(name, run.untrained(name)) for name in run.scores],
         "chance": [cell(name, run.levels(name).get("chance")) for name in run.scores],
         "published": [cell(name, published.get(name)) for name in run.scores],
     }
@@ -174,7 +176,7 @@ def _scores(run: Run, about: About) -> list[Block]:
     blocks: list[Block] = [Table(list(shown), list(zip(*shown.values(), strict=True)))]
     if "published" in shown:
         blocks.append(Paragraph(_published_note(about)))
-    if not any(run.untrained(name) is not None for name in run.scores):
+    if not run.is_from_scratch:
         blocks.append(
             Paragraph(
                 f"For an untrained encoder, run the same command with {run.task}.init_from=None, "
@@ -247,7 +249,7 @@ def _changes(about: About) -> list[Block]:
 def _time(run: Run, now: float) -> Table:
     hours = run.hours(now)
     rows = [
-        ("time", str(timedelta(seconds=round(3600 * hours)))),
+        ("time", describe_hours(hours)),
         ("device-hours", f"{hours * run.processes:.3g} (devices: {run.processes})"),
     ]
     if len(run.starts) > 1:
@@ -261,6 +263,11 @@ def _time(run: Run, now: float) -> Table:
     if memory is not None:
         rows.append(("peak memory", f"{memory:.3g} GB per device"))
     return Table(("", ""), rows)
+
+
+def describe_hours(hours: float) -> str:
+    """Returns a time as hours, minutes and seconds, with days if there are any."""
+    return str(timedelta(seconds=round(3600 * hours)))
 
 
 def _files(workdir: Path) -> Table:

@@ -40,8 +40,9 @@ def metric_charts(run: Run, groups: Sequence[str]) -> list[Chart]:
             if part or not is_share(name):
                 continue
             title, part = "accuracy", name
-        chart = charts.setdefault(title, Chart(title, _STEP, {}, levels, is_share(name)))
-        charts[title] = chart._replace(series={**chart.series, part or name: points})
+        chart = charts.get(title, Chart(title, _STEP, {}, levels, is_share(name)))
+        series = {**chart.series, part or name: points}
+        charts[title] = chart._replace(series=series, title=title if len(series) > 1 else name)
     return list(charts.values())
 
 

@@ -65,6 +65,11 @@ class Run(NamedTuple):
         return {name: value.strip() for name, _, value in pairs if value}
 
     @property
+    def is_from_scratch(self) -> bool:
+        """Whether the task uses no weights of another run."""
+        return self.bindings.get(f"{self.task}.init_from", "None") == "None"
+
+    @property
     def names(self) -> list[str]:
         """Names of all numbers, without their chance levels and floors."""
         found = dict.fromkeys(name for line in self.lines for name in line)
@@ -119,8 +124,8 @@ class Run(NamedTuple):
         return next((value for _, value in reversed(self.points(name, "step"))), None)
 
     def untrained(self, name: str) -> float | None:
-        """Returns a score of the initial weights, if they were evaluated and then trained."""
-        if not self.images:
+        """Returns a score of the random initial weights, if they were evaluated and trained."""
+        if not self.images or not self.is_from_scratch:
             return None
         return next((value for step, value in self.points(name, "step") if step == 0), None)
 

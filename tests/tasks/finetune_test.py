@@ -117,6 +117,9 @@ class FinetuneTest(TaskTestCase):
         self.assertIn(f"top-1 {top1:.2%}, top-5 {top5:.2%} of 7 images of val", printed)
         events = self.events(self.folder)
         self.assertEqual([e.step for e in events.Scalars("accuracy/top1")], [2, 4])
+        # Each image of val is of another class.
+        self.assertAlmostEqual(events.Scalars("accuracy/top5_chance")[0].value, 5 / 7)
+        self.assertAlmostEqual(events.Scalars("accuracy/top1_chance")[0].value, 1 / 7)
         self.assertEqual([e.step for e in events.Images("confusion")], [2, 4])
         self.assertContainsSubset(["accuracy_per_class/text_summary"], events.Tags()["tensors"])
         self.assertEqual([e.step for e in events.Scalars("loss/loss")], [1, 2, 3, 4])

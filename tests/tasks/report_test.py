@@ -22,9 +22,10 @@ class ReportTaskTest(RunTestCase):
             "b", CONFIG.replace("64", "128"), lines=[*LINES[:2], {**LINES[2], "knn_accuracy": 0.5}]
         )
         text = self.compared("a", "b")
+        amount = "20 | 1,280 | 1:12:00 | 2.4 | 0 |"
         self.assertIn(
-            "| a | pretrain | knn_accuracy | 25.0% | 62.5% | 62.5% | 20 | 1,280 | 1.2 | 2.4 | 0 |\n"
-            "| b | pretrain | knn_accuracy | 25.0% | 50.0% | 50.0% | 20 | 1,280 | 1.2 | 2.4 | 0 |",
+            f"| a | pretrain | knn_accuracy | 25.0% | 62.5% | 62.5% | {amount}\n"
+            f"| b | pretrain | knn_accuracy | 25.0% | 50.0% | 50.0% | {amount}",
             text,
         )
         self.assertIn("| knn_accuracy: b | 25.0% | 25.0% | 50.0% | 50.0% | chance 10.0% |", text)
@@ -33,6 +34,7 @@ class ReportTaskTest(RunTestCase):
             "| binding | a | b |\n| --- | --- | --- |\n| pretrain.batch_size | 64 | 128 |", text
         )
         self.assertEqual(text.count("pretrain."), 1)
+        self.assertEqual(text.count("| knn_accuracy: b |"), 1)
 
     def test_compares_runs_of_different_tasks(self) -> None:
         self.write_run("a")
@@ -40,10 +42,13 @@ class ReportTaskTest(RunTestCase):
         self.write_run("b", "launch.task = @linear()\n", lines=top1)
         self.write_run("c", "launch.task = @pack()\n", starts=(), lines=())
         text = self.compared("a", "b", "c")
-        self.assertIn("| b | linear | top1 |  | 30.0% | 30.0% | 3 | 192 | 0.6 | 1.2 | 0 |", text)
-        self.assertIn("| c | pack |  |  |  |  |  | 0 | 0 | 0 | 0 |", text)
+        self.assertIn(
+            "| b | linear | top1 |  | 30.0% | 30.0% | 3 | 192 | 0:36:00 | 1.2 | 0 |", text
+        )
+        self.assertIn("| c | pack |  |  |  |  |  | 0 | 0:00:00 | 0 | 0 |", text)
         self.assertIn("| first score of each run: b (top1) | 10.0% | 10.0% | 30.0% |", text)
-        self.assertIn("| pretrain.batch_size | 64 | not bound | not bound |", text)
+        self.assertIn("| launch.task | @pretrain() | @linear() | @pack() |", text)
+        self.assertNotIn("pretrain.batch_size", text)
 
     def test_lists_alarms(self) -> None:
         self.write_run("a", lines=[*LINES, {"step": 30, "alarms": ["alarm: collapse"]}])
@@ -59,7 +64,15 @@ class ReportTaskTest(RunTestCase):
         self.assertEqual(page.count("<svg "), 2)
         self.assertIn("hours of work", page)
         self.assertIn("images seen</text>", page)
-        self.assertIn(f"| {names[1]} | pretrain |", (workdir / "report.md").read_text())
+        self.assertIn("\n| b | pretrain |", (workdir / "report.md").read_text())
+
+    def test_runs_of_folders_with_equal_names_have_their_paths(self) -> None:
+        (self.folder / "other").mkdir()
+        paths = [str(self.write_run(name)) for name in ("a", "other/a")]
+        run_task(report.ReportTask(workdirs=tuple(paths)), self.folder / "report")
+        text = (self.folder / "report" / "report.md").read_text()
+        for path in paths:
+            self.assertIn(f"\n| {path} | pretrain |", text)
 
     def test_rejects_other_folders(self) -> None:
         (self.folder / "other").mkdir()

@@ -36,7 +36,7 @@ class ReportTest(RunTestCase):
         self.assertIn(
             "# a: pretrain\n\nFinished. knn_accuracy 62.5%, untrained 25.0%, chance 10.0%.\n", text
         )
-        self.assertIn("| score | this run | untrained encoder | chance |\n", text)
+        self.assertIn("| score | this run | untrained | chance |\n", text)
         self.assertIn("| knn_accuracy | 62.5% | 25.0% | 10.0% |\n", text)
 
     def test_curves_and_health_in_words(self) -> None:
@@ -96,7 +96,8 @@ class ReportTest(RunTestCase):
 
     def test_published_score(self) -> None:
         lines = [{"step": 10, "loss": 1.0, "top1": 0.5, "top5": 0.75}]
-        workdir = self.write_run("a", "launch.task = @linear()\n", lines=lines)
+        config = "launch.task = @linear()\nlinear.init_from = 'runs/a'\n"
+        workdir = self.write_run("a", config, lines=lines)
         text = self.markdown(workdir, ABOUT._replace(file="gin/linear_r50.gin"))
         self.assertIn("| top1 | 50.0% | 66.4% |\n| top5 | 75.0% |  |", text)
         self.assertIn("bindings of gin/linear_r50.gin, of which this run changes 2.", text)

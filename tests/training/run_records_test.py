@@ -4,7 +4,7 @@ from absl.testing import absltest, parameterized
 
 from jigclu.system.errors import UserError
 from jigclu.training import run_records
-from tests.run_case import LINES, START, STARTED, RunTestCase
+from tests.run_case import CONFIG, LINES, START, STARTED, RunTestCase
 
 
 class RunRecordsTest(RunTestCase, parameterized.TestCase):
@@ -37,6 +37,11 @@ class RunRecordsTest(RunTestCase, parameterized.TestCase):
         self.assertEqual(run.scores, ["knn/knn_accuracy", "linear/top1", "own"])
         # What was evaluated without training is no baseline of it.
         self.assertIsNone(run.untrained("own"))
+
+    def test_given_weights_are_not_untrained(self) -> None:
+        config = f"{CONFIG}pretrain.init_from = 'runs/a'\n"
+        run = run_records.read(self.write_run("a", config))
+        self.assertIsNone(run.untrained("knn_accuracy"))
 
     def test_alarms(self) -> None:
         lines = [*LINES, {"step": 30, "alarms": ["alarm: collapse", "alarm: the loss rises"]}]
