@@ -8,6 +8,7 @@ import ast
 import os
 import re
 import shlex
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -200,6 +201,31 @@ class PagesTest(absltest.TestCase):
                         checked += 1
         self.assertGreater(checked, 10)
 
+    def test_links_lead_to_files_and_headings(self) -> None:
+        broken = []
+        for page, text in TEXTS.items():
+            for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+                path, _, heading = link.partition("#")
+                target = (ROOT / page).parent / path if path else ROOT / page
+                if not target.exists() or (heading and heading not in headings(target)):
+                    broken.append((page, link))
+        self.assertEmpty(broken)
+
+    def test_validation_images_of_tiny_imagenet_are_sorted_into_classes(self) -> None:
+        (script,) = re.findall(r"```sh\n(cd .*?)```", TEXTS["docs/recipes.md"], re.DOTALL)
+        val = Path(self.create_tempdir().full_path) / "val"
+        write_images(val / "images", 3)
+        (val / "val_annotations.txt").write_text(
+            "".join(f"{number}.png\tn0{number % 2}\t0\t0\t9\t9\n" for number in range(3))
+        )
+        subprocess.run(
+            ["bash", "-ec", script.replace("/data/tiny-imagenet/val", str(val))], check=True
+        )
+        self.assertCountEqual(
+            [str(path.relative_to(val)) for path in val.rglob("*.png")],
+            ["n00/0.png", "n01/1.png", "n00/2.png"],
+        )
+
     def test_settings_exist(self) -> None:
         known = set(binding_names())
         unknown = []
@@ -237,6 +263,12 @@ class PagesTest(absltest.TestCase):
         self.assertGreater(len(messages), 30)
         parts = [part.strip(" :,") for message in messages for part in message.split("…")]
         self.assertEmpty([part for part in parts if part not in constants])
+
+
+def headings(page: Path) -> set[str]:
+    """Returns the anchors of a page's headings, as GitHub and the site name them."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
 def string_constants() -> Iterator[str]:

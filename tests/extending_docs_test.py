@@ -94,6 +94,8 @@ class ExtendingDocsTest(TaskTestCase):
             expected.append(torch.stack(negatives).logsumexp(0) - similarity[row, other])
         actual = method.losses((embeddings,), ()).loss
         torch.testing.assert_close(actual, torch.stack(expected).mean())
+        compiled = torch.compile(method.losses, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled((embeddings,), ()).loss, actual)
         equal = torch.ones(6, 1)
         self.assertAlmostEqual(
             method.losses((equal,), ()).loss.item(), method.chance(3)["loss"], places=5
