@@ -213,7 +213,7 @@ def _style() -> str:
         )
 
     return (
-        ".chart{--ink:#404040;display:block;width:100%;height:auto;"
+        ".chart{color-scheme:light dark;--ink:#404040;display:block;width:100%;height:auto;"
         "font:13px system-ui,sans-serif}"
         ".chart text{fill:var(--ink)}.chart .title{font-weight:600}"
         # A border in the color of the page keeps labels readable on top of lines.

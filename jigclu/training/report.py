@@ -87,16 +87,14 @@ def run_and_report(run: Callable[[], RunResult], workdir: Path, about: About) ->
     Raises:
       UserError, Stopped: as the task does.
     """
-    outcome = "Failed: the last lines of train.log show the error."
     try:
         result = run()
         outcome = _STOPPED if result.is_stopped else "Finished."
         return result
-    except UserError as error:
-        outcome = f"Failed: {error}"
-        raise
-    except KeyboardInterrupt:
-        outcome = _STOPPED
+    except BaseException as error:
+        # Callers of Python functions in C++ replace Stopped by other errors.
+        is_stopped = isinstance(error, KeyboardInterrupt) or signals.requested()
+        outcome = _STOPPED if is_stopped else f"Failed: {str(error) or repr(error)}"
         raise
     finally:
         # If this rank fails, torchrun also signals it to stop.
@@ -276,7 +274,8 @@ def _files(workdir: Path) -> Table:
     entries = sorted(visible)
     rows = []
     for path in entries[:_MOST_FILES]:
-        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+        # Not those in further folders, since the workdir may hold any number of other files.
+        files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
         size = sum(file.stat().st_size for file in files)
         name = path.name if path.is_file() else f"{path.name}/"
         rows.append((name, str(len(files)), _describe_size(size)))

@@ -5,7 +5,9 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +37,15 @@ class Start(NamedTuple):
     environment: dict[str, Any]
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """The records of a run.
 
-    workdir: of the run.
-    config: its bindings, in gin's syntax; empty if they are missing.
-    starts: in their order.
-    lines: of metrics.jsonl, in the order of steps.
+    Attributes:
+      workdir: of the run.
+      config: its bindings, in gin's syntax; empty if they are missing.
+      starts: in their order.
+      lines: of metrics.jsonl, in the order of steps.
     """
 
     workdir: Path
@@ -55,7 +59,7 @@ class Run(NamedTuple):
         found = re.search(r"^launch\.task = @(?:\w+/)*(\w+)\(\)", self.config, re.MULTILINE)
         return found[1] if found else "run"
 
-    @property
+    @cached_property
     def bindings(self) -> dict[str, str]:
         """Values of all bindings by name, in gin's syntax."""
         # gin continues long values in indented lines.
@@ -69,13 +73,13 @@ class Run(NamedTuple):
         """Whether the task uses no weights of another run."""
         return self.bindings.get(f"{self.task}.init_from", "None") == "None"
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Names of all numbers, without their chance levels and floors."""
         found = dict.fromkeys(name for line in self.lines for name in line)
         return [name for name in found if name not in _NO_NUMBERS and not _REFERENCE.search(name)]
 
-    @property
+    @cached_property
     def scores(self) -> list[str]:
         """Names of the scores of evaluations, the most telling ones first.
 
@@ -117,11 +121,11 @@ class Run(NamedTuple):
 
     def first(self, name: str) -> float | None:
         """Returns a number of the first line that has it."""
-        return next((value for _, value in self.points(name, "step")), None)
+        return next((line[name] for line in self.lines if name in line), None)
 
     def last(self, name: str) -> float | None:
         """Returns a number of the last line that has it."""
-        return next((value for _, value in reversed(self.points(name, "step"))), None)
+        return next((line[name] for line in reversed(self.lines) if name in line), None)
 
     def untrained(self, name: str) -> float | None:
         """Returns a score of the random initial weights, if they were evaluated and trained."""
