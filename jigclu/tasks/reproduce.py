@@ -135,7 +135,8 @@ class ReproduceTask:
                     Row(name, key, value, self._figure(name, key)) for key, value in scores.items()
                 ]
             scores = {f"{row.stage}/{row.score}": row.ours for row in rows}
-            monitor.numbers(0, scores)
+            published = {f"{stage}/{key}_published": value for stage, key, value in self.published}
+            monitor.numbers(0, scores | published)
             monitor.text("results", 0, table(rows))
             monitor.message(table(rows))
         if is_main:

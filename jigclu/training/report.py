@@ -156,7 +156,8 @@ def _headline(run: Run) -> str:
 
 
 def _scores(run: Run, about: About) -> list[Block]:
-    published = PUBLISHED.get(about.file or "", {})
+    shipped = PUBLISHED.get(about.file or "", {})
+    published = {name: run.last(f"{name}_published") or shipped.get(name) for name in run.scores}
 
     def cell(name: str, value: float | None) -> str:
         return "" if value is None else describe(value, is_share(name))
@@ -166,7 +167,7 @@ def _scores(run: Run, about: About) -> list[Block]:
         "this run": [cell(name, run.last(name)) for name in run.scores],
         "untrained": [cell(name, run.untrained(name)) for name in run.scores],
         "chance": [cell(name, run.levels(name).get("chance")) for name in run.scores],
-        "published": [cell(name, published.get(name)) for name in run.scores],
+        "published": [cell(name, published[name]) for name in run.scores],
     }
     shown = {header: cells for header, cells in columns.items() if any(cells)}
     if not shown:
@@ -186,10 +187,12 @@ def _scores(run: Run, about: About) -> list[Block]:
 
 
 def _published_note(about: About) -> str:
+    if about.file not in PUBLISHED:
+        return "Published: as bound in reproduce.published. Compare only scores of the same data."
     changed = f", of which this run changes {len(about.changes)}" if about.changes else ""
     return (
-        f"Published: {SOURCE}, with the data, epochs and other bindings of {about.file}{changed}. "
-        "Only scores of the same data are comparable."
+        f"Published: {SOURCE}. Compare only scores of the same data and the other bindings of "
+        f"{about.file}{changed}."
     )
 
 

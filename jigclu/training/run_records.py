@@ -19,7 +19,7 @@ from jigclu.training.metrics_file import METRICS
 CONFIG, ENVIRONMENT = "config.gin", "environment.json"
 # Scores of evaluations, also those of the stages of a reproduction; the most telling ones first.
 SCORES = ("knn_accuracy", "probe_accuracy", "top1", "mean_iou", "top5", "pixel_accuracy")
-_REFERENCE = re.compile(r"_(chance|floor)$")
+_REFERENCE = re.compile(r"_(chance|floor|published)$")
 _SHARE = re.compile(r"(accuracy|top\d+|iou|retrieval|fraction)($|/)")
 _NO_NUMBERS = ("step", "epoch", "images", "time", "alarms")
 
@@ -75,7 +75,7 @@ class Run:
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of all numbers, without their chance levels and floors."""
+        """Names of all numbers, without those that they are compared with."""
         found = dict.fromkeys(name for line in self.lines for name in line)
         return [name for name in found if name not in _NO_NUMBERS and not _REFERENCE.search(name)]
 

@@ -14,7 +14,7 @@ from absl.testing import absltest
 from jigclu import config
 from jigclu.system.errors import UserError
 from jigclu.tasks.reproduce import ReproduceTask, Row, Task, table
-from jigclu.training import checkpoint
+from jigclu.training import checkpoint, metrics_file
 from jigclu.training.loop import RunResult
 from tests import samples
 from tests.folder_case import FolderTestCase
@@ -198,6 +198,8 @@ class ReproduceTest(FolderTestCase):
         self.assertIn("| one | score | 0.5 |  |", expected)
         self.assertIn(expected, printed)
         self.assertIn(expected, (self.folder / "results.md").read_text())
+        (line,) = metrics_file.read(self.folder / "metrics.jsonl")
+        self.assertEqual((line["two/score"], line["two/score_published"]), (0.5, 0.75))
 
     def test_rejects_stages_with_equal_names_and_names_the_stage_of_an_error(self) -> None:
         for stages in ((), (("a", "x", ()), ("a", "y", ()))):

@@ -6,12 +6,15 @@ from unittest import mock
 from absl.testing import absltest
 from PIL import Image
 
+from jigclu import config
 from jigclu.system import signals
 from jigclu.system.document_markdown import to_markdown
 from jigclu.system.documents import Document
 from jigclu.system.errors import UserError
+from jigclu.tasks.reproduce import ReproduceTask
 from jigclu.training import report, run_records
 from jigclu.training.loop import RunResult
+from jigclu.training.published import PUBLISHED
 from jigclu.training.report import About, Change
 from tests.run_case import LINES, START, STARTED, RunTestCase
 
@@ -96,12 +99,24 @@ class ReportTest(RunTestCase):
 
     def test_published_score(self) -> None:
         lines = [{"step": 10, "loss": 1.0, "top1": 0.5, "top5": 0.75}]
-        config = "launch.task = @linear()\nlinear.init_from = 'runs/a'\n"
-        workdir = self.write_run("a", config, lines=lines)
+        bindings = "launch.task = @linear()\nlinear.init_from = 'runs/a'\n"
+        workdir = self.write_run("a", bindings, lines=lines)
         text = self.markdown(workdir, ABOUT._replace(file="gin/linear_r50.gin"))
         self.assertIn("| top1 | 50.0% | 66.4% |\n| top5 | 75.0% |  |", text)
         self.assertIn("bindings of gin/linear_r50.gin, of which this run changes 2.", text)
         self.assertIn("run the same command with linear.init_from=None", text)
+
+    def test_published_scores_of_stages(self) -> None:
+        lines = [{"step": 0, "linear/top1": 0.5, "linear/top1_published": 0.75}]
+        workdir = self.write_run("a", "launch.task = @reproduce()\n", lines=lines)
+        self.assertIn("| linear/top1 | 50.0% | 75.0% |", self.markdown(workdir))
+
+    def test_published_scores_are_those_of_the_reproduction(self) -> None:
+        task = config.load(["gin/reproduce_r50.gin"], []).task
+        assert isinstance(task, ReproduceTask)
+        files = {stage: file for stage, file, _ in task.stages}
+        for stage, score, value in task.published:
+            self.assertEqual(PUBLISHED[files[stage]][score], value)
 
     def test_pictures_and_files(self) -> None:
         workdir = self.write_run("a")
