@@ -201,6 +201,12 @@ class PagesTest(absltest.TestCase):
                         checked += 1
         self.assertGreater(checked, 10)
 
+    def test_every_page_is_in_the_lists_of_pages(self) -> None:
+        navigation = (ROOT / "docs" / "index.rst").read_text(encoding="utf-8")
+        for name in {Path(page).stem for page in TEXTS if page.startswith("docs/")} - {"README"}:
+            self.assertIn(f"\n   {name}\n", navigation)
+            self.assertIn(f"({name}.md)", TEXTS["docs/README.md"])
+
     def test_links_lead_to_files_and_headings(self) -> None:
         broken = []
         for page, text in TEXTS.items():
