@@ -16,6 +16,7 @@ from jigclu.config.gin_files import described_bindings
 from jigclu.config.sizes import DERIVED
 from jigclu.methods.jigsaw import Jigsaw
 from jigclu.methods.simclr import SimClr
+from jigclu.methods.two_views import TwoViews
 from jigclu.ops import optim, schedules
 from jigclu.ops.augment import ColorAugmentation
 from jigclu.tasks.benchmark.task import BenchmarkTask
@@ -354,6 +355,40 @@ class GinFilesTest(parameterized.TestCase):
         lars = optim.LARS(momentum=0.9, weight_decay=1e-6, trust_coefficient=0.001)
         self.assertEqual((task.optimizer, task.learning_rate), (lars, 0.3))
         self.assertEqual((task.schedule.epochs, task.schedule.warmup_epochs), (100, 10))
+
+    @parameterized.parameters(
+        ("moco", 256, 0.03, 200, {"embedding_channels": 128, "temperature": 0.2}),
+        ("moco", 256, 0.03, 200, {"queue_size": 65536, "momentum": 0.999}),
+        ("simsiam", 512, 0.1, 100, {"embedding_channels": 2048, "prediction_channels": 512}),
+        ("byol", 4096, 3.2, 1000, {"hidden_channels": 4096, "embedding_channels": 256}),
+        ("byol", 4096, 3.2, 1000, {"momentum": 0.996, "crop_scale": (0.08, 1.0)}),
+    )
+    def test_recipes_of_baselines(
+        self,
+        name: str,
+        batch_size: int,
+        learning_rate: float,
+        epochs: int,
+        fields: dict[str, object],
+    ) -> None:
+        task = self.load(
+            f"gin/base/{name}.gin",
+            "pretrain.source=@UnlabeledImages()",
+            f"UnlabeledImages.root={str(self.root / 'train')!r}",
+        ).task
+        assert isinstance(task, PretrainTask) and isinstance(task.method, TwoViews)
+        self.assertEqual(task.method.view_size, 224)
+        self.assertEqual(task.batch_size, batch_size)
+        self.assertEqual(task.learning_rate, learning_rate)
+        self.assertEqual(task.schedule.epochs, epochs)
+        self.assertEqual({field: getattr(task.method, field) for field in fields}, fields)
+
+    @parameterized.parameters("moco", "simsiam", "byol")
+    def test_queue_and_batch_of_small_baselines_fit(self, name: str) -> None:
+        task = self.load(f"gin/pretrain_{name}_r18_tinyimagenet.gin").task
+        assert isinstance(task, PretrainTask)
+        self.assertEqual((task.batch_size, task.schedule.epochs), (256, 200))
+        task.method.check_run(task.new_encoder(), 200, task.batch_size, True)
 
     def test_cifar_is_read_by_its_splits(self) -> None:
         task = self.load("gin/pretrain_r18_cifar10.gin").task

@@ -43,6 +43,20 @@ class RecomputeTest(absltest.TestCase):
             self.assertTrue(torch.equal(value, after[name]), name)
         self.assertEqual(runs, [False, True])
 
+    def test_frozen_parameters_and_their_outputs_receive_no_gradient(self) -> None:
+        trained, frozen = nn.Linear(3, 2).double(), nn.Linear(3, 2).double().requires_grad_(False)
+        inputs = torch.randn(5, 3, dtype=torch.float64)
+
+        def function(values: Tensor) -> tuple[Tensor, Tensor]:
+            return trained(values), frozen(values)
+
+        outputs = recompute(function, nn.ModuleList([trained, frozen]), inputs)
+        (outputs[0] * outputs[1].detach()).sum().backward()
+        plain = function(inputs)
+        (expected,) = torch.autograd.grad((plain[0] * plain[1]).sum(), trained.weight)
+        torch.testing.assert_close(trained.weight.grad, expected)
+        self.assertIsNone(frozen.weight.grad)
+
     def test_saves_no_activations(self) -> None:
         model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(8)])
         sizes: list[int] = []
