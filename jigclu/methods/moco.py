@@ -11,7 +11,9 @@ projection head of SimCLR, a stronger augmentation and a cosine schedule.
 Batch normalization differs. The published code shuffles the images of the key encoder among GPUs
 (section 3.3), because statistics of the 32 images of one GPU, shared by a query and its key, tell
 which key to choose. Here the statistics are those of the global batch, without shuffling, on any
-number of devices: those of 256 images and more vary less from batch to batch, and tell less.
+number of devices: those of 256 images and more vary less from batch to batch, and tell less. A run
+that exploits them would show an accuracy near 1 beside a low retrieval. As in the paper, the queue
+starts with random vectors, so that the loss rises while keys replace them.
 """
 
 import math

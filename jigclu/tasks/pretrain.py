@@ -59,7 +59,7 @@ class PretrainTask(TrainingTask):
     """Settings of pre-training; gin/base/pretrain.gin describes each of them.
 
     Attributes:
-      method: self-supervised method, such as `Jigsaw` or `SimClr`.
+      method: self-supervised method, such as `Jigsaw` or `Moco`.
       micro_batch_size: images per device that the network sees at once; None for all.
       optimizer: of the trainable parameters.
       learning_rate: peak of the schedule.
