@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -14,13 +15,17 @@ from absl import app, flags
 from jigclu.system import dry_run, progress, signals
 from jigclu.system.errors import UserError, printable
 
+# Of torch's C++ code, whose warnings users cannot act on.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 try:
-    with progress.status("loading libraries"):
+    # Worker processes import this file, too.
+    with nullcontext() if __name__ == "__mp_main__" else progress.status("loading libraries"):
         from torch.distributed.elastic.multiprocessing.errors import record
 
         from jigclu import config
         from jigclu.system.device import launched_rank
         from jigclu.system.files import expand_home
+        from jigclu.system.log_file import own_messages
         from jigclu.training import checkpoint
 except KeyboardInterrupt:
     sys.exit(130)
@@ -105,7 +110,7 @@ def _main(arguments: list[str], run: Callable[[], None]) -> None:
     try:
         if len(arguments) > 1:
             raise UserError(f"argument {arguments[1]!r} is not a flag; see --help")
-        with progress.CONSOLE:
+        with progress.CONSOLE, own_messages():
             run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

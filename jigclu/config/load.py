@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gin
-from absl import logging
 
 from jigclu.config import chosen, gin_files, messages, sizes
 from jigclu.config.chosen import Chosen
@@ -126,7 +125,7 @@ class Configuration(NamedTuple):
             write_file(workdir / "operative_config.gin", self.operative.encode())
             with _named_bindings(self.task):
                 plan = self.plan(workdir)
-            logging.info("workdir %s\n%s", workdir, plan)
+            progress.CONSOLE.message(f"workdir: {workdir}\n{plan}")
             if isinstance(self.task, ReportTask):
                 return self._run_task(workdir)
             about = About(plan, self.resolved, self.file, self.changes)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, util
 from multiprocessing.context import BaseContext
@@ -210,7 +211,7 @@ def _training_loader(
         prefetch_factor=prefetch if workers else None,
         timeout=timeout if workers else 0,
         persistent_workers=workers > 0,
-        worker_init_fn=_exit_with_parent,
+        worker_init_fn=_set_up_worker,
         multiprocessing_context=worker_context() if workers else None,
     )
 
@@ -249,7 +250,7 @@ def _ordered_loader(
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         timeout=timeout if workers else 0,
-        worker_init_fn=_exit_with_parent,
+        worker_init_fn=_set_up_worker,
         multiprocessing_context=worker_context() if workers else None,
     )
 
@@ -275,13 +276,19 @@ def collate_masked(samples: list[MaskedImage]) -> MaskedBatch:
     return MaskedBatch(*default_collate([tuple(sample) for sample in samples]))
 
 
-def _exit_with_parent(worker: int) -> None:
+def _set_up_worker(worker: int) -> None:
+    del worker
+    # Libraries warn of what they make of damaged images; images that they cannot read are reported.
+    warnings.simplefilter("ignore")
+    _exit_with_parent()
+
+
+def _exit_with_parent() -> None:
     """Ends this worker when the training process is killed, but not by SIGTERM.
 
     torch only watches the parent process, which here is the fork server and lives as long as
     its workers.
     """
-    del worker
     # torch has set a handler of its own.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -1,4 +1,4 @@
-"""The text that a run shows on the terminal, and log messages of libraries, in a file."""
+"""Messages: those of this project on the terminal, all of them in a file."""
 
 import logging
 from collections.abc import Iterator
@@ -12,6 +12,16 @@ from jigclu.system.errors import UserError
 from jigclu.system.files import writing
 
 
+class _ConsoleHandler(logging.Handler):
+    """Shows messages as lines of the console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Shows a message; a warning begins with "warning: "."""
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        record.is_shown = True
+        progress.CONSOLE.message(f"{prefix}{record.getMessage()}")
+
+
 class _Handler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Drops a message that cannot be written: a full disk must not stop training."""
@@ -19,6 +29,31 @@ class _Handler(logging.FileHandler):
     def close(self) -> None:
         with suppress(OSError):
             super().close()
+
+
+@contextmanager
+def own_messages() -> Iterator[None]:
+    """Shows only messages of this project for the duration of a block, as lines of the console.
+
+    Messages and warnings of libraries reach only the file of `log_to`, if there is one.
+    """
+    root, own = logging.getLogger(), absl_logging.get_absl_logger()
+    others = [handler for handler in root.handlers if handler is absl_logging.get_absl_handler()]
+    # Without any handler, Python would print warnings.
+    console, nowhere = _ConsoleHandler(), logging.NullHandler()
+    own.addHandler(console)
+    root.addHandler(nowhere)
+    for handler in others:
+        root.removeHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for handler in others:
+            root.addHandler(handler)
+        root.removeHandler(nowhere)
+        own.removeHandler(console)
 
 
 @contextmanager
@@ -35,6 +70,8 @@ def log_to(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _Handler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(absl_logging.PythonFormatter())
+    # The console passes on what it shows.
+    handler.addFilter(lambda record: not getattr(record, "is_shown", False))
     plain = logging.getLogger("jigclu.console")
     plain.propagate, plain.level = False, logging.INFO
     copy = _Handler(path, encoding="utf-8", errors="backslashreplace")

@@ -12,6 +12,7 @@ all of them. Only the main process prints.
 import os
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -98,9 +99,12 @@ class Console:
 
     def message(self, text: str) -> None:
         """Prints text above the live line."""
+        shown = printable(text)
+        if self.is_live:
+            shown = "\n".join(_wrap(line, self.columns) for line in shown.split("\n"))
         with self._lock:
             self._draw("")
-            self._write(f"{printable(text)}\n")
+            self._write(f"{shown}\n")
             self._draw(self._current_line())
             if self._copy is not None:
                 self._copy("%s", printable(text))
@@ -226,6 +230,15 @@ class Console:
         with suppress(OSError):
             self._stream.write(text)
             self._stream.flush()
+
+
+def _wrap(line: str, columns: int) -> str:
+    """Breaks a line between words, other than those of tables and commands, which are copied."""
+    if len(line) <= columns or line.startswith("|") or " --" in line:
+        return line
+    return textwrap.fill(
+        line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 class _Ticker:

@@ -71,7 +71,7 @@ class KnnTask(EncoderTask):
                 monitor.numbers(0, scores)
                 monitor.settings(learning_settings(self), scores)
                 accuracy, chance = scores["knn_accuracy"], scores["knn_accuracy_chance"]
-                monitor.message(f"kNN accuracy {accuracy:.2%}, chance {chance:.2%}")
+                monitor.message(f"kNN accuracy {accuracy:.1%}, chance {chance:.1%}")
         return RunResult(scores, None)
 
     def _precision(self) -> machine.Choice[str]:

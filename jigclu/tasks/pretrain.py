@@ -168,7 +168,8 @@ class PretrainTask(TrainingTask):
         return [
             f"{self.method.summary(local_batch)} per device",
             f"state: {len(parts) * parameters + buffers:.1f} MB per device ({''.join(parts)}"
-            f"buffers {buffers:.1f}), and {parameters:.1f} MB of gradients",
+            f"buffers {buffers:.1f})",
+            f"gradients: {parameters:.1f} MB per device",
         ]
 
     def run(

@@ -276,6 +276,6 @@ def describe_segmentation(history: History, images: int, classes: list[str]) -> 
     absent = [name for name in classes if f"iou/{name}" not in scores]
     without = f" (neither in masks nor predicted: {', '.join(absent)})" if absent else ""
     return [
-        f"mIoU {scores['mean_iou']:.2%} of {len(classes) - len(absent)} classes{without}, pixel "
-        f"accuracy {scores['pixel_accuracy']:.2%} of {images:,} images of val, after {step} steps"
+        f"mIoU {scores['mean_iou']:.1%} of {len(classes) - len(absent)} classes{without}, pixel "
+        f"accuracy {scores['pixel_accuracy']:.1%} of {images:,} images of val, after {step} steps"
     ]

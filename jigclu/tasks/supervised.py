@@ -183,6 +183,6 @@ def describe_accuracy(history: History, images: int, details: str = "") -> list[
         return []
     step, scores = history[-1]
     return [
-        f"top-1 {scores['top1']:.2%}, top-5 {scores['top5']:.2%} of {images:,} images of val, "
+        f"top-1 {scores['top1']:.1%}, top-5 {scores['top5']:.1%} of {images:,} images of val, "
         f"after {step} steps{details}"
     ]

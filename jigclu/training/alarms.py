@@ -64,7 +64,7 @@ def _explosion(history: Sequence[Values]) -> str:
         kind, _, module = name.partition("/")
         if kind == "update_ratio" and value > _LARGE_UPDATE:
             return (
-                f"one step changes the weights of {module} by {value:.0%} of their norm, where "
+                f"one step changes the weights of {module} by {value:.1%} of their norm, where "
                 "less than a tenth is usual; lower the learning rate, or lengthen the warm-up"
             )
         if kind == "parameter_norm" and value > _GROWTH * first[name] > 0:

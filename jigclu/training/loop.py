@@ -13,7 +13,7 @@ from jigclu.system import collectives, machine, progress, signals
 from jigclu.training import checkpoint, resume
 from jigclu.training.bad_step_records import record_bad_step
 from jigclu.training.finite import check_finite
-from jigclu.training.monitor import BadSteps, Monitor
+from jigclu.training.monitor import BadSteps, Monitor, describe_number
 from jigclu.training.process import Process
 from jigclu.training.resume import History
 from jigclu.training.state import TrainState
@@ -261,8 +261,12 @@ def _evaluate(evaluations: Sequence[Evaluation], monitor: Monitor, step: int) ->
     if not scores:
         return []
     monitor.numbers(step, scores)
-    described = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-    monitor.message(f"step {step}: {described}")
+    described = [
+        describe_number(name, value, scores.get(f"{name}_chance"))
+        for name, value in scores.items()
+        if not name.endswith("_chance")
+    ]
+    monitor.message(f"step {step}: {', '.join(described)}")
     return [(step, scores)]
 
 

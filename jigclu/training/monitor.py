@@ -19,9 +19,11 @@ from torch import Tensor
 from jigclu.ops.jigsaw import place_names
 from jigclu.ops.pictures import confusion_picture
 from jigclu.system import memory, progress
+from jigclu.system.charts import describe
 from jigclu.system.errors import UserError
 from jigclu.training.alarms import Alarms
 from jigclu.training.records import Records
+from jigclu.training.run_records import is_share
 
 _REDRAW_SECONDS = 0.2
 _SEPARATOR = "  "
@@ -344,18 +346,17 @@ class Monitor:
         wait = metrics.pop("data_wait_fraction", None)
         parts = [f"step {step}/{self.total_steps}"]
         if "loss" in metrics:
-            parts.append(_describe("loss", metrics.pop("loss")))
+            loss = metrics.pop("loss")
+            parts.append(describe_number("loss", loss, self._references.get("loss_chance")))
         if rate is not None:
             parts.append(f"images/s {rate:.1f}")
         if self._seconds_per_step is not None:
             left = round((self.total_steps - step) * self._seconds_per_step)
             parts.append(f"ETA {timedelta(seconds=left)}")
         if wait is not None:
-            parts.append(f"data wait {wait:.0%}")
+            parts.append(f"data wait {describe(wait, is_share=True)}")
         for name, value in metrics.items():
-            chance = self._references.get(f"{name}_chance")
-            note = "" if chance is None else f" (chance {chance:.4g})"
-            parts.append(_describe(name, value) + note)
+            parts.append(describe_number(name, value, self._references.get(f"{name}_chance")))
         return parts
 
 
@@ -368,8 +369,11 @@ def _is_finite(metric: tuple[str, float]) -> bool:
     return math.isfinite(metric[1])
 
 
-def _describe(name: str, value: float) -> str:
-    return f"{name} {value:.4g}"
+def describe_number(name: str, value: float, chance: float | None) -> str:
+    """Returns a number and its chance level, if it has one: "knn_accuracy 41.2% (chance 10.0%)"."""
+    share = is_share(name)
+    note = "" if chance is None else f" (chance {describe(chance, share)})"
+    return f"{name} {describe(value, share)}{note}"
 
 
 def _join_fitting(parts: Sequence[str], columns: int) -> str:

@@ -2,15 +2,17 @@
 
 import io
 import logging
+import warnings
 from unittest import mock
 
+from absl import logging as absl_logging
 from absl.testing import absltest
 
 from jigclu.system import log_file, progress
 from jigclu.system.errors import UserError
-from jigclu.system.log_file import log_to
+from jigclu.system.log_file import log_to, own_messages
 from tests.folder_case import FolderTestCase
-from tests.terminal import Terminal
+from tests.terminal import Terminal, screen
 
 
 class LogFileTest(FolderTestCase):
@@ -30,6 +32,32 @@ class LogFileTest(FolderTestCase):
         self.assertEqual(self.lines()[0], "100 % of \\udcff.png")
         self.assertRegex(self.lines()[1], r"^W\d{4} .*\] noise of a library$")
         self.assertLen(self.lines(), 2)
+
+    def test_the_terminal_shows_only_messages_of_this_project(self) -> None:
+        stream = Terminal()
+        console = mock.patch.object(progress, "CONSOLE", progress.Console(stream))
+        root, usual = logging.getLogger(), absl_logging.get_absl_handler()
+        root.addHandler(usual)
+        self.addCleanup(root.removeHandler, usual)
+        with console, own_messages(), log_to(self.path), mock.patch("sys.stderr", stream):
+            progress.CONSOLE.set_line("step 1 of 9")
+            absl_logging.warning("skipped %s", "a.png")
+            logging.getLogger("other").warning("noise of a library")
+            warnings.warn("noise of Python", stacklevel=1)
+        self.assertEqual(screen(stream.getvalue()), ["warning: skipped a.png", "step 1 of 9"])
+        first, *others = self.lines()
+        self.assertEqual(first, "warning: skipped a.png")
+        self.assertRegex(others[0], r"^W\d{4} .*\] noise of a library$")
+        self.assertRegex(others[1], "UserWarning: noise of Python")
+        self.assertNotIn("skipped", "".join(others))
+        self.assertIn(usual, root.handlers)
+        with self.assertWarns(UserWarning):
+            warnings.warn("as before", stacklevel=1)
+
+    def test_without_a_console_the_file_has_messages_of_this_project(self) -> None:
+        with log_to(self.path):
+            absl_logging.warning("skipped %s", "a.png")
+        self.assertRegex(self.lines()[0], r"^W\d{4} .*\] skipped a.png$")
 
     def test_later_starts_append(self) -> None:
         console = progress.Console(io.StringIO())

@@ -22,6 +22,17 @@ class ProgressTest(absltest.TestCase):
     def console(self, stream: io.StringIO) -> progress.Console:
         return progress.Console(stream, self.clock)
 
+    @mock.patch.dict("os.environ", COLUMNS="24")
+    def test_a_terminal_breaks_long_messages_between_words(self) -> None:
+        log, terminal = io.StringIO(), Terminal()
+        table, command = "| a table that is | so wide |", "run it with --workdir=runs/other_one"
+        message = f"nothing is learned beyond chance\n{table}\n{command}"
+        for stream in (log, terminal):
+            self.console(stream).message(message)
+        self.assertEqual(log.getvalue(), f"{message}\n")
+        broken = "nothing is learned\n  beyond chance"
+        self.assertEqual(terminal.getvalue(), f"{broken}\n{table}\n{command}\n")
+
     def pass_seconds(self, console: progress.Console, seconds: float) -> None:
         self.clock.now += seconds
         console.tick()

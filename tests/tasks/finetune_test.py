@@ -114,7 +114,7 @@ class FinetuneTest(TaskTestCase):
         scores = final(self.folder)["scores"]
         self.assertEqual([step for step, _ in scores], [2, 4])
         top1, top5 = scores[-1][1]["top1"], scores[-1][1]["top5"]
-        self.assertIn(f"top-1 {top1:.2%}, top-5 {top5:.2%} of 7 images of val", printed)
+        self.assertIn(f"top-1 {top1:.1%}, top-5 {top5:.1%} of 7 images of val", printed)
         events = self.events(self.folder)
         self.assertEqual([e.step for e in events.Scalars("accuracy/top1")], [2, 4])
         # Each image of val is of another class.

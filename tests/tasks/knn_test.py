@@ -50,7 +50,7 @@ class KnnTaskTest(TaskTestCase):
         expected = TASK.evaluator(self.encoder, torch.float32)
         self.assertAlmostEqual(accuracy, expected["knn_accuracy"], places=6)
         self.assertIn(
-            "kNN accuracy {knn_accuracy:.2%}, chance {knn_accuracy_chance:.2%}".format(**expected),
+            "kNN accuracy {knn_accuracy:.1%}, chance {knn_accuracy_chance:.1%}".format(**expected),
             printed,
         )
         held = "encoder = 'resnet18' and small_stem = True: loaded 100 tensors"

@@ -70,7 +70,7 @@ class AlarmsTest(parameterized.TestCase):
         self.assertIn("deviation 0.001, where 1 is spread evenly", text)
 
     @parameterized.parameters(
-        ({"update_ratio/encoder": 1.22}, "changes the weights of encoder by 122% of their norm"),
+        ({"update_ratio/encoder": 1.22}, "changes the weights of encoder by 122.0% of their norm"),
         ({"parameter_norm/encoder": 5000.0}, "weights of encoder has grown from 112 to 5e+03"),
     )
     def test_explosion_is_raised_at_once(self, changes: dict[str, float], message: str) -> None:

@@ -193,9 +193,9 @@ class MonitorTest(parameterized.TestCase):
         self.assertEqual(
             stream.getvalue().splitlines(),
             [
-                "step 4/8  loss 2.5  images/s 16.0  ETA 0:00:08  data wait 25%",
+                "step 4/8  loss 2.5  images/s 16.0  ETA 0:00:08  data wait 25.0%",
                 "after 5",
-                "step 8/8  loss 6.5  images/s 16.0  ETA 0:00:00  data wait 25%",
+                "step 8/8  loss 6.5  images/s 16.0  ETA 0:00:00  data wait 25.0%",
             ],
         )
 
@@ -229,12 +229,13 @@ class MonitorTest(parameterized.TestCase):
         (80, "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09"),
         (
             100,
-            "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09  data wait 12%",
+            "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09  "
+            "data wait 12.0%",
         ),
         (
             120,
-            "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09  data wait 12%  "
-            "clustering_loss 22.07",
+            "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09  "
+            "data wait 12.0%  clustering_loss 22.07",
         ),
     )
     def test_live_line_shows_whole_parts_the_loss_first(self, columns: int, line: str) -> None:
@@ -257,9 +258,9 @@ class MonitorTest(parameterized.TestCase):
             self._take_steps(run, 3, seconds=444069 / 877344)
         self.assertEqual(
             stream.getvalue(),
-            "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09  data wait 12%  "
-            "clustering_loss 22.07  location_loss 1.391  location_accuracy 0.2613 (chance 0.25)  "
-            "gradient_norm 4.518  learning_rate 0.03\n",
+            "step 123456/1000800  loss 23.46  images/s 1234.8  ETA 5 days, 3:21:09  "
+            "data wait 12.0%  clustering_loss 22.07  location_loss 1.391  "
+            "location_accuracy 26.1% (chance 25.0%)  gradient_norm 4.518  learning_rate 0.03\n",
         )
 
     def _take_steps(self, run: monitor.Monitor, steps: int, seconds: float) -> None:

@@ -133,7 +133,7 @@ def report_speed(images_per_second: float, waiting: float, reading: str) -> Find
       reading: text about the speed of reading, or empty.
     """
     text = (
-        f"{images_per_second:,.1f} images/s{reading}; steps wait for batches {waiting:.0%} of "
+        f"{images_per_second:,.1f} images/s{reading}; steps wait for batches {waiting:.1%} of "
         "the time"
     )
     if waiting <= _WAIT:
