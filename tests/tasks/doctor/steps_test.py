@@ -34,7 +34,7 @@ class StepsTest(TaskTestCase):
     def test_reading_that_is_too_slow(self) -> None:
         slow = steps.report_times(PRETRAINING, StepTimes(2.0, 1.0, 1.5))
         self.assertEqual(slow.level, "warning")
-        self.assertIn("2.0 images/s; reading alone 2.7; steps wait for batches 50%", slow.text)
+        self.assertIn("2.0 images/s; reading alone 2.7; steps wait for batches 50.0%", slow.text)
         quick = steps.report_times(PRETRAINING, StepTimes(2.0, 0.1, 0.5))
         self.assertEqual(quick.level, "ok")
 
