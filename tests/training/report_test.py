@@ -16,6 +16,7 @@ from jigclu.training import report, run_records
 from jigclu.training.loop import RunResult
 from jigclu.training.published import PUBLISHED
 from jigclu.training.report import About, Change
+from jigclu.training.report_health import metric_charts
 from tests.run_case import LINES, START, STARTED, RunTestCase
 
 ABOUT = About(
@@ -49,6 +50,17 @@ class ReportTest(RunTestCase):
         self.assertIn("| 25.0% | 100.0% | 20% of the way from chance to the best possible |", text)
         self.assertIn("dimensions that the embeddings use", text)
         self.assertIn("No alarm was raised.", text)
+
+    def test_parts_of_a_number_and_accuracies_without_chance_share_a_chart(self) -> None:
+        values = {"loss": 1.0, "mean_iou": 0.5, "pixel_accuracy": 0.75, "iou/road": 0.25}
+        values |= {"gradient_norm/encoder": 2.0, "gradient_norm/head": 3.0, "best_learning_rate": 1}
+        lines = [{"step": step} | values for step in (1, 2)]
+        run = run_records.read(self.write_run("a", lines=lines))
+        found = {chart.title: chart for chart in metric_charts(run, ("loss", "accuracy", "optim"))}
+        self.assertEqual(list(found), ["loss", "accuracy", "gradient_norm"])
+        self.assertEqual(list(found["accuracy"].series), ["mean_iou", "pixel_accuracy"])
+        self.assertEqual(list(found["gradient_norm"].series), ["encoder", "head"])
+        self.assertEqual((found["accuracy"].is_share, found["loss"].is_share), (True, False))
 
     def test_floor_counts_as_the_best_possible(self) -> None:
         levels = {"clustering_loss_chance": 24.0, "clustering_loss_floor": 10.0}
