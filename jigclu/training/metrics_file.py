@@ -46,11 +46,11 @@ class MetricsFile:
             file.truncate(end)
 
     def numbers(self, step: int) -> dict[str, float]:
-        """Returns the numbers of a step, without the fixed ones, if it is the last of the file."""
+        """Returns the numbers of a step, and its epoch, if it is the last of the file."""
         if self._last.get("step") != step:
             return {}
-        fixed = ("step", "epoch", "images", "time", "alarms")
-        return {name: value for name, value in self._last.items() if name not in fixed}
+        others = ("step", "images", "time", "alarms")
+        return {name: value for name, value in self._last.items() if name not in others}
 
     def add(self, step: int, values: Mapping[str, float | Sequence[str]]) -> None:
         """Adds values of a step, to its line if it has one; steps must not decrease.

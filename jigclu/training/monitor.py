@@ -207,7 +207,8 @@ class Monitor:
         confusions = {name: value for name, value in measures.items() if value.dim()}
         scalars = {name: value.item() for name, value in measures.items() if not value.dim()}
         reported = {**values, **scalars, **self._references}
-        self.numbers(step, reported | {"peak_memory_gb": memory.peak_memory(device) / 1e9})
+        memory_gb = {"peak_memory_gb": memory.peak_memory(device) / 1e9}
+        self.numbers(step, reported | self._progress(step) | memory_gb)
         for name, confusion in confusions.items():
             self.image(name, step, confusion_picture(confusion, place_names(len(confusion))))
         # Of the measures, the line shows those with a chance level.
@@ -218,6 +219,12 @@ class Monitor:
         is_good = "loss" in values and all(map(_is_finite, reported.items()))
         if self._alarms is not None and measures and is_good:
             self._raise_alarms(step, self._alarms.check(step, reported))
+
+    def _progress(self, step: int) -> dict[str, float]:
+        values = {"epoch": round(step / self._steps_per_epoch, 4)}
+        if self._seconds_per_step is not None:
+            values["eta_hours"] = (self.total_steps - step) * self._seconds_per_step / 3600
+        return values
 
     def _raise_alarms(self, step: int, texts: Sequence[str]) -> None:
         for text in texts:

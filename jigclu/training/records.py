@@ -27,7 +27,10 @@ _GROUPS = {
         *("gradient_norm", "parameter_norm", "update_ratio", "learning_rate"),
         *("learning_rate_factor", "loss_scale", "skipped_steps", "bad_steps"),
     ),
-    "speed": ("images_per_second", "data_wait_fraction", "peak_memory_gb"),
+    "speed": (
+        *("images_per_second", "data_wait_fraction", "peak_memory_gb"),
+        *("epoch", "eta_hours"),
+    ),
     "health": NAMES,
 }
 

@@ -68,6 +68,7 @@ class CurvesTest(TaskTestCase):
         events = self.events(self.folder)
         curves = {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
         self.assertEqual(curves["loss/loss"], [*range(1, 13)])
+        self.assertEqual(curves["speed/epoch"], [*range(1, 13)])
         for tag, steps in curves.items():
             self.assertEqual(steps, sorted(set(steps)), tag)
             # There is no speed at the first step of a process.

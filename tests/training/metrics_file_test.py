@@ -39,9 +39,9 @@ class MetricsFileTest(FolderTestCase):
         file.add(2, {"loss": 2.5})
         file.add(4, {"loss": 1.5, "rate": 0.1, "alarms": ["alarm: too hot"]})
         file.add(6, {"loss": 0.5})
-        self.assertEqual(file.numbers(6), {"loss": 0.5})
+        self.assertEqual(file.numbers(6), {"epoch": 0.75, "loss": 0.5})
         resumed = MetricsFile(self.path, 4, 8, 4)
-        self.assertEqual(resumed.numbers(4), {"loss": 1.5, "rate": 0.1})
+        self.assertEqual(resumed.numbers(4), {"epoch": 0.5, "loss": 1.5, "rate": 0.1})
         self.assertEqual(resumed.numbers(2), {})
 
     def test_a_resumed_run_repeats_no_step(self) -> None:

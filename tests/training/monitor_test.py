@@ -120,6 +120,12 @@ class MonitorTest(parameterized.TestCase):
                 with run.pause():
                     self.clock.now += 30.0
         self.assertEqual(self._scalars("images_per_second"), [(4, 16.0), (8, 16.0)])
+        self.assertSequenceAlmostEqual(
+            [value for _, value in self._scalars("eta_hours")], [6 * 2 / 3600, 2 * 2 / 3600], 6
+        )
+        self.assertSequenceAlmostEqual(
+            [value for _, value in self._scalars("epoch")], [0.8, 1.6], 6
+        )
         self.assertEqual(self._scalars("data_wait_fraction"), [(4, 0.25), (8, 0.25)])
 
     def test_window_of_only_the_first_step_has_no_throughput(self) -> None:
