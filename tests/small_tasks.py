@@ -13,7 +13,7 @@ from jigclu.data.procedural import ProceduralImages
 from jigclu.ops import optim, schedules
 from jigclu.tasks.finetune import FinetuneTask
 from jigclu.tasks.pretrain import PretrainTask
-from jigclu.tasks.reproduce import Task
+from jigclu.tasks.stages import Task
 from jigclu.training import checkpoint
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.settings import Compute, Loading, Reporting, Saving, Schedule

@@ -5,7 +5,7 @@ import typing
 
 from jigclu.config import gin_files
 from jigclu.config.registry import CONFIGURABLES
-from jigclu.tasks.reproduce import Task
+from jigclu.tasks.stages import Task
 
 
 def runnable() -> str:

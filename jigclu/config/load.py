@@ -29,8 +29,9 @@ from jigclu.system.errors import UserError
 from jigclu.system.files import write_file
 from jigclu.system.log_file import log_to
 from jigclu.system.workdir_lock import locked
+from jigclu.tasks.compare import CompareTask
 from jigclu.tasks.report import ReportTask
-from jigclu.tasks.reproduce import Task
+from jigclu.tasks.stages import Task
 from jigclu.training import checkpoint
 from jigclu.training.encoder_task import EncoderTask, resolve_encoder
 from jigclu.training.loop import RunResult
@@ -125,8 +126,9 @@ class Configuration(NamedTuple):
             write_file(workdir / "operative_config.gin", self.operative.encode())
             with _named_bindings(self.task):
                 plan = self.plan(workdir)
-            progress.CONSOLE.message(f"workdir: {workdir}\n{plan}")
-            if isinstance(self.task, ReportTask):
+            progress.CONSOLE.message(f"workdir: {workdir}
+{plan}")
+            if isinstance(self.task, ReportTask | CompareTask):
                 return self._run_task(workdir)
             about = About(plan, self.resolved, self.file, self.changes)
             return run_and_report(partial(self._run_task, workdir), workdir, about)

@@ -29,6 +29,7 @@ from jigclu.ops import optim, schedules
 from jigclu.ops.augment import ColorAugmentation
 from jigclu.system.errors import UserError
 from jigclu.tasks.benchmark.task import BenchmarkTask
+from jigclu.tasks.compare import CompareTask
 from jigclu.tasks.export import ExportTask
 from jigclu.tasks.feature_cache import FeatureCache
 from jigclu.tasks.features import FeaturesTask
@@ -38,8 +39,9 @@ from jigclu.tasks.linear import LinearTask
 from jigclu.tasks.pack import PackTask
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.tasks.report import ReportTask
-from jigclu.tasks.reproduce import Load, ReproduceTask, Task
+from jigclu.tasks.reproduce import ReproduceTask
 from jigclu.tasks.segment import SegmentTask
+from jigclu.tasks.stages import Load, Task
 from jigclu.training.knn_evaluator import KnnEvaluator
 from jigclu.training.online_probe import OnlineProbe
 from jigclu.training.probe_evaluator import ProbeEvaluator
@@ -65,6 +67,22 @@ def reproduce(
     return ReproduceTask(stages=stages, data=data, size=size, published=published, load=_loader[0])
 
 
+def compare(
+    methods: Sequence[tuple[str, str, Sequence[tuple[str, ...]]]],
+    reference: str,
+    epochs: int,
+    budgets: tuple[str, ...],
+    trial_share: float,
+    trial_bindings: tuple[str, ...],
+    seeds: tuple[int, ...],
+    scorings: Sequence[tuple[str, str, tuple[str, ...]]],
+    untrained: Sequence[tuple[str, str, tuple[str, ...]]],
+    data: str | None,
+) -> CompareTask:
+    """Returns a comparison of methods; see `CompareTask`."""
+    return CompareTask(**locals(), load=_loader[0])
+
+
 # Loads the gin file of a stage. `load_stages_by` sets it, because `load` imports this module.
 _loader: list[Load] = []
 
@@ -82,6 +100,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "report": ReportTask,
     "benchmark": BenchmarkTask,
     "reproduce": reproduce,
+    "compare": compare,
     # Groups of settings.
     "compute": Compute,
     "loading": Loading,

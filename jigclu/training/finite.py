@@ -9,8 +9,12 @@ from jigclu.ops.optim import all_finite
 from jigclu.system.errors import UserError
 
 
+class Diverged(UserError):
+    """A run has produced numbers that are not finite, and cannot continue."""
+
+
 def check_finite(tensors: Mapping[str, Tensor], owner: str, advice: str) -> None:
-    """Raises UserError, which names them, if tensors have infinite or NaN elements.
+    """Raises Diverged, which names them, if tensors have infinite or NaN elements.
 
     Waits for the device once if there are none.
 
@@ -27,4 +31,4 @@ def check_finite(tensors: Mapping[str, Tensor], owner: str, advice: str) -> None
     if not values or bool(all_finite(list(values.values()))):
         return
     broken = [name for name, value in values.items() if not value.isfinite().all()]
-    raise UserError(f"{owner} has values that are not finite in {first(broken)}: {advice}")
+    raise Diverged(f"{owner} has values that are not finite in {first(broken)}: {advice}")

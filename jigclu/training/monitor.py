@@ -20,8 +20,8 @@ from jigclu.ops.jigsaw import place_names
 from jigclu.ops.pictures import confusion_picture
 from jigclu.system import memory, progress
 from jigclu.system.charts import describe
-from jigclu.system.errors import UserError
 from jigclu.training.alarms import Alarms
+from jigclu.training.finite import Diverged
 from jigclu.training.records import Records
 from jigclu.training.run_records import is_share
 
@@ -166,7 +166,7 @@ class Monitor:
           measures: of the last step of a window: scalars [] or confusions int64 [places, places].
 
         Raises:
-          UserError: more steps in a row than allowed had a metric that was not finite.
+          Diverged: more steps in a row than allowed had a metric that was not finite.
           ValueError: the step is outside the run, or metrics have other names.
         """
         if not self._start_step < step <= self.total_steps:
@@ -241,7 +241,7 @@ class Monitor:
           step: steps taken so far.
 
         Raises:
-          UserError: more steps in a row than allowed had a metric that was not finite.
+          Diverged: more steps in a row than allowed had a metric that was not finite.
         """
         rows: list[list[float]] = torch.stack(self._window).tolist() if self._window else []
         good = []
@@ -269,7 +269,7 @@ class Monitor:
             self._bad_steps.record(step, problem)
         if self._bad_in_a_row > self._bad_steps.allowed:
             row = f", bad step {self._bad_in_a_row} in a row" if self._bad_steps.allowed else ""
-            raise UserError(f"{problem} at step {step}{row}; {self._bad_steps.advice}")
+            raise Diverged(f"{problem} at step {step}{row}; {self._bad_steps.advice}")
         self.message(f"warning: step {step} was skipped: {problem}")
 
     def _throughput(self, step: int) -> _Throughput | None:

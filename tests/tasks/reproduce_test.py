@@ -13,7 +13,8 @@ from absl.testing import absltest
 
 from jigclu import config
 from jigclu.system.errors import UserError
-from jigclu.tasks.reproduce import ReproduceTask, Row, Task, table
+from jigclu.tasks.reproduce import ReproduceTask, Row, table
+from jigclu.tasks.stages import Task
 from jigclu.training import checkpoint, metrics_file
 from jigclu.training.loop import RunResult
 from tests import samples

@@ -1,13 +1,9 @@
 """Checks of real training steps: memory, speed and duration."""
 
-import io
-import itertools
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +14,7 @@ from jigclu.tasks.benchmark.bare_run import BareRun
 from jigclu.tasks.benchmark.instruments import device_instruments, synchronize
 from jigclu.tasks.doctor.finding import Finding
 from jigclu.tasks.pretrain import PretrainTask
-from jigclu.training import metrics_file
+from jigclu.tasks.short_run import measure_first_steps
 from jigclu.training.process import Process
 from jigclu.training.settings import with_settings
 from jigclu.training.task import TrainingTask
@@ -66,17 +62,12 @@ def check_steps(task: TrainingTask) -> Iterator[Finding]:
     if getattr(task, "cache", None) is not None:
         yield Finding("steps", "ok", "are not measured, because they read cached features")
         return
-    record = None
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        suppress(torch.OutOfMemoryError),
-        redirect_stderr(io.StringIO()),
-    ):
-        _run_steps(task, Path(folder))
-        record = _last_record(Path(folder))
+    record, fits = None, False
+    with suppress(torch.OutOfMemoryError):
+        record, fits = measure_first_steps(task), True
     if launched_rank() > 0:
         return
-    if record is None:
+    if not fits or record is None:
         yield Finding("batch", "error", "a step does not fit into memory", task.memory_advice)
         return
     used = f"{record['peak_memory_gb']:,.2f} GB"
@@ -84,28 +75,6 @@ def check_steps(task: TrainingTask) -> Iterator[Finding]:
     images_per_second = record["images_per_second"]
     yield report_speed(images_per_second, record["data_wait_fraction"], "")
     yield _duration(task, task.batch_size / images_per_second)
-
-
-def _run_steps(task: TrainingTask, folder: Path) -> None:
-    """Runs two log windows of a task; the first one is a warm-up."""
-    steps = 2 * _STEPS
-    count = itertools.count(1)
-    changed: Any = with_settings(
-        task,
-        epochs=max(task.schedule.epochs, math.ceil(steps / task.steps_per_epoch) + 1),
-        stop_after_steps=None,
-        log_every=_STEPS,
-        picture_every=0,
-        evaluate_every=0,
-        init_from=None,
-        resume_from=None,
-    )
-    changed.run(folder, "", lambda: next(count) == steps)
-
-
-def _last_record(folder: Path) -> dict[str, float] | None:
-    path = folder / "metrics.jsonl"
-    return metrics_file.read(path)[-1] if path.exists() else None
 
 
 def _on_any_rank(flag: bool, device: torch.device) -> bool:

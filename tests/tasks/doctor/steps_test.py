@@ -47,10 +47,7 @@ class StepsTest(TaskTestCase):
     def test_fine_tuning_keeps_its_duration_and_leaves_nothing(self) -> None:
         task = with_settings(FINETUNING, epochs=50)
         record = {"images_per_second": 4.0, "data_wait_fraction": 0.5, "peak_memory_gb": 1.0}
-        with (
-            mock.patch.object(FinetuneTask, "run"),
-            mock.patch.object(steps, "_last_record", return_value=record),
-        ):
+        with mock.patch.object(steps, "measure_first_steps", return_value=record):
             found = {finding.name: finding for finding in steps.check_steps(task)}
         self.assertEqual(found["speed"].level, "warning")
         # 50 epochs of 2 steps of 8 images, of which 4 take a second.

@@ -1,0 +1,47 @@
+"""The first steps of a training task, run as a whole in a temporary folder, to be measured."""
+
+import io
+import itertools
+import math
+import tempfile
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from jigclu.training import metrics_file
+from jigclu.training.metrics_file import METRICS
+from jigclu.training.settings import with_settings
+from jigclu.training.task import TrainingTask
+
+_STEPS = 10  # Of a log window.
+
+
+def measure_first_steps(task: TrainingTask) -> dict[str, Any] | None:
+    """Returns the numbers of the second log window of a task that starts from random weights.
+
+    Among them are images_per_second, data_wait_fraction and peak_memory_gb. Every rank must call
+    it, without a process group; only the main one gets numbers, the others None.
+    """
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        _run(task, Path(folder))
+        path = Path(folder) / METRICS
+        return metrics_file.read(path)[-1] if path.exists() else None
+
+
+def _run(task: TrainingTask, folder: Path) -> None:
+    """Runs two log windows, of which the first one is a warm-up."""
+    steps = 2 * _STEPS
+    count = itertools.count(1)
+    # Evaluations, which only supervised tasks have between steps, are paused in the record.
+    changed: Any = with_settings(
+        task,
+        epochs=max(task.schedule.epochs, math.ceil(steps / task.steps_per_epoch) + 1),
+        stop_after_steps=None,
+        log_every=_STEPS,
+        picture_every=0,
+        init_from=None,
+        resume_from=None,
+    )
+    if hasattr(task, "evaluators"):
+        changed = with_settings(changed, evaluators=())
+    changed.run(folder, "", lambda: next(count) == steps)

@@ -1,0 +1,273 @@
+"""A comparison of two methods: budgets and choices by hand, and a small one for real."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from absl.testing import absltest, parameterized
+
+from jigclu import config
+from jigclu.system.documents import Document, Table
+from jigclu.system.errors import UserError
+from jigclu.tasks import compare
+from jigclu.tasks.compare import CompareTask
+from jigclu.tasks.compare_report import Result, report_comparison
+from jigclu.training import metrics_file
+from jigclu.training.finite import Diverged
+from jigclu.training.loop import RunResult
+from tests.folder_case import FolderTestCase
+from tests.small_tasks import PRETRAINING
+
+COMPARE = """
+launch.task = @compare()
+compare.methods = (
+    ('jigclu', '{folder}/jigclu.gin',
+        (('pretrain.learning_rate=0.01',), ('pretrain.learning_rate=0.03',))),
+    ('simclr', '{folder}/simclr.gin',
+        (('pretrain.learning_rate=0.01',), ('simclr.temperature=0.2',))),
+)
+compare.reference = 'jigclu'
+compare.epochs = 5
+compare.budgets = ('images',)
+compare.seeds = (0,)
+compare.trial_share = 0.2
+compare.trial_bindings = (
+    'TRAIN=@kept/HeldOut()', 'VAL=@held_out/HeldOut()',
+    'HeldOut.source=@train_split/ProceduralImages()', 'HeldOut.fraction=0.25', 'HeldOut.seed=0',
+    "kept/HeldOut.part='train'", "held_out/HeldOut.part='held_out'")
+compare.data = None
+compare.scorings = (('knn', '{folder}/knn.gin', ("knn.init_from='{{pretrained}}'",)),)
+compare.untrained = (('knn', '{folder}/knn.gin', ('knn.init_from=None',)),)
+"""
+IMAGES = """
+include 'gin/base/knn.gin'
+TRAIN = @train_split/ProceduralImages()
+VAL = @val_split/ProceduralImages()
+ProceduralImages.size = %SIZE
+ProceduralImages.seed = 0
+train_split/ProceduralImages.images = 40
+train_split/ProceduralImages.split = 'train'
+val_split/ProceduralImages.images = 10
+val_split/ProceduralImages.split = 'val'
+SIZE = 64
+eval_transform.resize = %SIZE
+eval_transform.crop = %SIZE
+knn_evaluator.bank = %TRAIN
+knn_evaluator.queries = %VAL
+knn_evaluator.neighbors = 3
+compute.device = 'cpu'
+compute.precision = 'float32'
+loading.workers = 0
+"""
+METHOD = """
+include 'gin/base/{method}.gin'
+include '{folder}/images.gin'
+pretrain.source = %TRAIN
+pretrain.evaluators = (@knn_evaluator(),)
+pretrain.seed = %SEED
+SEED = 0
+pretrain.encoder = 'resnet18'
+pretrain.small_stem = False
+pretrain.batch_size = 10
+schedule.warmup_epochs = 0
+compute.compile = False
+"""
+KNN = """
+include 'gin/base/compute.gin'
+include '{folder}/images.gin'
+launch.task = @knn()
+knn.evaluator = @knn_evaluator()
+knn.compute = @compute()
+knn.seed = 0
+knn.encoder = 'resnet18'
+knn.small_stem = False
+"""
+
+
+class FakeStage:
+    """A stage that returns scores, or raises an error, and notes that it ran."""
+
+    def __init__(self, ran: list[str], resolved: str, result: Any) -> None:
+        self.ran = ran
+        self.resolved = resolved
+        self.result = result
+        self.task = PRETRAINING
+
+    def for_workdir(self, workdir: Path) -> "FakeStage":
+        return self
+
+    def check(self, workdir: Path) -> None:
+        pass
+
+    def run(self, workdir: Path) -> RunResult:
+        self.ran.append(self.resolved)
+        if isinstance(self.result, Exception):
+            raise self.result
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        torch.save({}, workdir / "checkpoints" / "step_00000001.pt")
+        (workdir / "metrics.jsonl").write_text('{"step": 1, "time": 1.0, "images": 800}\n')
+        return RunResult({"knn_accuracy": self.result}, None)
+
+
+class FakeTest(FolderTestCase, parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.ran: list[str] = []
+        # Scores by a part of the bindings.
+        self.scores: dict[str, Any] = {"rate=2": 0.5, "rate=1": 0.25, "": 0.125}
+        self.enter_context(mock.patch.object(compare, "measure_first_steps", self.measure))
+
+    def measure(self, task: Any) -> dict[str, float]:
+        self.ran.append("measured")
+        return {"images_per_second": 100.0 if self.ran.count("measured") % 2 else 40.0}
+
+    def load(self, files: Any, bindings: Any, workdir: Any) -> FakeStage:
+        resolved = "\n".join((*files, *bindings))
+        found = next(value for part, value in self.scores.items() if part in resolved)
+        return FakeStage(self.ran, resolved, found)
+
+    def task(self, **changes: Any) -> CompareTask:
+        settings: dict[str, Any] = {
+            "methods": [
+                ("fast", "fast.gin", [("rate=1",), ("rate=2",)]),
+                ("slow", "slow.gin", [("rate=2",), ("rate=1",)]),
+            ],
+            "reference": "fast",
+            "epochs": 20,
+            "budgets": ("time", "images"),
+            "trial_share": 0.1,
+            "trial_bindings": ("trial",),
+            "seeds": (3,),
+            "scorings": [("knn", "knn.gin", ("from={pretrained}",))],
+            "untrained": [("knn", "knn.gin", ("from=None",))],
+            "data": "images",
+            "load": self.load,
+        }
+        return CompareTask(**(settings | changes))
+
+    def run_quietly(self, task: CompareTask) -> dict[str, float]:
+        self.ran.clear()
+        with contextlib.redirect_stderr(io.StringIO()):
+            return task.run(self.folder, "").scores
+
+    def trainings(self) -> list[tuple[str, str, str]]:
+        """Returns file, rate and epochs of each training that ran outside of trials."""
+        lines = [text.split("\n") for text in self.ran if "schedule.epochs" in text]
+        return [(line[0], line[1], line[2]) for line in lines if "trial" not in line]
+
+    def test_budgets_and_choices_by_hand(self) -> None:
+        scores = self.run_quietly(self.task())
+        # The slow method takes 2.5 times as long per image: 8 of 20 epochs.
+        self.assertEqual(
+            self.trainings(),
+            [
+                ("fast.gin", "rate=2", "schedule.epochs=20"),
+                ("slow.gin", "rate=2", "schedule.epochs=8"),
+                ("fast.gin", "rate=2", "schedule.epochs=20"),
+                ("slow.gin", "rate=2", "schedule.epochs=20"),
+            ],
+        )
+        trials = [text.split("\n") for text in self.ran if "trial" in text.split("\n")]
+        self.assertEqual(
+            [(line[0], line[2]) for line in trials],
+            [("fast.gin", "schedule.epochs=2")] * 2 + [("slow.gin", "schedule.epochs=1")] * 2,
+        )
+        self.assertTrue(all("SEED=0" in line and "DATA='images'" in line for line in trials))
+        self.assertEqual(scores["time/slow/3/knn/knn_accuracy"], 0.125)
+
+    def test_finished_stages_do_not_run_again(self) -> None:
+        first = self.run_quietly(self.task())
+        self.assertEqual(self.run_quietly(self.task()), first)
+        self.assertEmpty(self.ran)
+        self.run_quietly(self.task(seeds=(3, 4)))
+        self.assertLen(self.trainings(), 4)
+        self.assertTrue(all("SEED=4" in text for text in self.ran if "schedule" in text))
+
+    def test_a_candidate_that_diverges_loses(self) -> None:
+        self.scores = self.scores | {"rate=2": Diverged("loss is nan")}
+        self.run_quietly(self.task(budgets=("images",)))
+        self.assertEqual({rate for _, rate, _ in self.trainings()}, {"rate=1"})
+
+    def test_other_errors_stop_the_comparison(self) -> None:
+        self.scores = self.scores | {"rate=2": UserError("no space left")}
+        with self.assertRaisesRegex(UserError, "no space left"):
+            self.run_quietly(self.task())
+
+    @parameterized.parameters(
+        ({"reference": "other"}, "reference is 'other'; it must be one of"),
+        ({"budgets": ("hours",)}, r"budgets is \('hours',\)"),
+        ({"trial_share": 0.0}, "trial_share is 0"),
+        ({"methods": [("fast", "a", [("x",)]), ("b", "b", [])]}, "equally many candidates"),
+    )
+    def test_rejects(self, changes: dict[str, Any], message: str) -> None:
+        with self.assertRaisesRegex(UserError, message):
+            self.task(**changes)
+
+
+class ReportTest(FolderTestCase):
+    def test_mean_and_deviation_over_seeds_and_hours_of_training(self) -> None:
+        results = []
+        for seed, score in ((0, 0.1), (1, 0.3)):
+            workdir = self.folder / str(seed)
+            workdir.mkdir()
+            line = {"step": 5, "time": 1.0, "images": 7200, "knn_accuracy": score}
+            (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+            scores = {"knn_accuracy": score, "linear/top1": score}
+            results.append(Result("jigclu", "time", seed, 9, scores, workdir))
+        document = report_comparison(
+            results, {"linear/top1": 0.05}, {"jigclu": 0.5}, [("jigclu", "rate=1", 0.25)]
+        )
+        self.assertEqual(
+            self.table(document, "Equal time"),
+            [
+                ("jigclu", "9", "7,200", "1.00", "20.0% ± 14.1%"),
+                ("untrained", "0", "0", "0", "5.0%"),
+            ],
+        )
+        self.assertEqual(self.table(document, "Speed"), [("jigclu", "2.0", "500.00")])
+        self.assertEqual(self.table(document, "Trials"), [("jigclu", "rate=1", "25.0%")])
+
+    def table(self, document: Document, title: str) -> list[tuple[str, ...]]:
+        (section,) = (part for part in document.sections if part.title == title)
+        (table,) = (block for block in section.blocks if isinstance(block, Table))
+        return [tuple(row) for row in table.rows]
+
+
+class MiniatureTest(FolderTestCase):
+    def test_two_methods_for_real(self) -> None:
+        texts = {
+            "compare": COMPARE,
+            "images": IMAGES,
+            "jigclu": METHOD.replace("{method}", "jigsaw"),
+            "simclr": METHOD.replace("{method}", "simclr"),
+            "knn": KNN,
+        }
+        for name, text in texts.items():
+            (self.folder / f"{name}.gin").write_text(
+                text.format(folder=self.folder) if name != "images" else text
+            )
+        workdir = self.folder / "run"
+        with (
+            mock.patch.object(compare, "_ROUNDS", 1),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            loaded = config.load([str(self.folder / "compare.gin")], [], workdir)
+            loaded.check(workdir)
+            scores = loaded.run(workdir).scores
+        for method in ("jigclu", "simclr"):
+            self.assertBetween(scores[f"images/{method}/0/knn/knn_accuracy"], 0, 1)
+            lines = metrics_file.read(workdir / f"images/{method}/seed_0/metrics.jsonl")
+            self.assertEqual(lines[-1]["step"], 20)
+            tried = json.loads((workdir / f"trials/{method}/scores.json").read_text())
+            self.assertLen(tried, 2)
+        report = (workdir / "report.md").read_text()
+        self.assertIn("| jigclu | 5 | 200 |", report)
+        self.assertIn("| untrained |", report)
+
+
+if __name__ == "__main__":
+    absltest.main()
