@@ -19,8 +19,8 @@ from jigclu.methods.simclr import SimClr
 from jigclu.methods.two_views import TwoViews
 from jigclu.ops import optim, schedules
 from jigclu.ops.augment import ColorAugmentation
-from jigclu.tasks.compare import CompareTask
 from jigclu.tasks.benchmark.task import BenchmarkTask
+from jigclu.tasks.compare import CompareTask
 from jigclu.tasks.export import ExportTask
 from jigclu.tasks.features import FeaturesTask
 from jigclu.tasks.finetune import FinetuneTask
