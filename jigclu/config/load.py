@@ -126,8 +126,7 @@ class Configuration(NamedTuple):
             write_file(workdir / "operative_config.gin", self.operative.encode())
             with _named_bindings(self.task):
                 plan = self.plan(workdir)
-            progress.CONSOLE.message(f"workdir: {workdir}
-{plan}")
+            progress.CONSOLE.message(f"workdir: {workdir}\n{plan}")
             if isinstance(self.task, ReportTask | CompareTask):
                 return self._run_task(workdir)
             about = About(plan, self.resolved, self.file, self.changes)
