@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from jigclu.data.crops import CropDataset
 from jigclu.data.sampler import epoch_order
 from jigclu.data.sources import Source
-from jigclu.methods.method import StepInputs
+from jigclu.methods.method import Network, StepInputs
 from jigclu.models.encoder import Encoder
 from jigclu.models.jigclu import JigClu
 from jigclu.ops import health, jigsaw, jigsaw_picture, losses, metrics, schedules
@@ -261,7 +261,7 @@ class Jigsaw:
         return image_grid(montages, self.augmentation.mean, self.augmentation.std)
 
     def draw_predictions(
-        self, network: nn.Module, dataset: CropDataset, seed: int, device: torch.device
+        self, network: Network, dataset: CropDataset, seed: int, device: torch.device
     ) -> Tensor:
         """Draws a jigsaw of a few images, and which image and place each patch is assigned to.
 

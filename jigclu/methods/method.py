@@ -5,6 +5,7 @@ hyperparameters, checked in `__post_init__`; the pre-training task does the rest
 reading, augmentation, compilation, gradients over all ranks, checkpoints and reports.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -153,20 +154,23 @@ class Method(Protocol):
         """Draws the first images as the network sees them: uint8 [3, height, width]."""
 
 
+Network = Callable[[Tensor], tuple[Tensor, ...]]
+
+
 @runtime_checkable
 class DrawsPredictions(Protocol):
     """A method that also draws what its network predicts for a few fixed images."""
 
     def draw_predictions(
-        self, network: nn.Module, dataset: CropDataset, seed: int, device: torch.device
+        self, network: Network, dataset: CropDataset, seed: int, device: torch.device
     ) -> Tensor:
         """Draws predictions, the same images every time: uint8 [3, height, width].
 
         Called without gradients, perhaps not on all ranks.
 
         Args:
-          network: of the method, on the device, in eval mode.
+          network: maps images for the network to its outputs, in eval mode.
           dataset: of the method, with the training images.
           seed: of the run.
-          device: of the network.
+          device: of images for the network.
         """

@@ -282,10 +282,15 @@ class PretrainTask(TrainingTask):
         dataset = self.method.dataset(self.source, self.seed, self.batch_size)
         precision = PRECISIONS[process.machine.precision.value]
         kind, enabled = process.device.type, precision != torch.float32
+
+        def apply(images: Tensor) -> tuple[Tensor, ...]:
+            with torch.autocast(kind, precision, enabled=enabled):
+                outputs: tuple[Tensor, ...] = network(images)
+            return outputs
+
         network.eval()
         try:
-            with torch.autocast(kind, precision, enabled=enabled):
-                return method.draw_predictions(network, dataset, self.seed, process.device)
+            return method.draw_predictions(apply, dataset, self.seed, process.device)
         finally:
             network.train()
 

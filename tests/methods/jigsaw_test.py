@@ -181,7 +181,7 @@ class JigsawTest(parameterized.TestCase):
 
         draw = mock.patch.object(jigsaw_picture, "jigsaw_picture", return_value=None)
         with draw as drawn:
-            JIGSAW.draw_predictions(network, dataset, 0, torch.device("cpu"))  # type: ignore[arg-type]
+            JIGSAW.draw_predictions(network, dataset, 0, torch.device("cpu"))
         photographs, boxes, patches, slots, shown = drawn.call_args.args
         self.assertEqual(seen[0].shape, (4, 3, GRID * SIZE, GRID * SIZE))
         self.assertTrue(torch.equal(to_pixels(seen[0], MEAN, STD), stitch_montages(slots, GRID)))
