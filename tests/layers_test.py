@@ -95,7 +95,7 @@ def _cycle(modules: Mapping[str, ast.Module]) -> list[str]:
 
 
 def _folders() -> dict[str, set[str]]:
-    """Returns the modules and folders of each room, as the README writes them."""
+    """Returns the modules and folders of each room, as docs/code.md writes them."""
     rooms = {}
     for path in (ROOT / "jigclu").iterdir():
         if path.suffix == ".py" and path.stem != "__init__":
@@ -106,10 +106,10 @@ def _folders() -> dict[str, set[str]]:
     return rooms
 
 
-def _readme_rooms(readme: str) -> dict[str, set[str]]:
-    """Returns the modules of each room in the README's tree, in its order."""
+def _shown_rooms(page: str) -> dict[str, set[str]]:
+    """Returns the modules of each room in the tree of docs/code.md, in its order."""
     rooms: dict[str, set[str]] = {}
-    for line in readme.partition("\n    jigclu/\n")[2].split("\n\n")[0].splitlines():
+    for line in page.partition("\n    jigclu/\n")[2].split("\n\n")[0].splitlines():
         words = line.split()
         if line.startswith(" " * 8):
             rooms[list(rooms)[-1]].update(words)
@@ -168,13 +168,13 @@ class LayersTest(absltest.TestCase):
     def test_every_folder_is_a_room(self) -> None:
         self.assertCountEqual(_folders(), BELOW, "add it to ROOMS")
 
-    def test_readme_shows_the_rooms_and_their_modules(self) -> None:
-        readme = (ROOT / "README.md").read_text()
-        self.assertEqual(_readme_rooms(readme), _folders())
-        self.assertEqual(list(_readme_rooms(readme)), list(BELOW))
+    def test_documentation_shows_the_rooms_and_their_modules(self) -> None:
+        page = (ROOT / "docs" / "code.md").read_text()
+        self.assertEqual(_shown_rooms(page), _folders())
+        self.assertEqual(list(_shown_rooms(page)), list(BELOW))
         lines = [line[0] if len(line) == 1 else f"{{{', '.join(line)}}}" for line in ROOMS]
         expected = [" > ".join(lines), f"detection > {{{', '.join(DETECTION)}}}"]
-        shown = readme.partition("\n    imports:\n")[2].splitlines()[:2]
+        shown = page.partition("\n    imports:\n")[2].splitlines()[:2]
         self.assertEqual([line.strip() for line in shown], expected)
 
     def test_imports_go_strictly_downward(self) -> None:
@@ -249,11 +249,11 @@ class RulesTest(parameterized.TestCase):
         self.assertEqual(set(_cycle(modules)), {"jigclu.ops.a", "jigclu.ops.b", "jigclu.ops.c"})
         self.assertEmpty(_cycle(modules | {"jigclu.ops.c": ast.parse("import jigclu.ops")}))
 
-    def test_readme_tree_is_parsed(self) -> None:
-        readme = (
+    def test_tree_is_parsed(self) -> None:
+        page = (
             "x\n\n    jigclu/\n      launch.py  it\n      ops/  that\n        a  b/\n        c\n\ny"
         )
-        self.assertEqual(_readme_rooms(readme), {"launch": set(), "ops": {"a", "b/", "c"}})
+        self.assertEqual(_shown_rooms(page), {"launch": set(), "ops": {"a", "b/", "c"}})
 
     def test_gin_and_absl_are_faults(self) -> None:
         source = ast.parse("import gin\nfrom absl import logging, flags\nfrom gin import query")
