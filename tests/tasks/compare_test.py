@@ -31,13 +31,13 @@ compare.methods = (
         (('pretrain.learning_rate=0.01',), ('simclr.temperature=0.2',))),
 )
 compare.reference = 'jigclu'
-compare.epochs = 5
+compare.epochs = 4
 compare.budgets = ('images',)
 compare.seeds = (0,)
-compare.trial_share = 0.2
+compare.trial_share = 0.25
 compare.trial_bindings = (
     'TRAIN=@kept/HeldOut()', 'VAL=@held_out/HeldOut()',
-    'HeldOut.source=@train_split/ProceduralImages()', 'HeldOut.fraction=0.25', 'HeldOut.seed=0',
+    'HeldOut.source=@train_split/ProceduralImages()', 'HeldOut.fraction=0.5', 'HeldOut.seed=0',
     "kept/HeldOut.part='train'", "held_out/HeldOut.part='held_out'")
 compare.data = None
 compare.scorings = (('knn', '{folder}/knn.gin', ("knn.init_from='{{pretrained}}'",)),)
@@ -49,7 +49,7 @@ TRAIN = @train_split/ProceduralImages()
 VAL = @val_split/ProceduralImages()
 ProceduralImages.size = %SIZE
 ProceduralImages.seed = 0
-train_split/ProceduralImages.images = 40
+train_split/ProceduralImages.images = 20
 train_split/ProceduralImages.split = 'train'
 val_split/ProceduralImages.images = 10
 val_split/ProceduralImages.split = 'val'
@@ -72,7 +72,7 @@ pretrain.seed = %SEED
 SEED = 0
 pretrain.encoder = 'resnet18'
 pretrain.small_stem = False
-pretrain.batch_size = 10
+pretrain.batch_size = 4
 schedule.warmup_epochs = 0
 compute.compile = False
 """
@@ -252,7 +252,9 @@ class MiniatureTest(FolderTestCase):
             )
         workdir = self.folder / "run"
         with (
-            mock.patch.object(compare, "_ROUNDS", 1),
+            mock.patch.object(
+                compare, "measure_first_steps", return_value={"images_per_second": 50.0}
+            ),
             contextlib.redirect_stderr(io.StringIO()),
         ):
             loaded = config.load([str(self.folder / "compare.gin")], [], workdir)
@@ -265,7 +267,7 @@ class MiniatureTest(FolderTestCase):
             tried = json.loads((workdir / f"trials/{method}/scores.json").read_text())
             self.assertLen(tried, 2)
         report = (workdir / "report.md").read_text()
-        self.assertIn("| jigclu | 5 | 200 |", report)
+        self.assertIn("| jigclu | 4 | 80 |", report)
         self.assertIn("| untrained |", report)
 
 
