@@ -51,7 +51,7 @@ class _Loader(DataLoader[Any]):
                 return
             except (RuntimeError, OSError, EOFError) as error:
                 _kill_stopped(stopped)
-                message = _worker_failure(str(error), self.timeout, stopped)
+                message = _worker_failure(error, self.timeout, stopped)
                 if message is None:
                     raise
                 raise UserError(message) from error
@@ -68,30 +68,33 @@ def _kill_stopped(stopped: list[int]) -> None:
             child.kill()
 
 
-def _worker_failure(error: str, timeout: float, stopped: list[int]) -> str | None:
+def _worker_failure(error: Exception, timeout: float, stopped: list[int]) -> str | None:
     """Describes an error of a DataLoader about its workers; None for other errors."""
     if stopped:
         return (
             f"worker process {stopped[0]} was stopped, and delivered no batch for {timeout:g} "
             "seconds: find out what sent it SIGSTOP, and run the same command again"
         )
-    if "timed out after" in error:
+    text = str(error)
+    if "timed out after" in text:
         return (
             f"worker processes have delivered no batch for {timeout:g} seconds: check whether the "
             "storage of the images responds, or bind a larger loading.timeout"
         )
-    if "shared memory" in error or re.search(r"file </torch_.*No space left", error):
+    if "shared memory" in text or re.search(r"file </torch_.*No space left", text):
         total = shutil.disk_usage("/dev/shm").total / 2**20 if os.path.isdir("/dev/shm") else 0.0
         return (
             f"worker processes pass batches through shared memory, and /dev/shm, which has "
             f"{total:,.1f} MiB, is full: enlarge it (docker run --shm-size=8g), or bind "
             "loading.workers = 0"
         )
-    killed = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", error)
-    if killed:
+    killed = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", text)
+    # A worker that dies while it hands over a batch breaks the connection.
+    if killed or isinstance(error, ConnectionError | EOFError):
+        which = f"worker process {killed[1]}" if killed else "a worker process"
         return (
-            f"worker process {killed[1]} was killed, perhaps because memory or /dev/shm is full: "
-            "bind a smaller loading.workers or loading.prefetch, and run the same command again"
+            f"{which} was killed, perhaps because memory or /dev/shm is full: bind a smaller "
+            "loading.workers or loading.prefetch, and run the same command again"
         )
     return None
 
