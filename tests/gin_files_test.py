@@ -192,8 +192,14 @@ class GinFilesTest(parameterized.TestCase):
             else:
                 self.assertEqual("{pretrained}" in stage.resolved, name != "pretrain")
 
-    def test_every_stage_of_the_comparison_loads(self) -> None:
-        self.load("gin/results/compare_tiny.gin").check(self.root / "none")
+    @parameterized.parameters("gin/results/compare_tiny.gin", "gin/results/ablation_tiny.gin")
+    def test_every_stage_of_a_comparison_loads(self, file: str) -> None:
+        small = self.create_tempdir().full_path
+        for folder, images in (("train/a", 300), ("train/b", 300), ("val/a", 1), ("val/b", 1)):
+            (Path(small) / folder).mkdir(parents=True)
+            for number in range(images):
+                (Path(small) / folder / f"{number}.png").touch()
+        config.load([file], [f"DATA={small!r}"]).check(Path(small) / "none")
 
     @parameterized.parameters(*RUN_FILES)
     def test_files_bind_only_what_differs_from_their_includes(self, file: str) -> None:

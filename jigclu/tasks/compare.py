@@ -121,8 +121,8 @@ class CompareTask:
                 check_stage(f"{method.name}, candidate {number}", trial, folder)
             stage = self._training(method, 0, self.epochs, 0, False)
             check_stage(method.name, stage, folder)
-            for scoring in self._scorings():
-                check_stage(scoring.name, self._scoring(scoring, folder), folder, stage.task)
+        for scoring in self._scorings():
+            check_stage(scoring.name, self._scoring(scoring, folder), folder, stage.task)
         for scoring in (Scoring(*item) for item in self.untrained):
             check_stage(scoring.name, self._scoring(scoring, folder), folder)
 
