@@ -115,7 +115,7 @@ class GinFilesTest(parameterized.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        """Creates image files, all but one empty: enough for a batch from 1 % of each class."""
+        """Creates image files, all but one empty: enough for a batch from 1% of each class."""
         super().setUpClass()
         temporary = tempfile.TemporaryDirectory()
         cls.addClassCleanup(temporary.cleanup)

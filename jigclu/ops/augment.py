@@ -263,7 +263,7 @@ def _rotate_hue(images: Tensor, turns: Tensor) -> Tensor:
 def _blur(images: Tensor, sigma: Tensor, sigma_max: float) -> Tensor:
     """Convolves each image with its own Gaussian, reflecting at edges; sigma 0 is the identity."""
     count, channels, height, width = images.shape
-    # PIL's kernel is not cut off at a fixed radius; 3 sigma contain 99.7 % of a Gaussian.
+    # PIL's kernel is not cut off at a fixed radius; 3 sigma contain 99.7% of a Gaussian.
     radius = min(math.ceil(3 * sigma_max), (min(height, width) - 1) // 2)
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     exponents = offsets / sigma.clamp_min(_SHARP_SIGMA)[:, None]

@@ -58,7 +58,7 @@ def patch_boxes(height: int, width: int, grid: int, cross_ratio: float) -> list[
 
     Every region spans 1 / grid + cross_ratio of both sides. The outer regions touch the edges
     of the image and the others are evenly spaced between them, so that neighbors overlap
-    (published: grid 2 and cross_ratio 0.3, regions of 80 % per side).
+    (published: grid 2 and cross_ratio 0.3, regions of 80% per side).
 
     Args:
       height: image height, pixels, at least grid.

@@ -1,13 +1,18 @@
 """Alarms: signs in metrics and measures that a pre-training run does not learn as it should."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from jigclu.training import online_probe
+from jigclu.training.run_records import SCORES
 
-# Steps after which learning must show, or half of a shorter run.
+# Steps after which learning must show, or half of a shorter run, but no fewer than the least.
 _PATIENCE = 1000
-# A random network reaches 3 % of the way from chance to the floor of the clustering loss, because
+_LEAST_PATIENCE = 50
+# A random network reaches 3% of the way from chance to the floor of the clustering loss, because
 # the patches of an image share its colors.
 LEARNED = 0.05
 _WINDOWS = 5  # Reports that are averaged against noise.
@@ -16,6 +21,8 @@ _RISE = 1.1
 _COLLAPSED = 0.02
 _LARGE_UPDATE = 0.5  # Usual are a thousandth in encoders, and up to a tenth in small heads.
 _GROWTH = 30.0  # Of a parameter norm since the first report.
+# Numbers that do not show what the method learns.
+_EVALUATIONS = {online_probe.LOSS, online_probe.ACCURACY, *SCORES}
 
 Values = Mapping[str, float]
 
@@ -29,25 +36,39 @@ class Alarms:
     """
 
     def __init__(self, total_steps: int, loss_may_rise: bool = False) -> None:
-        self._patience = min(_PATIENCE, total_steps // 2)
+        self._patience = max(_LEAST_PATIENCE, min(_PATIENCE, total_steps // 2))
         self._loss_may_rise = loss_may_rise
-        self._history: list[dict[str, float]] = []
+        self._first: Values | None = None
+        self._recent: deque[Values] = deque(maxlen=_WINDOWS)
+        # Means of the losses of _WINDOWS reports in a row.
+        self._means = 0
+        self._least_mean = math.inf
         self._raised: set[str] = set()
 
+    def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Takes note of earlier reports, those of metrics.jsonl, whose alarms are not repeated."""
+        for line in lines:
+            numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
+            self.check(line["step"], numbers)
+
     def check(self, step: int, values: Values) -> list[str]:
-        """Returns the messages of new alarms.
+        """Returns the messages of new alarms; none for a report of bad steps or without a loss.
 
         Args:
           step: steps taken so far.
           values: metrics and measures of one report, with the chance levels and floors of some
             under `<name>_chance` and `<name>_floor`.
         """
-        self._history.append(dict(values))
-        found = {"explosion": _explosion(self._history)}
+        if "loss" not in values or not all(map(math.isfinite, values.values())):
+            return []
+        self._first = self._first or values
+        self._recent.append(values)
+        found = {"explosion": _explosion(self._first, values)}
+        rise = self._rise()
         if not self._loss_may_rise:
-            found["rise"] = _rise(self._history)
+            found["rise"] = rise
         if step >= self._patience:
-            branches = _progress(self._history[-_WINDOWS:])
+            branches = _progress(self._recent)
             found |= {
                 "collapse": _collapse(values),
                 "nothing learned": _nothing_learned(branches, step),
@@ -57,9 +78,21 @@ class Alarms:
         self._raised.update(new)
         return [f"alarm: {text}" for text in new.values()]
 
+    def _rise(self) -> str:
+        if len(self._recent) < _WINDOWS:
+            return ""
+        mean = fmean(values["loss"] for values in self._recent)
+        self._means += 1
+        self._least_mean = min(self._least_mean, mean)
+        if self._means <= _WINDOWS or mean <= _RISE * self._least_mean:
+            return ""
+        return (
+            f"the loss rises: it was {self._least_mean:.4g}, and is {mean:.4g} (means of "
+            f"{_WINDOWS} reports); lower the learning rate"
+        )
 
-def _explosion(history: Sequence[Values]) -> str:
-    first, last = history[0], history[-1]
+
+def _explosion(first: Values, last: Values) -> str:
     for name, value in last.items():
         kind, _, module = name.partition("/")
         if kind == "update_ratio" and value > _LARGE_UPDATE:
@@ -67,25 +100,13 @@ def _explosion(history: Sequence[Values]) -> str:
                 f"one step changes the weights of {module} by {value:.1%} of their norm, where "
                 "less than a tenth is usual; lower the learning rate, or lengthen the warm-up"
             )
-        if kind == "parameter_norm" and value > _GROWTH * first[name] > 0:
+        before = first.get(name, 0.0)
+        if kind == "parameter_norm" and value > _GROWTH * before > 0:
             return (
-                f"the norm of the weights of {module} has grown from {first[name]:.3g} to "
-                f"{value:.3g}; lower the learning rate"
+                f"the norm of the weights of {module} has grown from {before:.3g} to {value:.3g}; "
+                "lower the learning rate"
             )
     return ""
-
-
-def _rise(history: Sequence[Values]) -> str:
-    losses = [values["loss"] for values in history]
-    if len(losses) < 2 * _WINDOWS:
-        return ""
-    means = [fmean(losses[end - _WINDOWS : end]) for end in range(_WINDOWS, len(losses) + 1)]
-    if means[-1] <= _RISE * min(means):
-        return ""
-    return (
-        f"the loss rises: it was {min(means):.4g}, and is {means[-1]:.4g} (means of {_WINDOWS} "
-        "reports); lower the learning rate"
-    )
 
 
 def _collapse(values: Values) -> str:
@@ -111,7 +132,7 @@ def _progress(reports: Sequence[Values]) -> dict[str, float]:
         chance = f"{name}_chance"
         if chance not in reports[-1] or kind not in ("loss", "accuracy"):
             continue
-        if name in (online_probe.LOSS, online_probe.ACCURACY):
+        if name in _EVALUATIONS or not all(name in report for report in reports):
             continue
         floor = reports[-1].get(f"{name}_floor", 0.0)
         value = fmean(report[name] for report in reports)

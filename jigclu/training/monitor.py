@@ -20,8 +20,10 @@ from jigclu.ops.jigsaw import place_names
 from jigclu.ops.pictures import confusion_picture
 from jigclu.system import memory, progress
 from jigclu.system.charts import describe
+from jigclu.training import metrics_file
 from jigclu.training.alarms import Alarms
 from jigclu.training.finite import Diverged
+from jigclu.training.metrics_file import METRICS
 from jigclu.training.records import Records
 from jigclu.training.run_records import is_share
 
@@ -133,6 +135,9 @@ class Monitor:
                 self._references,
                 self.message,
             )
+            path = self._workdir / METRICS
+            if self._alarms is not None and path.exists():
+                self._alarms.replay(metrics_file.read(path))
         return self
 
     def __exit__(
@@ -215,9 +220,7 @@ class Monitor:
         shown = {k: v for k, v in scalars.items() if f"{k}_chance" in self._references}
         self._reported = values | shown
         self._show_report(step)
-        # A report of bad steps shows nothing else.
-        is_good = "loss" in values and all(map(_is_finite, reported.items()))
-        if self._alarms is not None and measures and is_good:
+        if self._alarms is not None and measures:
             self._raise_alarms(step, self._alarms.check(step, reported))
 
     def _progress(self, step: int) -> dict[str, float]:

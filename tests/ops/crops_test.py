@@ -58,7 +58,7 @@ class RandomResizedCropTest(parameterized.TestCase):
         np.testing.assert_allclose(shares, np.linspace(0.2, 1.0, 4000), atol=0.03)
 
     def test_falls_back_to_the_largest_central_crop(self) -> None:
-        # A crop of at least 20 % of this area and a ratio of 3/4 or more is too wide to fit.
+        # A crop of at least 20% of this area and a ratio of 3/4 or more is too wide to fit.
         box = crops.random_resized_crop(np.random.default_rng(0), Box(5, 5, 1000, 9), SCALE, RATIO)
         self.assertEqual(box, (5 + 494, 5, 12, 9))
 

@@ -1,5 +1,6 @@
 """Tests of jigclu.training.alarms."""
 
+import math
 from collections.abc import Sequence
 
 from absl.testing import absltest, parameterized
@@ -44,6 +45,9 @@ class AlarmsTest(parameterized.TestCase):
         (text,) = raised([CHANCE] * 20)
         self.assertIn("nothing is learned beyond chance after 100 steps", text)
 
+    def test_a_few_steps_need_not_show_learning(self) -> None:
+        self.assertEqual(raised([CHANCE] * 4, total_steps=6), [])
+
     def test_learning_must_show_after_a_thousand_steps_of_a_long_run(self) -> None:
         self.assertEqual(raised([CHANCE] * 99, 10**6), [])
         (text,) = raised([CHANCE] * 100, 10**6)
@@ -82,6 +86,24 @@ class AlarmsTest(parameterized.TestCase):
         (text,) = raised(rising, 10**6)
         self.assertIn("the loss rises: it was 20, and is 22.5", text)
         self.assertEqual(raised([{"loss": 20.0 + 5 * (step % 2)} for step in range(30)], 600), [])
+
+    def test_a_resumed_run_repeats_no_alarm_and_remembers_its_start(self) -> None:
+        rising = [
+            {"loss": 20.0 + 0.5 * number, "parameter_norm/encoder": 112.0 + number}
+            for number in range(20)
+        ]
+        lines = [
+            HEALTHY | changes | {"step": 10 * number, "alarms": ["alarm: the loss rises"]}
+            for number, changes in enumerate(rising, 1)
+        ]
+        # Evaluations and steps that failed are in the file, too.
+        lines[3] |= {"knn_accuracy": 0.9, "knn_accuracy_chance": 0.1}
+        bad = [{"step": 0, "knn_accuracy": 0.1}, {"step": 205, "bad_steps": 5.0}]
+        alarms = Alarms(10**6)
+        alarms.replay([*lines, *bad, {"step": 206, "loss": math.nan}])
+        self.assertEqual(alarms.check(210, HEALTHY | {"loss": 31.0}), [])
+        (text,) = alarms.check(220, HEALTHY | {"loss": 31.0, "parameter_norm/encoder": 4000.0})
+        self.assertIn("has grown from 112 to 4e+03", text)
 
 
 if __name__ == "__main__":

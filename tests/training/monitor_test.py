@@ -308,6 +308,8 @@ class MonitorTest(parameterized.TestCase):
         written = metrics_file.read(self.workdir / metrics_file.METRICS)
         self.assertEqual(written[0]["alarms"], ["alarm: too hot"])
         self.assertNotIn("alarms", written[1])
+        with self._monitor(start_step=1, alarms=found):
+            found.replay.assert_called_once_with(written[:1])
 
     def test_other_ranks_write_nothing(self) -> None:
         stream = Terminal()
