@@ -1,5 +1,6 @@
 """Reads gin files and bindings, and remembers which file binds what."""
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -153,7 +154,15 @@ def _find(file: str, including_folder: Path | None) -> Path:
         if (folder / file).is_file():
             return folder / file
     problem = "is a folder" if Path(file).is_dir() else "does not exist"
-    raise UserError(f"gin file {file} {problem}{messages.hint(file, shipped_files())}")
+    names = {_short_name(name): name for name in shipped_files()}
+    near = difflib.get_close_matches(_short_name(file), names, 1, 0.65)
+    suggestion = f"; did you mean {names[near[0]]}?" if near else ""
+    raise UserError(f"gin file {file} {problem}{suggestion}")
+
+
+def _short_name(file: str) -> str:
+    """Returns the name of a gin file without what all have in common."""
+    return re.sub(r"^(.*/)?gin/|\.gin$", "", file)
 
 
 def followed_file(layers: Sequence[Layer]) -> str | None:
@@ -188,9 +197,10 @@ def _shipped_name(place: str) -> str | None:
 
 
 def files_that_bind(name: str) -> list[str]:
-    """Returns those of gin/base that bind a name."""
+    """Returns those of gin/base that bind a name, other than to the user's data."""
     base = [file for file in shipped_files() if is_base(file)]
-    return [file for file in base if f"\n{name} = " in (ROOT / file).read_text(encoding="utf-8")]
+    binding = re.compile(rf"^{re.escape(name)} = (?!%DATA)", re.MULTILINE)
+    return [file for file in base if binding.search((ROOT / file).read_text(encoding="utf-8"))]
 
 
 def is_base(file: str) -> bool:

@@ -297,7 +297,11 @@ def _advise_unused(name: str) -> str:
     longer = [other for other in used if other.endswith((f"/{name}", f".{name}"))]
     if longer:
         return f"bind {' or '.join(longer[:3])} instead"
-    return f"remove it{messages.hint(name, used)}"
+    unscoped = name.rpartition("/")[2]
+    if unscoped in used:
+        return f"remove it; did you mean {unscoped}?"
+    suggestion = messages.suggest_same(name, used) if "." in name else messages.hint(name, used)
+    return f"remove it{suggestion}"
 
 
 def _replaced_reference(layers: Sequence[Layer], after: int) -> bool:

@@ -5,7 +5,6 @@ import difflib
 import logging
 import re
 import shlex
-import tokenize
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,11 +20,11 @@ _SYNTAX = {
     "Unable to parse value": "cannot read the value",
     "Couldn't parse statement, expected ':' or '='": "expected name = value",
     "Unexpected token": "expected name = value",
+    "Expected ')'": "the parentheses of a reference are empty; bind its settings by name",
 }
 _LONG = 10**6  # Characters, so that every binding stays on one line.
 _GIN_ERRORS = (
     *(ValueError, TypeError, SyntaxError, OSError, RuntimeError, AttributeError, ImportError),
-    tokenize.TokenError,
 )
 
 
@@ -120,8 +119,6 @@ def _children(item: Any) -> list[Any]:
 def _line_number(error: Exception) -> int | None:
     if isinstance(error, SyntaxError):
         return error.lineno
-    if isinstance(error, tokenize.TokenError):
-        return int(error.args[1][0])
     match = re.search(r"In bindings string line (\d+)", str(error))
     return int(match[1]) if match else None
 
@@ -131,8 +128,6 @@ def _explain(error: Exception, valid: Sequence[str], is_flag: bool) -> str:
         return "a reference or macro refers to itself"
     if isinstance(error, UnicodeDecodeError):
         return "not UTF-8 text; save it in that encoding"
-    if isinstance(error, tokenize.TokenError):
-        return str(error.args[0])
     if isinstance(error, SyntaxError):
         return _explain_syntax(error, valid, is_flag)
     message = " ".join(line.strip() for line in str(error).splitlines() if line.strip(" ^"))
@@ -144,7 +139,8 @@ def _explain(error: Exception, valid: Sequence[str], is_flag: bool) -> str:
         return f"%{macro[1]} is read but not bound; bind it as {macro[1]} = …{near}"
     unknown = re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message)
     if unknown:
-        return message + hint(unknown[1], valid)
+        names = [name for name in valid if "." not in name]
+        return message + (hint(unknown[1], names) or "; docs/configuration.md lists all names")
     parameter = re.search(r"'([^']+)' doesn't have a parameter named '([^']+)'", message)
     return message + (_hint_binding(parameter[1], parameter[2], valid) if parameter else "")
 
@@ -159,7 +155,7 @@ def _explain_syntax(error: SyntaxError, valid: Sequence[str], is_flag: bool) -> 
     if not is_flag:
         message = f"{message} in {line!r}"
     corrected = syntax.correct(line, [name for name in valid if "." not in name])
-    if not corrected:
+    if not corrected or corrected == [line]:
         return message
     if is_flag:
         return f"{message}; use " + " ".join(f"--gin_bindings={_quote(part)}" for part in corrected)
@@ -173,8 +169,23 @@ def _quote(binding: str) -> str:
 
 
 def _hint_binding(configurable: str, parameter: str, valid: Sequence[str]) -> str:
-    """Suggests bindings of the same parameter, or else the nearest binding."""
-    name = f"{configurable}.{parameter}"
-    same = [other for other in valid if other.endswith(f".{parameter}")]
+    """Suggests bindings of the same parameter, the nearest one, or all of the configurable."""
+    same = suggest_same(f"{configurable}.{parameter}", [name for name, _ in _bindings()])
+    same = same or suggest_same(f"{configurable}.{parameter}", valid)
+    if same:
+        return same
+    prefix = f"{configurable}."
+    own = [name.removeprefix(prefix) for name in valid if name.startswith(prefix)]
+    near = difflib.get_close_matches(parameter, own, 1)
+    if near:
+        return f"; did you mean {prefix}{near[0]}?"
+    return f"; it has {', '.join(own)}" if own else ""
+
+
+def suggest_same(name: str, valid: Sequence[str]) -> str:
+    """Returns "; did you mean …?" with bindings of the same parameter, or "" without any."""
+    unscoped = dict.fromkeys(other.rpartition("/")[2] for other in valid)
+    parameter = name.rpartition(".")[2]
+    same = [other for other in unscoped if other.endswith(f".{parameter}")]
     near = difflib.get_close_matches(name, same, 3, 0.0)
-    return f"; did you mean {' or '.join(near)}?" if near else hint(name, valid)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

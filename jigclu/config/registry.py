@@ -247,6 +247,8 @@ def _describe_missing(name: str, missing: Sequence[str]) -> str:
             f"{scoped[1]}/{missing[0]} is bound"
         )
     own, found = f"gin/base/{name}.gin", gin_files.files_that_bind(missing[0])
+    if not found:
+        return f"{message}; bind every value in a gin file or with --gin_bindings"
     usual = own if own in found else found[0] if len(found) == 1 else "gin/base"
     return (
         f"{message}; bind every value in a gin file ({usual} has the usual values) or with "

@@ -1,6 +1,8 @@
 """gin's syntax: statements of a text, and corrections of common mistakes."""
 
+import io
 import re
+import tokenize
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -43,9 +45,36 @@ def statements(text: str) -> list[Any]:
     """Returns gin's statements in a text, with references and macros as they are written.
 
     Raises:
-      Exception: of many kinds, for text that gin cannot parse.
+      SyntaxError: a bracket is not closed.
+      Exception: of many kinds, for other text that gin cannot parse.
     """
-    return list(ConfigParser(text, _AsWritten()))
+    try:
+        return list(ConfigParser(text, _AsWritten()))
+    except tokenize.TokenError as error:
+        raise _unclosed_bracket(text) or error from error
+    except SyntaxError as error:
+        # A bracket is not closed if a statement begins in it.
+        if not _STATEMENT.match(error.text or ""):
+            raise
+        before = "".join(text.splitlines(keepends=True)[: (error.lineno or 1) - 1])
+        raise _unclosed_bracket(before) or error from error
+
+
+def _unclosed_bracket(text: str) -> SyntaxError | None:
+    """Returns the error about the last bracket that a text opens and does not close, if any."""
+    opened: list[tokenize.TokenInfo] = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.OP and token.string in "([{":
+                opened.append(token)
+            elif token.type == tokenize.OP and token.string in ")]}" and opened:
+                opened.pop()
+    except (tokenize.TokenError, SyntaxError):
+        pass
+    if not opened:
+        return None
+    (line, column), first = opened[-1].start, opened[-1].line.splitlines()[0]
+    return SyntaxError(f"{opened[-1].string} is not closed", (None, line, column, first))
 
 
 def correct(line: str, configurables: Collection[str]) -> list[str]:

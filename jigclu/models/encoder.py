@@ -143,8 +143,9 @@ def _unknown(name: str) -> UserError:
     )
     if _TRANSFORMER.search(name):
         return UserError(f"encoder {name!r} is a transformer, which cannot be an encoder; {kinds}")
+    near = difflib.get_close_matches(name, encoder_names(), 1)
     if timm_networks.exists(name):
-        near = timm_networks.PREFIX + name
-    else:
-        near = difflib.get_close_matches(name, encoder_names(), 1, 0.0)[0]
-    return UserError(f"encoder {name!r} is unknown; did you mean {near!r}? E{kinds[1:]}")
+        near = [timm_networks.PREFIX + name]
+    if not near:
+        return UserError(f"encoder {name!r} is unknown; {kinds}")
+    return UserError(f"encoder {name!r} is unknown; did you mean {near[0]!r}? E{kinds[1:]}")

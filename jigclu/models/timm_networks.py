@@ -96,9 +96,7 @@ def _check_name(name: str) -> None:
             "pip install -e '.[timm]', or use a ResNet of torchvision, such as 'resnet50'"
         )
     if not exists(name):
-        raise UserError(
-            f"encoder {PREFIX + name!r} is unknown to timm; did you mean {_nearest(name)!r}?"
-        )
+        raise UserError(f"encoder {PREFIX + name!r} is unknown to timm{_suggest(name)}")
 
 
 def exists(name: str) -> bool:
@@ -114,12 +112,13 @@ def _is_installed() -> bool:
     return importlib.util.find_spec("timm") is not None
 
 
-def _nearest(name: str) -> str:
+def _suggest(name: str) -> str:
+    """Returns "; did you mean …?" with the nearest name, or what lists all names."""
     import timm
 
     # The name of pretrained weights, after a dot, is not part of the network's.
-    network = name.partition(".")[0]
-    return PREFIX + difflib.get_close_matches(network, timm.list_models(), 1, 0.0)[0]
+    near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 1)
+    return f"; did you mean {PREFIX + near[0]!r}?" if near else ": timm.list_models() has all names"
 
 
 def _no_feature_map(name: str, reason: str) -> UserError:

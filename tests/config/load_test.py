@@ -138,11 +138,15 @@ class LoadTest(ConfigTestCase):
         for part in parts:
             self.assertIn(part, message)
 
-    def test_missing_file_gets_a_hint(self) -> None:
-        message = self.rejected(files=("gin/dmeo.gin",))
-        self.assertEqual(
-            message, "gin file gin/dmeo.gin does not exist; did you mean gin/demo.gin?"
-        )
+    @parameterized.parameters(
+        ("gin/dmeo.gin", "; did you mean gin/demo.gin?"),
+        ("demo", "; did you mean gin/demo.gin?"),
+        ("base/jigsw.gin", "; did you mean gin/base/jigsaw.gin?"),
+        ("gin/foo.gin", ""),
+    )
+    def test_missing_file_gets_a_hint(self, file: str, hint: str) -> None:
+        message = self.rejected(files=(file,))
+        self.assertEqual(message, f"gin file {file} does not exist{hint}")
 
 
 class UnusedBindingsTest(ConfigTestCase):
@@ -181,6 +185,7 @@ class UnusedBindingsTest(ConfigTestCase):
 
     @parameterized.parameters(
         ("lars.momentum=0.9", "lars.momentum = 0.9 never", "; did you mean sgd.momentum?"),
+        ("linear.batch_size=9", "knn_evaluator.batch_size or pretrain.batch_size?"),
         ("a/pretrain.seed=3", "a/pretrain.seed = 3 never", "; did you mean pretrain.seed?"),
         ("linear.seed=3", "linear.seed = 3 never takes effect"),
         # Both references have a scope with a binding of its own.

@@ -23,7 +23,10 @@ class NamesTest(ConfigTestCase):
         ("knn_evaluator.neighbors_=3", "'neighbors_'", "; did you mean knn_evaluator.neighbors?"),
         ("pretrain.optimizer=@sgt()", "'@sgt()'", "; did you mean sgd?"),
         ("pretrain.optimizer=@SGD()", "'@SGD()'", "; did you mean sgd?"),
-        ("eval_transform.normalisation=3", "'normalisation'"),
+        ("eval_transform.normalisation=3", "; it has resize, crop, mean, std"),
+        ("compute.amp=True", "; it has device, precision, compile, "),
+        ("jigsaw.foo=3", "'foo'; it has grid, "),
+        ("pretrain.method=@dino()", "'@dino()'; docs/configuration.md lists all names"),
     )
     def test_misspelled_name_gets_a_hint(self, binding: str, *parts: str) -> None:
         message = self.rejected(binding)
@@ -33,7 +36,8 @@ class NamesTest(ConfigTestCase):
         self.assertNotIn(".;", message)
 
     @parameterized.parameters(
-        ("pretrain.epochs=3", "probe_evaluator.epochs or schedule.epochs"),
+        ("pretrain.epochs=3", "schedule.epochs"),
+        ("pretrain.temperature=3", "jigsaw.temperature or knn_evaluator.temperature"),
         ("pretrain.precision='auto'", "compute.precision"),
         ("linear.resize=3", "eval_transform.resize"),
         ("pretrain.patch_size=3", "jigsaw.patch_size"),
@@ -54,7 +58,7 @@ class SyntaxTest(ConfigTestCase):
         ("pretrain.seed=", "pretrain.seed=", "cannot read the value"),
         ("pretrain.seed", "expected name = value"),
         ("pretrain.learning_rate=1e-3f", "a binding must end after its value"),
-        ("jigsaw.crop_scale=(1", "jigsaw.crop_scale=(1", "EOF in multi-line statement"),
+        ("jigsaw.crop_scale=(1", "jigsaw.crop_scale=(1", ": ( is not closed"),
         ("=3", "expected name = value"),
         ("pretrain.seed=@pretrain()", "a reference or macro refers to itself"),
         ("ProceduralImages.size=%size", "bind it as size = …; did you mean SIZE?"),
@@ -103,6 +107,16 @@ class SyntaxTest(ConfigTestCase):
             self.rejected(files=(file,)),
             f"{file}, line 3: cannot read the value resnet18 in 'pretrain.encoder = resnet18'; "
             "write pretrain.encoder = 'resnet18'",
+        )
+
+    @parameterized.parameters(
+        "pretrain.evaluators = (@knn_evaluator(),\npretrain.seed = 3\n",
+        "pretrain.evaluators = (@knn_evaluator(),\n",
+    )
+    def test_bracket_that_is_not_closed_is_reported_with_its_line(self, text: str) -> None:
+        message = self.rejected(files=(self.file(f"include 'gin/demo.gin'\n{text}"),))
+        self.assertEndsWith(
+            message, ", line 2: ( is not closed in 'pretrain.evaluators = (@knn_evaluator(),'"
         )
 
     def test_include_without_quotes_is_corrected(self) -> None:

@@ -20,7 +20,7 @@ SOURCES = (
 )
 TASKS = (
     "@pretrain(), @linear(), @finetune(), @segment(), @knn(), @features(), @export(), @pack(), "
-    "@report(), @benchmark(), @reproduce()"
+    "@report(), @benchmark(), @reproduce(), @compare()"
 )
 
 
@@ -136,6 +136,12 @@ class TypesTest(ConfigTestCase):
         self, binding: str, file: str
     ) -> None:
         self.assertIn(f" in a gin file ({file} has the usual values) ", self.rejected(binding))
+
+    def test_data_has_no_usual_values(self) -> None:
+        self.assertEqual(
+            self.rejected("pretrain.source=@ImageFolder()", "ImageFolder.split='train'"),
+            "not bound: ImageFolder.root; bind every value in a gin file or with --gin_bindings",
+        )
 
 
 class ValuesTest(ConfigTestCase):

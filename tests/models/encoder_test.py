@@ -75,12 +75,19 @@ class EncoderTest(parameterized.TestCase):
             create_encoder(name, False, stages)
 
     def test_unknown_name_suggests_the_nearest(self) -> None:
-        for name, nearest in (("resnet_50", "resnet50"), ("ResNet18", "resnet18"), ("", "")):
+        for name, nearest in (("resnet_50", "resnet50"), ("ResNet18", "resnet18")):
             with self.assertRaisesRegex(
                 UserError, f"encoder '{name}' is unknown; did you mean '{nearest}"
             ) as caught:
                 create_encoder(name, False)
             self.assertIn("wide_resnet101_2", str(caught.exception))
+
+    def test_unknown_name_without_a_near_one_gets_the_list(self) -> None:
+        for name in ("", "qqq"):
+            with self.assertRaisesRegex(
+                UserError, f"^encoder '{name}' is unknown; encoders are .* wide_resnet101_2"
+            ):
+                create_encoder(name, False)
 
 
 if __name__ == "__main__":

@@ -154,6 +154,7 @@ class TimmNetworksTest(parameterized.TestCase):
         ),
         ("timm/convnext_tinny", "is unknown to timm; did you mean 'timm/convnext_tiny'"),
         ("timm/convnext_tiny.fb_in1k", "is unknown to timm; did you mean 'timm/convnext_tiny'"),
+        ("timm/qqq", "is unknown to timm: timm.list_models"),
         ("timm/nextvit_small", "contains BatchNorm1d"),
         ("convnext_tiny", "is unknown; did you mean 'timm/convnext_tiny'"),
         ("vit_small", "is a transformer, .* 'timm/convnext_tiny', and of torchvision resnet101"),
