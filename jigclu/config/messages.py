@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import logging
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import gin
 
 from jigclu.config import syntax
+from jigclu.system import shell
 from jigclu.system.errors import UserError
 
 # Plain words for what gin's parser expected.
@@ -158,14 +158,10 @@ def _explain_syntax(error: SyntaxError, valid: Sequence[str], is_flag: bool) -> 
     if not corrected or corrected == [line]:
         return message
     if is_flag:
-        return f"{message}; use " + " ".join(f"--gin_bindings={_quote(part)}" for part in corrected)
+        return f"{message}; use " + " ".join(
+            f"--gin_bindings={shell.quote(part)}" for part in corrected
+        )
     return f"{message}; write {' and, on a line of its own, '.join(corrected)}"
-
-
-def _quote(binding: str) -> str:
-    """Quotes a binding for a shell, in the quotes that are easier to read."""
-    in_double_quotes = f'"{binding}"'
-    return shlex.quote(binding) if set(binding) & set('"$`\\!') else in_double_quotes
 
 
 def _hint_binding(configurable: str, parameter: str, valid: Sequence[str]) -> str:

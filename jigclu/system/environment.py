@@ -40,7 +40,7 @@ def describe(processes: int) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": [sys.executable, *sys.argv],
+        "command": [sys.executable, *sys.orig_argv[1:]],
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | _versions(),
         "cuda": torch.version.cuda,

@@ -93,8 +93,8 @@ class PackTask:
         """Returns what a run would do, in one line."""
         del workdir
         return (
-            f"packs: {len(self.source):,} images into {self._count()} shards, {self.image_format}, "
-            f"shorter side at most {self.shorter_side} pixels"
+            f"packs: {len(self.source):,} images, {self.images_per_shard:,} per shard, "
+            f"{self.image_format}, shorter side at most {self.shorter_side} pixels"
         )
 
     def run(self, workdir: Path, config: str) -> RunResult:

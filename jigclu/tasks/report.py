@@ -79,12 +79,15 @@ _HEADER = (
 
 def _row(name: str, run: Run) -> tuple[str, ...]:
     score = next(iter(run.scores), "")
-    best = max((value for _, value in run.points(score, "step")), default=None)
-    shown = (run.untrained(score), run.last(score), best)
+    trained = run.trained(score)
+    last, best = (trained[-1], max(trained)) if trained else (None, None)
     hours = run.hours()
     return (
         *(name, run.task, score),
-        *("" if value is None else describe(value, is_share(score)) for value in shown),
+        *(
+            "" if value is None else describe(value, is_share(score))
+            for value in (run.untrained(score), last, best)
+        ),
         *(f"{run.lines[-1]['step']:,}" if run.lines else "", f"{run.images:,}"),
         *(describe_hours(hours), f"{hours * run.processes:.3g}", str(len(run.alarms))),
     )
@@ -122,8 +125,8 @@ def _all_scores(runs: dict[str, Run]) -> list[Table]:
     names = list(dict.fromkeys(score for run in runs.values() for score in run.scores))
 
     def cell(run: Run, name: str) -> str:
-        value = run.last(name)
-        return "" if value is None else describe(value, is_share(name))
+        trained = run.trained(name)
+        return describe(trained[-1], is_share(name)) if trained else ""
 
     rows = [(name, *(cell(run, name) for run in runs.values())) for name in names]
     return [Table(("score", *runs), rows)] if rows else []

@@ -2,11 +2,11 @@
 
 import json
 import os
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from jigclu.system import shell
 from jigclu.training.checkpoint import checkpoint_path
 
 # Folders of steps to replay; each keeps a checkpoint that would otherwise be pruned.
@@ -61,4 +61,4 @@ def _command(workdir: Path, replay: Path, step: int) -> str:
     bindings = (f"schedule.stop_after_steps={step}", "reporting.log_every=1")
     flags = [f"--gin_file={workdir / 'operative_config.gin'}", f"--workdir={replay}"]
     flags += [f"--gin_bindings={binding}" for binding in bindings]
-    return shlex.join(["python", "-m", "jigclu.launch", *flags])
+    return shell.join(["python", "-m", "jigclu.launch", *flags])

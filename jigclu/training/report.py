@@ -1,6 +1,5 @@
 """The report of a run: report.html and report.md in its workdir."""
 
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from jigclu.system import signals
+from jigclu.system import shell, signals
 from jigclu.system.charts import Chart, describe
 from jigclu.system.document_html import to_html
 from jigclu.system.document_markdown import to_markdown
@@ -41,6 +40,7 @@ _CONFUSION = "rows are true, columns predicted; the darker, the larger the share
 _CAPTIONS = {
     "inputs": "The last training images that were drawn, as the network sees them.",
     "predictions": "Photographs, their patches, and what the network makes of each patch.",
+    "predictions/": "An image of val, its true classes, and the predicted ones, by color.",
     "location_confusion": f"Which places are mistaken for which: {_CONFUSION}",
     "confusion": f"Which classes are mistaken for which: {_CONFUSION}",
     "knn_confusion": f"Which classes nearest neighbors mistake for which: {_CONFUSION}",
@@ -145,7 +145,7 @@ def _headline(run: Run) -> str:
     """Returns sentences about the first score and alarms, if there are any."""
     sentences = []
     for name in run.scores[:1]:
-        known = {"": run.last(name), "untrained ": run.untrained(name)}
+        known = {"": _last(run, name), "untrained ": run.untrained(name)}
         known |= {f"{kind} ": value for kind, value in run.levels(name).items()}
         share = is_share(name)
         values = [f"{kind}{describe(v, share)}" for kind, v in known.items() if v is not None]
@@ -164,7 +164,7 @@ def _scores(run: Run, about: About) -> list[Block]:
 
     columns = {
         "score": list(run.scores),
-        "this run": [cell(name, run.last(name)) for name in run.scores],
+        "this run": [cell(name, _last(run, name)) for name in run.scores],
         "untrained": [cell(name, run.untrained(name)) for name in run.scores],
         "chance": [cell(name, run.levels(name).get("chance")) for name in run.scores],
         "published": [cell(name, published[name]) for name in run.scores],
@@ -186,6 +186,11 @@ def _scores(run: Run, about: About) -> list[Block]:
     return blocks
 
 
+def _last(run: Run, name: str) -> float | None:
+    """Returns the last value of a score, or None before its first evaluation after training."""
+    return next(reversed(run.trained(name)), None)
+
+
 def _published_note(about: About) -> str:
     if about.file not in PUBLISHED:
         return "Published: as bound in reproduce.published. Compare only scores of the same data."
@@ -200,7 +205,8 @@ def _pictures(workdir: Path) -> Iterator[Picture]:
     for path in sorted((workdir / PICTURES).rglob("*.png"))[:_MOST_PICTURES]:
         relative = path.relative_to(workdir)
         name = relative.relative_to(PICTURES).with_suffix("").as_posix()
-        yield Picture(_CAPTIONS.get(name, f"{name}."), relative, path.read_bytes())
+        caption = _CAPTIONS.get(name.rstrip("0123456789"), f"{name}.")
+        yield Picture(caption, relative, path.read_bytes())
 
 
 def _charts(charts: Sequence[Chart]) -> list[Block]:
@@ -222,7 +228,7 @@ def _what_ran(run: Run, about: About) -> list[Block]:
         ("git commit", str(last.get("commit") or "not in a checkout")),
         ("versions", ", ".join(versions)),
     ]
-    command = shlex.join(map(str, last.get("command", ())))
+    command = shell.join(map(str, last.get("command", ())))
     return [Table(("", ""), rows), Code(command)]
 
 

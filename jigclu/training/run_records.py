@@ -133,6 +133,11 @@ class Run:
             return None
         return next((value for step, value in self.points(name, "step") if step == 0), None)
 
+    def trained(self, name: str) -> list[float]:
+        """Returns the values of a score, without that of `untrained`."""
+        points = self.points(name, "step")
+        return [value for _, value in points[0 if self.untrained(name) is None else 1 :]]
+
     def levels(self, name: str) -> dict[str, float]:
         """Returns the chance level and the floor of a number, if it has them."""
         found = {kind: self.last(f"{name}_{kind}") for kind in ("chance", "floor")}

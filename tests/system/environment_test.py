@@ -14,11 +14,12 @@ from tests.folder_case import FolderTestCase
 class EnvironmentTest(FolderTestCase):
     def test_every_start_is_kept(self) -> None:
         path = self.folder / "environment.json"
-        with mock.patch.object(sys, "argv", ["launch.py", "--gin_file=a.gin"]):
+        command = ["python", "-m", "jigclu.launch", "--gin_file=a.gin"]
+        with mock.patch.object(sys, "orig_argv", command):
             environment.add_environment(path, 1)
             environment.add_environment(path, 2)
         first, second = json.loads(path.read_text())
-        self.assertEqual(first["command"], [sys.executable, "launch.py", "--gin_file=a.gin"])
+        self.assertEqual(first["command"], [sys.executable, *command[1:]])
         self.assertEqual((first["processes"], second["processes"]), (1, 2))
         self.assertStartsWith(torch.__version__, first["versions"]["torch"])
 

@@ -43,6 +43,11 @@ class ReportTest(RunTestCase):
         self.assertIn("| score | this run | untrained | chance |\n", text)
         self.assertIn("| knn_accuracy | 62.5% | 25.0% | 10.0% |\n", text)
 
+    def test_a_run_that_stopped_before_its_first_evaluation_has_no_score_yet(self) -> None:
+        text = self.markdown(self.write_run("a", lines=LINES[:2]))
+        self.assertIn("\n\nFinished. knn_accuracy untrained 25.0%, chance 10.0%.\n", text)
+        self.assertIn("| score | untrained | chance |\n", text)
+
     def test_curves_and_health_in_words(self) -> None:
         text = self.markdown(self.write_run("a"))
         self.assertIn("| location_accuracy | 26.0% | 26.0% | 40.0% | 40.0% | chance 25.0% |", text)
@@ -82,7 +87,7 @@ class ReportTest(RunTestCase):
             "| hardware | NVIDIA H100, x86_64, 16 cores |",
             "| git commit | abc123 |",
             "| versions | python 3.11.7, torch 2.15.0 |",
-            "```\npython -m jigclu.launch '--workdir=a b'\n```",
+            '```\npython -m jigclu.launch "--workdir=a b"\n```',
             "```\npretrain.seed = 0\npretrain.batch_size = 64\n```",
         ):
             self.assertIn(row, text)
