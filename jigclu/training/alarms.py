@@ -11,7 +11,7 @@ from jigclu.training.run_records import SCORES
 
 # Steps after which learning must show, or half of a shorter run, but no fewer than the least.
 _PATIENCE = 1000
-_LEAST_PATIENCE = 50
+_LEAST_PATIENCE = 30
 # A random network reaches 3% of the way from chance to the floor of the clustering loss, because
 # the patches of an image share its colors.
 LEARNED = 0.05

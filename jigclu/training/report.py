@@ -94,7 +94,7 @@ def run_and_report(run: Callable[[], RunResult], workdir: Path, about: About) ->
     except BaseException as error:
         # Callers of Python functions in C++ replace Stopped by other errors.
         is_stopped = isinstance(error, KeyboardInterrupt) or signals.requested()
-        outcome = _STOPPED if is_stopped else f"Failed: {str(error) or repr(error)}"
+        outcome = _STOPPED if is_stopped else f"Failed: {str(error) or repr(error)}."
         raise
     finally:
         # If this rank fails, torchrun also signals it to stop.

@@ -129,7 +129,8 @@ class Run:
 
     def untrained(self, name: str) -> float | None:
         """Returns a score of the random initial weights, if they were evaluated and trained."""
-        if not self.images or not self.is_from_scratch:
+        trains = self.images or "schedule.epochs" in self.bindings
+        if not trains or not self.is_from_scratch:
             return None
         return next((value for step, value in self.points(name, "step") if step == 0), None)
 

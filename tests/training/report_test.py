@@ -48,6 +48,11 @@ class ReportTest(RunTestCase):
         self.assertIn("\n\nFinished. knn_accuracy untrained 25.0%, chance 10.0%.\n", text)
         self.assertIn("| score | untrained | chance |\n", text)
 
+    def test_a_run_that_failed_before_its_first_report_has_no_score_yet(self) -> None:
+        config = "launch.task = @pretrain()\nschedule.epochs = 5\n"
+        text = self.markdown(self.write_run("a", config, lines=LINES[:1]))
+        self.assertIn("\n\nFinished. knn_accuracy untrained 25.0%, chance 10.0%.\n", text)
+
     def test_curves_and_health_in_words(self) -> None:
         text = self.markdown(self.write_run("a"))
         self.assertIn("| location_accuracy | 26.0% | 26.0% | 40.0% | 40.0% | chance 25.0% |", text)
