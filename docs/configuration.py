@@ -24,9 +24,10 @@ Every setting that a gin file or `--gin_bindings` can bind, by the name that com
 `pretrain.batch_size = 256` binds `batch_size` of `pretrain`. [Gin on one page](gin.md) explains the
 syntax.
 
-- **Default** is the value that the files in `gin/base/` bind, or for tasks without a file there
-  `gin/<task>.gin`. If files differ, each value stands with its file. Run files override some of
-  them; `--dry_run` prints what is in force. "Required" means that no shared file binds it.
+- **Default** is the value that the files in `gin/base/` bind (except those for one data set), or
+  for tasks without a file there `gin/<task>.gin`. If files differ, each value stands with its file.
+  Run files override some of them; `--dry_run` prints what is in force. "Required" means that no
+  shared file binds it.
 - **Source** is the paper or the choice behind the default, by the letters that the
   [last section](#sources-of-the-defaults) lists for each file.
 - A type such as `@sgd()` is a reference to an object whose settings are on this page, too. A
@@ -168,11 +169,12 @@ def _type(hint: Any) -> str:
 def _defaults() -> dict[str, list[Default]]:
     """Returns the bindings of gin/base, and of gin/<name>.gin what gin/base does not bind."""
     found: dict[str, list[Default]] = {}
-    shipped = gin_files.shipped_files()
-    for file in sorted(shipped, key=lambda file: not gin_files.is_base(file)):
+    base = gin_files.default_files()
+    others = [file for file in gin_files.shipped_files() if not gin_files.is_base(file)]
+    for file in (*base, *others):
         for name, (value, comment) in gin_files.described_bindings(file).items():
             stem = Path(file).stem
-            if gin_files.is_base(file) or (name not in found and name.startswith(f"{stem}.")):
+            if file in base or (name not in found and name.startswith(f"{stem}.")):
                 found.setdefault(name, []).append(_default(stem, value, comment))
     return found
 

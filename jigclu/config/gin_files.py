@@ -197,10 +197,14 @@ def _shipped_name(place: str) -> str | None:
 
 
 def files_that_bind(name: str) -> list[str]:
-    """Returns those of gin/base that bind a name, other than to the user's data."""
+    """Returns those of `default_files` that bind a name."""
+    return [file for file in default_files() if name in described_bindings(file)]
+
+
+def default_files() -> list[str]:
+    """Returns the files of gin/base, except those for one data set, which bind DATA."""
     base = [file for file in shipped_files() if is_base(file)]
-    binding = re.compile(rf"^{re.escape(name)} = (?!%DATA)", re.MULTILINE)
-    return [file for file in base if binding.search((ROOT / file).read_text(encoding="utf-8"))]
+    return [file for file in base if "DATA" not in described_bindings(file)]
 
 
 def is_base(file: str) -> bool:

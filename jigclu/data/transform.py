@@ -30,6 +30,7 @@ class EvalTransform:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        check(self.resize >= 1, "resize", self.resize, "1 or more, in pixels")
         check(
             1 <= self.crop <= self.resize,
             "crop",

@@ -98,8 +98,11 @@ class BenchmarkTask:
                 f"task pre-trains by {type(self.task.method).__name__}; the benchmark compares "
                 "with published jigsaw clustering: bind pretrain.method = @jigsaw()"
             )
-        self._check_numbers("patches", self.task.method.grid**2)
-        self._check_numbers("ranks", 1)
+        self._check_numbers("patches")
+        patches = self.task.method.grid**2
+        divisible = all(number % patches == 0 for number in self.patches)
+        check(divisible, "patches", self.patches, f"multiples of grid**2 = {patches}")
+        self._check_numbers("ranks")
 
     def check(self, workdir: Path) -> None:
         """Raises UserError for data that cannot be measured, and for missing packages."""
@@ -122,12 +125,10 @@ class BenchmarkTask:
         if "reading" in self.parts:
             check_reading(self.task, self.images)
 
-    def _check_numbers(self, name: str, divisor: int) -> None:
+    def _check_numbers(self, name: str) -> None:
         values = getattr(self, name)
         growing = bool(values) and sorted(values) == list(values) and values[0] >= 1
         check(growing, name, values, "growing numbers from 1")
-        divisible = not any(value % divisor for value in values)
-        check(divisible, name, values, f"multiples of grid**2 = {divisor}")
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, several lines."""
