@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,8 +19,8 @@ from jigclu.system.errors import UserError, printable
 # Of torch's C++ code, whose warnings users cannot act on.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 try:
-    # Worker processes import this file, too.
-    with nullcontext() if __name__ == "__mp_main__" else progress.status("loading libraries"):
+    # Worker processes import this file, too, for the doctor as well.
+    with nullcontext() if parent_process() else progress.status("loading libraries"):
         from torch.distributed.elastic.multiprocessing.errors import record
 
         from jigclu import config

@@ -238,20 +238,22 @@ class Jigsaw:
     def chance(self, batch_size: int) -> dict[str, float]:
         """Returns losses and accuracy if all embeddings and all location logits are equal."""
         others = batch_size * self.grid**2 - 1
+        clustering = self.temperature / self.base_temperature * math.log(others)
+        location = math.log(self.grid**2)
         return {
-            "clustering_loss": self.temperature / self.base_temperature * math.log(others),
-            "location_loss": math.log(self.grid**2),
+            "loss": self.clustering_weight * clustering + self.location_weight * location,
+            "clustering_loss": clustering,
+            "location_loss": location,
             "location_accuracy": 1 / self.grid**2,
             "retrieval": health.chance_retrieval(batch_size, self.grid**2),
         }
 
     def floor(self, batch_size: int) -> dict[str, float]:
-        """Returns the clustering loss if equal embeddings of an image are as far as possible."""
-        return {
-            "clustering_loss": losses.least_clustering_loss(
-                batch_size, self.grid**2, self.temperature, self.base_temperature
-            )
-        }
+        """Returns the losses if equal embeddings of an image are as far as possible from others."""
+        least = losses.least_clustering_loss(
+            batch_size, self.grid**2, self.temperature, self.base_temperature
+        )
+        return {"loss": self.clustering_weight * least, "clustering_loss": least}
 
     def draw(self, inputs: StepInputs) -> Tensor:
         """Draws the first montages as the network sees them: uint8 [3, height, width]."""

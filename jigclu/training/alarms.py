@@ -138,6 +138,8 @@ def _progress(reports: Sequence[Values]) -> dict[str, float]:
         value = fmean(report[name] for report in reports)
         share = learned_share(name, value, reports[-1][chance], floor)
         progress[branch] = max(share, progress.get(branch, share))
+    if len(progress) > 1:
+        progress.pop("", None)  # The sum of the branches.
     return progress
 
 

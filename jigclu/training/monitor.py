@@ -345,19 +345,22 @@ class Monitor:
     def _draw(self, step: int) -> None:
         """Updates the live line, which begins with a bar."""
         if self.is_main:
-            parts = [_bar(step, self.total_steps), *self._parts(step)]
+            parts = [_bar(step, self.total_steps), *self._parts(step, is_live=True)]
             self._console.set_line(_join_fitting(parts, self._console.columns))
             self._drawn_at = time.monotonic()
 
-    def _parts(self, step: int) -> list[str]:
-        """Returns the parts of the progress line, the most important first."""
+    def _parts(self, step: int, is_live: bool = False) -> list[str]:
+        """Returns the parts of the progress line, the most important first.
+
+        The live line leaves out the chance level of the loss, to have room for the ETA.
+        """
         metrics = dict(self._reported)
         rate = metrics.pop("images_per_second", None)
         wait = metrics.pop("data_wait_fraction", None)
         parts = [f"step {step}/{self.total_steps}"]
         if "loss" in metrics:
-            loss = metrics.pop("loss")
-            parts.append(describe_number("loss", loss, self._references.get("loss_chance")))
+            chance = None if is_live else self._references.get("loss_chance")
+            parts.append(describe_number("loss", metrics.pop("loss"), chance))
         if rate is not None:
             parts.append(f"images/s {rate:.1f}")
         if self._seconds_per_step is not None:

@@ -263,7 +263,7 @@ class TrainingTask(EncoderTask):
             f"devices: {launched_processes()} x {local_device(self.compute.device).type}",
             f"data: {len(self.training_source):,} images, {self.label_description}",
             f"steps: {self.total_steps:,}{stops}, {self.steps_per_epoch:,} per epoch, "
-            f"{self.schedule.epochs} epochs",
+            f"{self.schedule.epochs:,} epochs",
             f"samples: {self.total_steps * self.batch_size:,} images, {self.batch_size} per step",
         ]
 

@@ -76,9 +76,10 @@ class JigsawTest(parameterized.TestCase):
         (permutation,) = jigsaw_inputs(0).targets
         embeddings = functional.normalize(torch.ones(BATCH * GRID**2, 16), dim=1)
         outputs = Outputs(embeddings, torch.zeros(BATCH * GRID**2, GRID**2), embeddings)
-        losses = JIGSAW.losses(outputs, (permutation,))
-        chance = JIGSAW.chance(BATCH)
-        for name in ("clustering_loss", "location_loss", "location_accuracy"):
+        method = dataclasses.replace(JIGSAW, clustering_weight=0.5, location_weight=3.0)
+        losses = method.losses(outputs, (permutation,))
+        chance = method.chance(BATCH)
+        for name in losses._fields:
             self.assertAlmostEqual(getattr(losses, name).item(), chance[name], delta=1e-5)
         self.assertEqual(chance["retrieval"], 3 / 15)
         self.assertAlmostEqual(chance["clustering_loss"], 0.3 / 0.07 * math.log(15), places=6)

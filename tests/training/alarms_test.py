@@ -10,6 +10,8 @@ from jigclu.training.alarms import Alarms
 # A run as it should be: what the demo reports after a few hundred steps.
 HEALTHY = {
     "loss": 21.7,
+    "loss_chance": 25.1,
+    "loss_floor": 10.6,
     "clustering_loss": 20.4,
     "clustering_loss_chance": 23.75,
     "clustering_loss_floor": 10.6,
