@@ -159,7 +159,7 @@ class LearningSettingsTest(parameterized.TestCase):
             *("method.pooling_map", "method.embedding_channels", "method.temperature"),
             *("method.base_temperature", "method.clustering_weight", "method.location_weight"),
             *("micro_batch_size", "optimizer", *OPTIMIZER_FIELDS),
-            *("learning_rate", "init_from"),
+            *("learning_rate", "init_from", "online_probe"),
         ]
         self.assertCountEqual(learning_settings(PRETRAINING), expected)
 
