@@ -166,16 +166,15 @@ def _explain_syntax(error: SyntaxError, valid: Sequence[str], is_flag: bool) -> 
 
 def _hint_binding(configurable: str, parameter: str, valid: Sequence[str]) -> str:
     """Suggests bindings of the same parameter, the nearest one, or all of the configurable."""
-    same = suggest_same(f"{configurable}.{parameter}", [name for name, _ in _bindings()])
-    same = same or suggest_same(f"{configurable}.{parameter}", valid)
-    if same:
-        return same
-    prefix = f"{configurable}."
-    own = [name.removeprefix(prefix) for name in valid if name.startswith(prefix)]
+    name, prefix = f"{configurable}.{parameter}", f"{configurable}."
+    own = [other.removeprefix(prefix) for other in valid if other.startswith(prefix)]
     near = difflib.get_close_matches(parameter, own, 1)
-    if near:
-        return f"; did you mean {prefix}{near[0]}?"
-    return f"; it has {', '.join(own)}" if own else ""
+    return (
+        suggest_same(name, [other for other, _ in _bindings()])
+        or (f"; did you mean {prefix}{near[0]}?" if near else "")
+        or suggest_same(name, valid)
+        or (f"; it has {', '.join(own)}" if own else "")
+    )
 
 
 def suggest_same(name: str, valid: Sequence[str]) -> str:

@@ -109,7 +109,9 @@ def require_folder(root: str) -> str:
     """Returns the path with ~ expanded; raises UserError unless it is a folder."""
     root = expand_home(root)
     if not os.path.isdir(root):
-        raise UserError(f"{root} is not a folder: expected the root folder of the images")
+        raise UserError(
+            f"{root or repr(root)} is not a folder: expected the root folder of the images"
+        )
     return root
 
 

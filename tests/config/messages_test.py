@@ -40,6 +40,8 @@ class NamesTest(ConfigTestCase):
         ("pretrain.temperature=3", "jigsaw.temperature or knn_evaluator.temperature"),
         ("pretrain.precision='auto'", "compute.precision"),
         ("linear.resize=3", "eval_transform.resize"),
+        ("linear.learning_rate_s=3", "linear.learning_rates"),
+        ("linear.quality=3", "pack.quality"),
         ("pretrain.patch_size=3", "jigsaw.patch_size"),
     )
     def test_parameter_of_another_configurable_is_named(self, binding: str, names: str) -> None:
