@@ -220,7 +220,7 @@ class AdviceTest(TaskTestCase, parameterized.TestCase):
         self.assertNotIn("\nstep ", again)
         # Of 50 images, an even percentage; those of 10 images are multiples of ten.
         recorded = other.partition("\nstep ")[2].partition("top1 ")[2].partition(",")[0]
-        self.assertEqual(f"{float(recorded):.1%}", scores[2].partition(",")[0])
+        self.assertEqual(recorded, scores[2].partition(",")[0])
 
     def test_an_evaluation_resumes_with_the_weights_of_its_run_wherever_they_are(self) -> None:
         paths = [self.folder / name for name in ("a.pth", "b.pth", "other.pth")]
