@@ -149,14 +149,14 @@ class TwoViewsCase(TaskTestCase):
         self.assertGreater(measures["embedding_deviation"], 0.3)
 
     def alarms(self, embeddings: Tensor) -> list[str]:
-        """Returns the alarms of 20 reports with these embeddings, [images * 2, channels]."""
-        task = self.task(log_every=1, epochs=10)
+        """Returns the alarms of 40 reports with these embeddings, [images * 2, channels]."""
+        task = self.task(log_every=1, epochs=20)
         outputs = self.outputs(embeddings)
         losses = self.method.losses(outputs, ())._asdict()
         measures = self.method.measures(outputs, ())
         values = {name: float(value) for name, value in (losses | measures).items()}
         alarms, found = task.alarms(), []
-        for step in range(1, 21):
+        for step in range(1, 41):
             found += alarms.check(step, values | task.references)
         return found
 
