@@ -1,15 +1,17 @@
 """The command as users run it, in a process of its own."""
 
+import contextlib
+import io
 import os
 import socket
 import subprocess
 import sys
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest, flagsaver, parameterized
 from PIL import Image
 
-from jigclu import config
+from jigclu import config, launch
 from jigclu.training import checkpoint
 from tests.folder_case import FolderTestCase
 
@@ -71,6 +73,22 @@ class LaunchTest(FolderTestCase):
             text=True,
             timeout=300,
         )
+
+    def call(self, *flags: str) -> "subprocess.CompletedProcess[str]":
+        """Runs the command in this process, without the time to start one, until it exits."""
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)
+        output, errors = io.StringIO(), io.StringIO()
+        with (
+            flagsaver.flagsaver(),
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+            self.assertRaises(SystemExit) as exited,
+        ):
+            launch.main(launch._parse(["jigclu", *flags]))
+        code = exited.exception.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(flags, code, output.getvalue(), errors.getvalue())
 
     def demo(
         self, *texts: str, flags: tuple[str, ...] = (), program: tuple[str, ...] = MODULE
@@ -225,7 +243,7 @@ class LaunchTest(FolderTestCase):
         ),
     )
     def test_rejects_flags(self, flags: tuple[str, ...], parts: tuple[str, ...]) -> None:
-        printed = self.rejected(self.command(*flags))
+        printed = self.rejected(self.call(*flags))
         for part in parts:
             self.assertIn(part, printed)
 
@@ -250,7 +268,8 @@ class LaunchTest(FolderTestCase):
     )
     def test_rejects_values(self, texts: tuple[str, ...], *parts: str) -> None:
         (self.folder / "empty").mkdir()
-        printed = self.rejected(self.demo(*texts))
+        given = [f"--gin_file={self.small}", f"--workdir={self.workdir}", *bindings(*texts)]
+        printed = self.rejected(self.call(*given))
         for part in parts:
             self.assertIn(part, printed)
         self.assertFalse(self.workdir.exists())
