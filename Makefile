@@ -22,7 +22,7 @@ lint: install
 	$(BIN)/mypy
 
 # Tests run in two halves side by side, each with one thread, which take about equally long.
-HALF = $(wildcard tests/*_test.py) tests/data tests/faults
+HALF = $(wildcard tests/*_test.py) tests/data tests/faults tests/system
 
 test: export OMP_NUM_THREADS ?= 1
 test: lint

@@ -25,10 +25,8 @@ from tests.small_tasks import PRETRAINING
 COMPARE = """
 launch.task = @compare()
 compare.methods = (
-    ('jigclu', '{folder}/jigclu.gin',
-        (('pretrain.learning_rate=0.01',), ('pretrain.learning_rate=0.03',))),
-    ('simclr', '{folder}/simclr.gin',
-        (('pretrain.learning_rate=0.01',), ('simclr.temperature=0.2',))),
+    ('jigclu', '{folder}/jigclu.gin', (('pretrain.learning_rate=0.01',),)),
+    ('simclr', '{folder}/simclr.gin', (('simclr.temperature=0.2',),)),
 )
 compare.reference = 'jigclu'
 compare.epochs = 4
@@ -265,7 +263,7 @@ class MiniatureTest(FolderTestCase):
             lines = metrics_file.read(workdir / f"images/{method}/seed_0/metrics.jsonl")
             self.assertEqual(lines[-1]["step"], 20)
             tried = json.loads((workdir / f"trials/{method}/scores.json").read_text())
-            self.assertLen(tried, 2)
+            self.assertLen(tried, 1)
         report = (workdir / "report.md").read_text()
         self.assertIn("| jigclu | 4 | 80 |", report)
         self.assertIn("| untrained |", report)
