@@ -1,9 +1,12 @@
 """Tests of jigclu.tasks.doctor.examine: all findings of a task."""
 
 from typing import Any
+from unittest import mock
 
 from absl.testing import absltest
 
+from jigclu.tasks import short_run
+from jigclu.tasks.doctor import steps
 from jigclu.tasks.doctor.examine import examine
 from jigclu.tasks.doctor.finding import Finding
 from jigclu.training.settings import with_settings
@@ -15,7 +18,8 @@ STEPS = ["batch", "speed", "duration"]
 
 class ExamineTest(TaskTestCase):
     def findings(self, task: Any) -> dict[str, Finding]:
-        found = {finding.name: finding for finding in examine(task, self.folder / "run")}
+        with mock.patch.object(steps, "_STEPS", 3), mock.patch.object(short_run, "_STEPS", 3):
+            found = {finding.name: finding for finding in examine(task, self.folder / "run")}
         self.assertFalse((self.folder / "run").exists())
         return found
 
