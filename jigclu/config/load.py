@@ -173,7 +173,8 @@ def _named_bindings(task: Task) -> Iterator[None]:
         with memory.advise(advice):
             yield
     except UserError as error:
-        raise UserError(name_setting(str(error), task)) from error
+        # Callers tell kinds of errors apart, such as Diverged.
+        raise type(error)(name_setting(str(error), task)) from error
 
 
 def _task_name(config: str) -> str | None:

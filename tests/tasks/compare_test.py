@@ -206,6 +206,20 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
             self.task(**changes)
 
 
+class DivergedTest(FolderTestCase):
+    def test_a_real_run_that_diverges_is_recognized(self) -> None:
+        for name, text in {"images": IMAGES, "jigclu": METHOD}.items():
+            filled = text.replace("{method}", "jigsaw").replace("{folder}", str(self.folder))
+            (self.folder / f"{name}.gin").write_text(filled)
+        given = ["pretrain.learning_rate=1e30", "pretrain.evaluators=()"]
+        loaded = config.load([str(self.folder / "jigclu.gin")], given)
+        with (
+            contextlib.redirect_stderr(io.StringIO()),
+            self.assertRaisesRegex(Diverged, "lower pretrain.learning_rate"),
+        ):
+            loaded.run(self.folder / "run")
+
+
 class ReportTest(FolderTestCase):
     def test_mean_and_deviation_over_seeds_and_hours_of_training(self) -> None:
         results = []
