@@ -181,8 +181,7 @@ class MocoTest(two_views_case.TwoViewsCase):
         ({"view_size": 0}, "view_size is 0"),
     )
     def test_rejects_settings_out_of_range(self, change: dict[str, object], message: str) -> None:
-        with self.assertRaisesRegex(UserError, f"^{message}"):
-            dataclasses.replace(MOCO, **change)  # type: ignore[arg-type]
+        self.assert_rejected(change, message)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from jigclu.methods.moco import Moco
 from jigclu.methods.simsiam import SimSiam
 from jigclu.models.batch_norm import BatchNorm
 from jigclu.models.encoder import create_encoder
+from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
 from jigclu.training import initial_weights
 from jigclu.training.settings import with_settings
@@ -75,6 +76,11 @@ class TwoViewsCase(TaskTestCase):
     def task(self, **changes: Any) -> PretrainTask:
         method = dataclasses.replace(self.method, view_size=32)
         return with_settings(PRETRAINING, method=method, **changes)
+
+    def assert_rejected(self, change: dict[str, Any], message: str) -> None:
+        """Checks that the method rejects a change of its settings."""
+        with self.assertRaisesRegex(UserError, f"^{message}"):
+            dataclasses.replace(self.method, **change)
 
     def run_tiny(self, workdir: Path, **changes: Any) -> str:
         """Pre-trains a tiny network, which has no name, for the steps of `small_tasks`."""
