@@ -232,6 +232,8 @@ class GinFilesTest(parameterized.TestCase):
             "patch_size": 112,
             "smaller_patches": (),
             "crop_scale": (0.2, 1.0),
+            "siblings": "anywhere",
+            "queue_size": 0,
             "pooling_map": 8,
             "embedding_channels": 128,
             "temperature": 0.3,

@@ -1,5 +1,6 @@
 """Small things for tests: images in memory, a network, the inputs of its steps."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,12 @@ def tiny_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
     return JigClu(TinyEncoder(norm_layer), GRID, pooling_map=8, embedding_channels=16)
 
 
+def tiny_network(method: Method, norm_layer: type[nn.Module] = BatchNorm) -> nn.Module:
+    """Builds the network of a method with `TinyEncoder`, with the same weights every time."""
+    torch.manual_seed(0)
+    return method.network(TinyEncoder(norm_layer))
+
+
 JIGSAW = Jigsaw(
     grid=GRID,
     cross_ratio=0.3,
@@ -84,13 +91,17 @@ JIGSAW = Jigsaw(
     crop_ratio=(0.75, 4 / 3),
     scaled_decoding=True,
     augmentation=AUGMENTATION,
+    siblings="anywhere",
     pooling_map=None,
     embedding_channels=16,
     temperature=0.3,
     base_temperature=0.07,
     clustering_weight=1.0,
     location_weight=1.0,
+    queue_size=0,
 )
+# Both settings that change the published method; the queue holds two batches.
+EXTENDED = dataclasses.replace(JIGSAW, siblings="apart", queue_size=2 * BATCH * GRID**2)
 VIEWS: dict[str, Any] = {
     "view_size": 2 * SIZE,  # Pixels, as those of montages.
     "crop_scale": (0.2, 1.0),

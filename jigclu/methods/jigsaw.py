@@ -11,6 +11,10 @@
 The encoder sees every montage once. The clustering loss (section 3.2, equation 2) pulls the
 patches of an image together; the location loss (equation 3) asks where in its image each
 patch lay.
+
+Two settings change the published method. `siblings` keeps the patches of an image in one montage,
+or in different ones. `queue_size` adds embeddings of earlier batches to the negatives of the
+clustering loss, as in MoCo (He et al., CVPR 2020, section 3.2).
 """
 
 import math
@@ -25,8 +29,9 @@ from jigclu.data.crops import CropDataset
 from jigclu.data.sampler import epoch_order
 from jigclu.data.sources import Source
 from jigclu.methods.method import Network, StepInputs
+from jigclu.models.embedding_queue import check_queue_size, replace_oldest
 from jigclu.models.encoder import Encoder
-from jigclu.models.jigclu import JigClu
+from jigclu.models.jigclu import JigClu, QueuedJigClu
 from jigclu.ops import health, jigsaw, jigsaw_picture, losses, metrics, schedules
 from jigclu.ops.augment import Augmentation, draw_augmentation, select_rows
 from jigclu.ops.crops import check_crop, jigsaw_crops
@@ -58,12 +63,16 @@ class Jigsaw:
       crop_ratio: least and most width / height of the crop.
       scaled_decoding: whether large JPEG images are shrunk while decoding.
       augmentation: of each patch.
+      siblings: "anywhere" (as published), "apart" or "together": how the patches of an image are
+        distributed among montages, see `ops.jigsaw.arrange_patches`.
       pooling_map: side to which feature maps are resized before pooling; None: not resized.
       embedding_channels: of the clustering branch.
       temperature: of cosines in the clustering loss.
       base_temperature: the clustering loss is multiplied by temperature / base_temperature.
       clustering_weight: factor of the clustering loss.
       location_weight: factor of the location loss.
+      queue_size: number of embeddings of earlier batches that are further negatives of the
+        clustering loss, a multiple of the patches per step; 0 for none, as published.
     """
 
     grid: int
@@ -74,17 +83,20 @@ class Jigsaw:
     crop_ratio: tuple[float, float]
     scaled_decoding: bool
     augmentation: Augmentation
+    siblings: str
     pooling_map: int | None
     embedding_channels: int
     temperature: float
     base_temperature: float
     clustering_weight: float
     location_weight: float
+    queue_size: int
 
     def __post_init__(self) -> None:
         jigsaw.check_grid(self.grid, self.cross_ratio)
         check(self.patch_size >= 1, "patch_size", self.patch_size, "1 pixel or more")
         check_crop(self.crop_scale, self.crop_ratio)
+        jigsaw.check_siblings(self.siblings)
         jigsaw.check_pooling_map(self.pooling_map, self.grid)
         channels = self.embedding_channels
         check(channels >= 1, "embedding_channels", channels, "1 or more")
@@ -96,6 +108,7 @@ class Jigsaw:
             check(0 <= value < math.inf, name, value, "0 or more, and finite")
         weights = max(self.clustering_weight, self.location_weight)
         check(weights > 0, "location_weight", weights, "above 0 if clustering_weight is 0")
+        check(self.queue_size >= 0, "queue_size", self.queue_size, "0 or more")
 
     @property
     def crops_per_image(self) -> int:
@@ -104,11 +117,12 @@ class Jigsaw:
 
     @property
     def loss_may_rise(self) -> bool:
-        """False: the targets of the losses do not move."""
-        return False
+        """Whether there is a queue, which is empty at first: each step then adds negatives."""
+        return self.queue_size > 0
 
     def check_run(self, encoder: Encoder, epochs: int, batch_size: int, compiles: bool) -> None:
-        """Raises UserError if patches are too small for the encoder, or sizes fit no epoch."""
+        """Raises UserError if patches, batch, epochs and encoder do not fit together."""
+        self._check_batch(batch_size)
         schedules.check_patch_sizes(self.patch_size, self.smaller_patches, epochs)
         # torch keeps this many compilations of a function, and fails at the next one.
         limit = torch._dynamo.config.recompile_limit
@@ -126,6 +140,16 @@ class Jigsaw:
                 f"{maps.shape[-1]}x{maps.shape[-1]} features, too few to tell "
                 f"{self.grid}x{self.grid} patches apart: use larger patches, or a ResNet with "
                 "pretrain.small_stem = True"
+            )
+
+    def _check_batch(self, batch_size: int) -> None:
+        """Raises UserError if there are too few images, or if batches do not fill the queue."""
+        check_queue_size(self.queue_size, batch_size * self.grid**2, "batch_size * grid**2")
+        if self.siblings == "apart" and batch_size < self.grid**2:
+            raise UserError(
+                f"siblings is 'apart', but batch_size is {batch_size}: each montage shows patches "
+                f"of {self.grid**2} different images, so use a batch_size of {self.grid**2} or "
+                "more, or bind siblings = 'anywhere'"
             )
 
     def summary(self, images: int) -> str:
@@ -153,8 +177,11 @@ class Jigsaw:
         )
 
     def network(self, encoder: Encoder) -> JigClu:
-        """Adds the clustering and the location head to an encoder."""
-        return JigClu(encoder, self.grid, self.pooling_map, self.embedding_channels)
+        """Adds the clustering head, the location head and perhaps a queue to an encoder."""
+        settings = (self.grid, self.pooling_map, self.embedding_channels)
+        if self.queue_size == 0:
+            return JigClu(encoder, *settings)
+        return QueuedJigClu(encoder, *settings, self.queue_size, self.temperature)
 
     def step_inputs(self, crops: Tensor, seed: int, step: int) -> StepInputs:
         """Shuffles the patches of all ranks into the slots of this rank's montages.
@@ -162,8 +189,8 @@ class Jigsaw:
         Slot s of the global batch shows patch permutation[s]; the permutation, int64
         [batch * grid**2], is the only target.
         """
-        own = len(crops) * self.grid**2
-        permutation = jigsaw.global_permutation(seed, step, own * collectives.world_size())
+        own, images = len(crops) * self.grid**2, len(crops) * collectives.world_size()
+        permutation = jigsaw.arrange_patches(self.siblings, seed, step, images, self.grid)
         rows = permutation[collectives.rank() * own :][:own]
         drawn = draw_augmentation(self.augmentation, seed, step, len(permutation))
         return StepInputs(
@@ -180,21 +207,27 @@ class Jigsaw:
         """Returns the two losses of this rank's slots, and their weighted sum (section 3.2).
 
         Args:
-          outputs: of `JigClu`: embeddings and location logits of this rank's slots.
+          outputs: `Outputs` or `QueuedOutputs` of this rank's slots.
           targets: the permutation, int64 [batch * grid**2].
         """
-        embeddings, location_logits, _ = outputs
+        embeddings, location_logits, _, *queue_sums = outputs
         (permutation,) = targets
         pieces, slots = self.grid**2, len(embeddings)
         own = collectives.rank() * slots
-        clustering = losses.clustering_loss(
+        # The anchors of a rank are the patches of its images, which montages of all ranks show.
+        by_image = [
             losses.embeddings_by_image(
-                collectives.gather_with_gradient(embeddings), permutation, self.grid
-            ),
+                collectives.gather_with_gradient(values), permutation, self.grid
+            )
+            for values in (embeddings, *queue_sums)
+        ]
+        clustering = losses.clustering_loss(
+            by_image[0],
             own // pieces,
             slots // pieces,
             self.temperature,
             self.base_temperature,
+            *by_image[1:],
         )
         location, accuracy = losses.location_loss(
             location_logits.float(),
@@ -212,7 +245,9 @@ class Jigsaw:
           outputs: see `losses`.
           targets: see `losses`.
         """
-        embeddings, location_logits, features = (collectives.gather(v, dim=0) for v in outputs)
+        embeddings, location_logits, features = (
+            collectives.gather(values, dim=0) for values in outputs[:3]
+        )
         (permutation,) = targets
         by_image = losses.embeddings_by_image(embeddings, permutation, self.grid)
         places = jigsaw.patch_locations(permutation, len(by_image))
@@ -233,11 +268,16 @@ class Jigsaw:
     def update_state(
         self, network: nn.Module, outputs: tuple[Tensor, ...], step: int, total_steps: int
     ) -> None:
-        """Does nothing: the method has no state."""
+        """Replaces the oldest embeddings of the queue, if there is one, by those of this step."""
+        if isinstance(network, QueuedJigClu):
+            replace_oldest(network.queue, outputs[0], step)
 
     def chance(self, batch_size: int) -> dict[str, float]:
-        """Returns losses and accuracy if all embeddings and all location logits are equal."""
-        others = batch_size * self.grid**2 - 1
+        """Returns losses and accuracy if all embeddings and all location logits are equal.
+
+        The clustering loss is that of a full queue.
+        """
+        others = batch_size * self.grid**2 - 1 + self.queue_size
         clustering = self.temperature / self.base_temperature * math.log(others)
         location = math.log(self.grid**2)
         return {
@@ -249,9 +289,13 @@ class Jigsaw:
         }
 
     def floor(self, batch_size: int) -> dict[str, float]:
-        """Returns the losses if equal embeddings of an image are as far as possible from others."""
+        """Returns the losses if equal embeddings of an image are as far as possible from others.
+
+        The queue counts as the patches of further images.
+        """
+        images, patches = batch_size + self.queue_size // self.grid**2, self.grid**2
         least = losses.least_clustering_loss(
-            batch_size, self.grid**2, self.temperature, self.base_temperature
+            images, patches, self.temperature, self.base_temperature
         )
         return {"loss": self.clustering_weight * least, "clustering_loss": least}
 
@@ -274,14 +318,15 @@ class Jigsaw:
         cuts = [dataset.cut(index) for index in order[: jigsaw_picture.IMAGES].tolist()]
         images = len(cuts)
         patches = torch.stack([cut.crops for cut in cuts])
+        # Mixed whatever `siblings` is, because a puzzle of one image shows little.
         permutation = jigsaw.global_permutation(seed, 0, images * self.grid**2)
         rows = permutation % images * self.grid**2 + permutation // images
         drawn = draw_augmentation(self.augmentation, seed, 0, len(permutation))
         slots = self.augmentation(
             patches.flatten(0, 1)[rows].to(device), select_rows(drawn, permutation, device)
         )
-        embeddings, location_logits, _ = (
-            value.float().cpu() for value in network(self.network_inputs(slots))
+        embeddings, location_logits = (
+            value.float().cpu() for value in network(self.network_inputs(slots))[:2]
         )
         return jigsaw_picture.jigsaw_picture(
             [cut.image for cut in cuts],

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jigclu.methods.two_views import VIEWS, TwoViews
+from jigclu.models.embedding_queue import check_queue_size, replace_oldest
 from jigclu.models.encoder import Encoder
 from jigclu.models.momentum import follow, momentum_copy
 from jigclu.models.projector import Projector
 from jigclu.ops import health
 from jigclu.ops.normalize import pool
 from jigclu.system import collectives
-from jigclu.system.errors import UserError, check
+from jigclu.system.errors import check
 
 
 class MocoOutputs(NamedTuple):
@@ -118,11 +119,7 @@ class Moco(TwoViews):
 
     def check_run(self, encoder: Encoder, epochs: int, batch_size: int, compiles: bool) -> None:
         """Raises UserError unless batches fill the queue without a rest."""
-        if self.queue_size % batch_size:
-            raise UserError(
-                f"queue_size is {self.queue_size}; expected a multiple of the batch_size, which "
-                f"is {batch_size}: use {math.ceil(self.queue_size / batch_size) * batch_size}"
-            )
+        check_queue_size(self.queue_size, batch_size, "the batch_size")
 
     def network(self, encoder: Encoder) -> MocoNetwork:
         """Adds the projection head, momentum copies and the queue to an encoder."""
@@ -179,9 +176,7 @@ class Moco(TwoViews):
         momentum = self.momentum if step > 0 else 0.0
         follow(network.momentum_encoder, network.encoder, momentum)
         follow(network.momentum_projection, network.projection, momentum)
-        keys = collectives.gather(outputs[1], dim=0)
-        oldest = step * len(keys) % self.queue_size
-        network.queue[oldest : oldest + len(keys)] = keys
+        replace_oldest(network.queue, outputs[1], step)
 
     def chance(self, batch_size: int) -> dict[str, float]:
         """Returns the loss if all embeddings are equal, and the retrieval of random ones."""

@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from jigclu.models.encoder import Encoder
 from jigclu.ops.jigsaw import split_features
+from jigclu.ops.losses import log_sum_of_queue
 
 
 class Outputs(NamedTuple):
@@ -20,6 +22,18 @@ class Outputs(NamedTuple):
     embeddings: Tensor
     location_logits: Tensor
     features: Tensor
+
+
+class QueuedOutputs(NamedTuple):
+    """`Outputs`, and the similarity of each embedding to the queue.
+
+    queue_sums: float32 [montages * grid**2], see `log_sum_of_queue`.
+    """
+
+    embeddings: Tensor
+    location_logits: Tensor
+    features: Tensor
+    queue_sums: Tensor
 
 
 class JigClu(nn.Module):
@@ -48,3 +62,36 @@ class JigClu(nn.Module):
         # bfloat16 has 8 bits, too few for cosines that are divided by a temperature.
         embeddings = functional.normalize(self.fc_clu(features).float(), dim=1)
         return Outputs(embeddings, self.fc_loc(features), features)
+
+
+class QueuedJigClu(JigClu):
+    """`JigClu` with a queue of patch embeddings of earlier batches, which are further negatives.
+
+    queue: float32 [queue_size, embedding_channels], L2-normalized. Zeros at first, which are empty
+      entries: random vectors would be negatives that no image has.
+    """
+
+    queue: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        grid: int,
+        pooling_map: int | None,
+        embedding_channels: int,
+        queue_size: int,
+        temperature: float,
+    ) -> None:
+        super().__init__(encoder, grid, pooling_map, embedding_channels)
+        self.temperature = temperature
+        self.register_buffer("queue", torch.zeros(queue_size, embedding_channels))
+
+    def forward(self, montages: Tensor) -> QueuedOutputs:  # type: ignore[override]
+        """Maps float montages [montages, 3, height, width] to one output per slot.
+
+        Sums instead of cosines leave the network, so that no [slots, queue_size] need be kept.
+        """
+        outputs = super().forward(montages)
+        with torch.autocast(montages.device.type, enabled=False):
+            sums = log_sum_of_queue(outputs.embeddings, self.queue, self.temperature)
+        return QueuedOutputs(*outputs, sums)

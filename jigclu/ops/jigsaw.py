@@ -24,6 +24,9 @@ from torch.nn import functional
 from jigclu.system import seeds
 from jigclu.system.errors import check
 
+# Where the patches of an image go: see `arrange_patches`.
+ARRANGEMENTS = ("anywhere", "apart", "together")
+
 
 class Box(NamedTuple):
     """A rectangle of pixels: rows [top, top + height), columns [left, left + width)."""
@@ -137,6 +140,57 @@ def global_permutation(seed: int, step: int, count: int) -> Tensor:
       int64 [count] on the CPU: slot s of the global batch shows patch permutation[s].
     """
     return torch.randperm(count, generator=seeds.patch_order(seed, step))
+
+
+def check_siblings(siblings: str) -> None:
+    """Raises UserError unless `arrange_patches` knows the arrangement."""
+    expected = "one of " + ", ".join(map(repr, ARRANGEMENTS))
+    check(siblings in ARRANGEMENTS, "siblings", siblings, expected)
+
+
+def arrange_patches(siblings: str, seed: int, step: int, images: int, grid: int) -> Tensor:
+    """Draws which patch each slot shows, with the patches of an image anywhere, apart or together.
+
+    Anywhere is `global_permutation`, as published. Otherwise all random numbers come from the
+    same stream, so that the result depends only on the arguments, too:
+    - Apart: no montage shows two patches of an image. Montages are laid out by a random cyclic
+      order of the images, in which montage m shows the images m + shift of grid**2 different
+      random shifts. All images are equally likely to meet.
+    - Together: each montage shows the patches of one image.
+
+    Which patch of an image goes where, and the order of slots in a montage, are random. In
+    particular, a montage of patches that are apart may show two top left ones.
+
+    Args:
+      siblings: "anywhere", "apart" or "together".
+      seed: of the run.
+      step: the step, from 0.
+      images: in the global batch; grid**2 or more if siblings are apart.
+      grid: patches per side.
+
+    Returns:
+      int64 [images * grid**2] on the CPU: slot s of the global batch shows patch result[s].
+    """
+    places = grid**2
+    if siblings == "anywhere":
+        return global_permutation(seed, step, images * places)
+    generator = seeds.patch_order(seed, step)
+    order = torch.randperm(images, generator=generator)
+    if siblings == "apart":
+        shifts = torch.randperm(images, generator=generator)[:places]
+    else:
+        shifts = torch.zeros(places, dtype=torch.int64)
+    image = order[(torch.arange(images)[:, None] + shifts) % images]
+    # Row i has the numbers of the patches of image i, one for each shift.
+    patch = _random_orders(images, places, generator)[image, torch.arange(places)]
+    slots = _random_orders(images, places, generator)
+    return (patch * images + image).gather(1, slots).flatten()
+
+
+def _random_orders(rows: int, count: int, generator: torch.Generator) -> Tensor:
+    """Returns independent permutations of range(count), int64 [rows, count]."""
+    # A stable sort, because ranks on different processors must treat equal numbers alike.
+    return torch.rand(rows, count, generator=generator).argsort(dim=1, stable=True)
 
 
 def patch_locations(permutation: Tensor, batch_size: int) -> Tensor:

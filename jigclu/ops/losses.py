@@ -1,6 +1,7 @@
 """The two losses of jigsaw clustering (Chen et al., CVPR 2021, section 3.2)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,12 +17,12 @@ def embeddings_by_image(embeddings: Tensor, permutation: Tensor, grid: int) -> T
     """Reorders embeddings from the slots of montages back to the patches of images.
 
     Args:
-      embeddings: [batch * grid**2, channels], in slot order of the global batch.
+      embeddings: [batch * grid**2, ...], in slot order of the global batch.
       permutation: int64 [batch * grid**2]: slot s shows patch permutation[s].
       grid: patches per side.
 
     Returns:
-      [batch, grid**2, channels], in patch order within each image.
+      [batch, grid**2, ...], in patch order within each image.
     """
     slot_of = torch.empty_like(permutation)
     slot_of[permutation] = torch.arange(len(permutation), device=permutation.device)
@@ -29,7 +30,12 @@ def embeddings_by_image(embeddings: Tensor, permutation: Tensor, grid: int) -> T
 
 
 def clustering_loss(
-    embeddings: Tensor, first: int, count: int, temperature: float, base_temperature: float
+    embeddings: Tensor,
+    first: int,
+    count: int,
+    temperature: float,
+    base_temperature: float,
+    queue_sums: Tensor | None = None,
 ) -> Tensor:
     """Computes the supervised contrastive loss with images as classes (equation 2).
 
@@ -46,6 +52,8 @@ def clustering_loss(
       count: number of images whose patches are anchors on this rank.
       temperature: > 0 (published 0.3).
       base_temperature: > 0 (published 0.07).
+      queue_sums: [batch, patches], `log_sum_of_queue` of all embeddings, whose queue has further
+        negatives; None for none, as published.
 
     Returns:
       float [], the mean over count * patches anchors, in nats before the factor.
@@ -55,6 +63,8 @@ def clustering_loss(
     flat = anchors.flatten(0, 1)
     own = first * patches + torch.arange(len(flat), device=flat.device)
     to_others = _log_sum_of_others(flat, own, embeddings.flatten(0, 1), temperature)
+    if queue_sums is not None:
+        to_others = torch.logaddexp(to_others, queue_sums[first : first + count].flatten())
     similarity = anchors @ anchors.transpose(1, 2) / temperature
     to_siblings = similarity.sum(2) - similarity.diagonal(dim1=1, dim2=2)
     log_likelihood = to_siblings.flatten() / (patches - 1) - to_others
@@ -99,12 +109,39 @@ def _log_sum_of_others(anchors: Tensor, own: Tensor, patches: Tensor, temperatur
         logits = rows @ patches.t() / temperature
         return logits.scatter(1, own[:, None], -torch.inf).logsumexp(1)
 
-    if len(anchors) <= ANCHORS_AT_ONCE:
-        return log_sums(anchors, own, patches)
-    pieces = zip(anchors.split(ANCHORS_AT_ONCE), own.split(ANCHORS_AT_ONCE), strict=True)
+    return _in_pieces(log_sums, (anchors, own), patches)
+
+
+def log_sum_of_queue(embeddings: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Sums exp(cosine / temperature) over the entries of a queue; returns the log.
+
+    Args:
+      embeddings: [anchors, channels], L2-normalized.
+      queue: [queue_size, channels], likewise. Zeros are empty entries, which do not count.
+      temperature: > 0.
+
+    Returns:
+      [anchors]; the most negative number of the dtype if all entries are empty.
+    """
+
+    def log_sums(rows: Tensor, queue: Tensor) -> Tensor:
+        logits = rows @ queue.t() / temperature
+        # A finite number: from -inf, the gradient of an empty queue would pass through nan.
+        return logits.masked_fill(~queue.any(1), torch.finfo(logits.dtype).min).logsumexp(1)
+
+    return _in_pieces(log_sums, (embeddings,), queue)
+
+
+def _in_pieces(
+    log_sums: Callable[..., Tensor], anchors: tuple[Tensor, ...], others: Tensor
+) -> Tensor:
+    """Returns log_sums(*anchors, others), for at most ANCHORS_AT_ONCE rows of anchors at a time."""
+    if len(anchors[0]) <= ANCHORS_AT_ONCE:
+        return log_sums(*anchors, others)
+    pieces = zip(*(values.split(ANCHORS_AT_ONCE) for values in anchors), strict=True)
     return torch.cat(
         [
-            checkpoint(log_sums, *piece, patches, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(log_sums, *piece, others, use_reentrant=False, preserve_rng_state=False)
             for piece in pieces
         ]
     )

@@ -20,7 +20,12 @@ History = list[tuple[int, dict[str, float]]]
 
 # Settings that checkpoints of version 0.3.0 lack, with the values that its runs had, and values
 # that it spelled otherwise.
-_SINCE_0_3_0 = {"optimizer.nesterov": "False", "optimizer.decay_norms_and_biases": "True"}
+_SINCE_0_3_0 = {
+    "optimizer.nesterov": "False",
+    "optimizer.decay_norms_and_biases": "True",
+    "method.siblings": "'anywhere'",
+    "method.queue_size": "0",
+}
 _RENAMED = {"'AugmentationSettings'": "'ColorAugmentation'"}
 # It did not record the task, which these settings tell.
 _TASKS_OF_0_3_0 = {

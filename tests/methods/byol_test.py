@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from jigclu.methods.byol import Byol, ByolNetwork, ByolOutputs
 from tests.methods import two_views_case
-from tests.methods.two_views_case import tiny_network, train_tiny
-from tests.samples import BATCH, BYOL, noise
+from tests.samples import BATCH, BYOL, noise, tiny_network
+from tests.training.step_test import train_tiny
 
 
 def symmetrized_loss(predictions: NDArray[np.float64], targets: NDArray[np.float64]) -> float:

@@ -13,22 +13,28 @@ from jigclu.data.procedural import ProceduralImages
 from jigclu.data.sampler import epoch_order
 from jigclu.methods.method import StepInputs
 from jigclu.models.encoder import create_encoder
-from jigclu.models.jigclu import Outputs
+from jigclu.models.jigclu import JigClu, Outputs, QueuedOutputs
 from jigclu.ops import jigsaw_picture
 from jigclu.ops.augment import AugmentationParameters
-from jigclu.ops.jigsaw import global_permutation, stitch_montages
+from jigclu.ops.jigsaw import arrange_patches, global_permutation, stitch_montages
+from jigclu.ops.losses import log_sum_of_queue
 from jigclu.ops.pictures import to_pixels
 from jigclu.system.errors import UserError
+from jigclu.tasks.pretrain import PretrainTask
+from jigclu.training.settings import with_settings
 from tests.samples import (
     AUGMENTATION,
     BATCH,
+    EXTENDED,
     GRID,
     JIGSAW,
     SIZE,
     jigsaw_inputs,
     method_inputs,
     noise,
+    tiny_network,
 )
+from tests.small_tasks import PRETRAINING, TaskTestCase, final, run_task
 
 MEAN, STD = AUGMENTATION.mean, AUGMENTATION.std
 
@@ -37,7 +43,15 @@ def parameters(inputs: StepInputs) -> AugmentationParameters:
     return AugmentationParameters(*inputs.augmentation)
 
 
-class JigsawTest(parameterized.TestCase):
+def clustering_loss(embeddings: torch.Tensor, queue: torch.Tensor) -> float:
+    """Returns the clustering loss of embeddings in the order of slots, of the first step."""
+    sums = log_sum_of_queue(embeddings, queue, EXTENDED.temperature)
+    logits = torch.zeros(len(embeddings), GRID**2)
+    outputs = QueuedOutputs(embeddings, logits, embeddings, sums)
+    return EXTENDED.losses(outputs, jigsaw_inputs(0).targets).clustering_loss.item()
+
+
+class JigsawTest(TaskTestCase):
     @parameterized.parameters(
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"base_temperature": float("inf")}, "base_temperature is inf"),
@@ -50,6 +64,8 @@ class JigsawTest(parameterized.TestCase):
         ({"pooling_map": 7}, "pooling_map is 7"),
         ({"embedding_channels": 0}, "embedding_channels is 0"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale is"),
+        ({"siblings": "near"}, "siblings is 'near'"),
+        ({"queue_size": -1}, "queue_size is -1"),
     )
     def test_rejects_settings_out_of_range(self, change: dict[str, float], message: str) -> None:
         with self.assertRaisesRegex(UserError, f"^{message}"):
@@ -64,6 +80,15 @@ class JigsawTest(parameterized.TestCase):
             expected = crops[patch % BATCH, patch // BATCH]
             self.assertTrue(torch.equal(inputs.crops[slot], expected))
         self.assertLen(parameters(inputs).flip, BATCH * GRID**2)
+
+    @parameterized.parameters("apart", "together")
+    def test_slots_show_the_patches_of_the_arrangement(self, siblings: str) -> None:
+        crops = noise(BATCH, GRID**2, 3, SIZE, SIZE)
+        inputs = dataclasses.replace(JIGSAW, siblings=siblings).step_inputs(crops, 7, 3)
+        (permutation,) = inputs.targets
+        expected = arrange_patches(siblings, 7, 3, BATCH, GRID)
+        self.assertTrue(torch.equal(permutation, expected))
+        self.assertTrue(torch.equal(inputs.crops, crops[permutation % BATCH, permutation // BATCH]))
 
     def test_augmentation_belongs_to_the_patch_rather_than_its_slot(self) -> None:
         crops = noise(BATCH, GRID**2, 3, SIZE, SIZE)
@@ -83,6 +108,13 @@ class JigsawTest(parameterized.TestCase):
             self.assertAlmostEqual(getattr(losses, name).item(), chance[name], delta=1e-5)
         self.assertEqual(chance["retrieval"], 3 / 15)
         self.assertAlmostEqual(chance["clustering_loss"], 0.3 / 0.07 * math.log(15), places=6)
+
+    def test_chance_is_the_loss_of_equal_outputs_and_a_full_queue(self) -> None:
+        embeddings = functional.normalize(torch.ones(BATCH * GRID**2, 16), dim=1)
+        queue = functional.normalize(torch.ones(EXTENDED.queue_size, 16), dim=1)
+        loss = clustering_loss(embeddings, queue)
+        self.assertAlmostEqual(loss, EXTENDED.chance(BATCH)["clustering_loss"], delta=1e-5)
+        self.assertAlmostEqual(loss, 0.3 / 0.07 * math.log(15 + 32), delta=1e-5)
 
     def test_features_belong_to_the_images_of_their_patches(self) -> None:
         # Two images of four patches; patch p of image i has the number 2 p + i.
@@ -106,6 +138,43 @@ class JigsawTest(parameterized.TestCase):
         loss = JIGSAW.losses(Outputs(embeddings, logits, embeddings), (permutation,))
         floor = JIGSAW.floor(BATCH)["clustering_loss"]
         self.assertAlmostEqual(loss.clustering_loss.item(), floor, delta=1e-5)
+
+    def test_floor_is_the_loss_of_a_simplex_of_the_batch_and_the_queue(self) -> None:
+        images = BATCH + EXTENDED.queue_size // GRID**2
+        corners = functional.normalize(torch.eye(images) - 1 / images, dim=1)
+        (permutation,) = jigsaw_inputs(0).targets
+        queue = corners[BATCH:].repeat(GRID**2, 1)
+        loss = clustering_loss(corners[permutation % BATCH], queue)
+        self.assertAlmostEqual(loss, EXTENDED.floor(BATCH)["clustering_loss"], delta=1e-5)
+
+    def test_queue_holds_the_embeddings_of_the_last_batches(self) -> None:
+        network = tiny_network(EXTENDED)
+        batches = functional.normalize(torch.randn(3, BATCH * GRID**2, 16), dim=2)
+        for step, embeddings in enumerate(batches):
+            EXTENDED.update_state(network, (embeddings,), step, 3)
+        self.assertTrue(
+            torch.equal(network.get_buffer("queue"), torch.cat([batches[2], batches[1]]))
+        )
+
+    def test_without_queue_the_network_is_the_published_one(self) -> None:
+        network = tiny_network(JIGSAW)
+        self.assertIs(type(network), JigClu)
+        JIGSAW.update_state(network, (), 0, 1)
+
+    def test_only_a_queue_that_fills_may_raise_the_loss(self) -> None:
+        self.assertFalse(JIGSAW.loss_may_rise)
+        self.assertTrue(EXTENDED.loss_may_rise)
+
+    def test_resumed_run_keeps_its_queue(self) -> None:
+        method = dataclasses.replace(EXTENDED, patch_size=16)
+        task = with_settings(PRETRAINING, method=method)
+        network = mock.patch.object(PretrainTask, "network", lambda _: tiny_network(EXTENDED))
+        with network:
+            run_task(task, self.folder / "whole")
+            run_task(with_settings(task, stop_after_steps=4), self.folder / "parts")
+            self.assertTrue(final(self.folder / "parts")["buffers"]["queue"].all())
+            run_task(task, self.folder / "parts")
+        self.assert_same_training(final(self.folder / "parts"), final(self.folder / "whole"))
 
     def test_measures_follow_the_permutation(self) -> None:
         (permutation,) = jigsaw_inputs(0).targets
@@ -138,8 +207,15 @@ class JigsawTest(parameterized.TestCase):
             True,
             "smaller_patches has 8 sizes.*at most 7",
         ),
+        ({"queue_size": 24}, 1, False, r"queue_size is 24; .* grid\*\*2, which is 16: use 32"),
+        (
+            {"siblings": "apart", "grid": 3},
+            1,
+            False,
+            "^siblings is 'apart', but batch_size is 4: .* 9 different .* batch_size of 9 or more",
+        ),
     )
-    def test_rejects_patches_that_do_not_fit_the_run(
+    def test_rejects_settings_that_do_not_fit_the_run(
         self, change: dict[str, object], epochs: int, compiles: bool, message: str
     ) -> None:
         with torch.device("meta"):

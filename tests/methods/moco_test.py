@@ -14,9 +14,10 @@ from jigclu.methods.moco import Moco, MocoNetwork, MocoOutputs
 from jigclu.system.errors import UserError
 from jigclu.training.settings import with_settings
 from tests.methods import two_views_case
-from tests.methods.two_views_case import IMAGES, tiny_network, train_tiny
-from tests.samples import BATCH, MOCO, TinyEncoder, noise
+from tests.methods.two_views_case import IMAGES
+from tests.samples import BATCH, MOCO, TinyEncoder, noise, tiny_network
 from tests.small_tasks import PRETRAINING
+from tests.training.step_test import train_tiny
 
 
 def info_nce(

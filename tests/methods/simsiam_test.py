@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from jigclu.methods.simsiam import SimSiam, SimSiamNetwork, SimSiamOutputs
 from tests.methods import two_views_case
-from tests.methods.two_views_case import tiny_network
-from tests.samples import BATCH, SIMSIAM, TinyEncoder, noise
+from tests.samples import BATCH, SIMSIAM, TinyEncoder, noise, tiny_network
 
 
 def symmetrized_loss(predictions: NDArray[np.float64], projections: NDArray[np.float64]) -> float:

@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jigclu.data.procedural import ProceduralImages
 from jigclu.methods.byol import Byol
 from jigclu.methods.forward import MethodForward
 from jigclu.methods.moco import Moco
 from jigclu.methods.simsiam import SimSiam
-from jigclu.models.batch_norm import BatchNorm
 from jigclu.models.encoder import create_encoder
 from jigclu.system.errors import UserError
 from jigclu.tasks.pretrain import PretrainTask
@@ -23,23 +22,12 @@ from jigclu.training import initial_weights
 from jigclu.training.settings import with_settings
 from jigclu.training.step import TrainingStep
 from tests.ranks import run_on_ranks
-from tests.samples import BATCH, TinyEncoder, method_inputs
+from tests.samples import BATCH, method_inputs, tiny_network
 from tests.small_tasks import PRETRAINING, TaskTestCase, final, run_task
-from tests.training.step_test import SCALING, SGD, train
+from tests.training.step_test import SCALING, SGD, train_tiny
 
 IMAGES = 16  # Of a batch of generated images.
 TwoViews = Moco | SimSiam | Byol
-
-
-def tiny_network(method: TwoViews, norm_layer: type[nn.Module] = BatchNorm) -> nn.Module:
-    torch.manual_seed(0)
-    return method.network(TinyEncoder(norm_layer))
-
-
-def train_tiny(method: TwoViews, count: int = 3, **settings: Any) -> dict[str, Any]:
-    """Trains on this rank; at the top level for the processes of other ranks."""
-    build = functools.partial(tiny_network, method)
-    return train(count, build=build, method=method, **settings)
 
 
 def train_on_generated_images(

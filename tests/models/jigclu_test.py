@@ -1,11 +1,13 @@
 """Tests of jigclu.models.jigclu."""
 
+import numpy as np
 import torch
 from absl.testing import absltest, parameterized
 from torch import Tensor, nn
+from torch.nn import functional
 
 from jigclu.models.encoder import Encoder, create_encoder
-from jigclu.models.jigclu import JigClu
+from jigclu.models.jigclu import JigClu, QueuedJigClu
 from jigclu.ops import jigsaw
 
 
@@ -94,6 +96,36 @@ class JigCluTest(parameterized.TestCase):
         self.assertEqual(outputs.embeddings.dtype, torch.float32)
         # Normalization in bfloat16 would give lengths that are off by some thousandths.
         torch.testing.assert_close(outputs.embeddings.norm(dim=1), torch.ones(4))
+
+
+class QueuedJigCluTest(absltest.TestCase):
+    def test_adds_an_output_and_a_buffer_to_the_same_network(self) -> None:
+        plain, montages = small_model(2), torch.randn(2, 3, 32, 32)
+        torch.manual_seed(0)
+        encoder = create_encoder("resnet18", small_stem=True)
+        model = QueuedJigClu(encoder, 2, None, 16, queue_size=12, temperature=0.3).eval()
+        self.assertEqual({*model.state_dict()} - {*plain.state_dict()}, {"queue"})
+        self.assertNotIn("queue", plain.state_dict())
+        filled = functional.normalize(torch.randn(9, 16), dim=1)
+        model.queue[:9] = filled
+        with torch.no_grad():
+            expected, actual = plain(montages), model(montages)
+        for ours, theirs in zip(actual[:3], expected, strict=True):
+            self.assertTrue(torch.equal(ours, theirs))
+        cosines = expected.embeddings.double().numpy() @ filled.double().numpy().T
+        sums = np.log(np.exp(cosines / 0.3).sum(1))
+        np.testing.assert_allclose(actual.queue_sums.numpy(), sums, rtol=1e-5)
+
+    def test_sums_stay_float32_under_autocast(self) -> None:
+        model = QueuedJigClu(
+            create_encoder("resnet18", small_stem=True), 2, None, 16, 12, temperature=0.01
+        ).eval()
+        model.queue[:] = functional.normalize(torch.randn(12, 16), dim=1)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            outputs = model(torch.randn(1, 3, 32, 32))
+        expected = (outputs.embeddings @ model.queue.t() / 0.01).logsumexp(1)
+        self.assertEqual(outputs.queue_sums.dtype, torch.float32)
+        torch.testing.assert_close(outputs.queue_sums, expected)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 from absl.testing import absltest, parameterized
+from torch import Tensor
+from torch.nn import functional
 
 from jigclu.ops import jigsaw
 from jigclu.system.errors import UserError
@@ -124,6 +126,74 @@ class SplitFeaturesTest(parameterized.TestCase):
             UserError, f"pooling_map is {size}; .* multiple of grid = {grid}"
         ):
             jigsaw.check_pooling_map(size, grid)
+
+
+def montages_of(siblings: str, step: int, images: int, grid: int) -> tuple[Tensor, Tensor]:
+    """Returns the images and the places that each montage shows, int64 [montages, grid**2]."""
+    permutation = jigsaw.arrange_patches(siblings, 0, step, images, grid)
+    rows = permutation.view(images, grid**2)
+    return rows % images, rows // images
+
+
+class ArrangementTest(parameterized.TestCase):
+    def test_anywhere_is_the_published_permutation(self) -> None:
+        expected = jigsaw.global_permutation(3, 7, 6 * 4)
+        self.assertTrue(torch.equal(jigsaw.arrange_patches("anywhere", 3, 7, 6, 2), expected))
+
+    @parameterized.product(
+        siblings=["anywhere", "apart", "together"], size=[(4, 2), (7, 2), (9, 3), (10, 3)]
+    )
+    def test_each_patch_has_one_slot_that_depends_only_on_seed_and_step(
+        self, siblings: str, size: tuple[int, int]
+    ) -> None:
+        first = jigsaw.arrange_patches(siblings, 3, 7, *size)
+        self.assertEqual(sorted(first.tolist()), list(range(size[0] * size[1] ** 2)))
+        self.assertTrue(torch.equal(first, jigsaw.arrange_patches(siblings, 3, 7, *size)))
+        self.assertFalse(torch.equal(first, jigsaw.arrange_patches(siblings, 3, 8, *size)))
+        self.assertFalse(torch.equal(first, jigsaw.arrange_patches(siblings, 4, 7, *size)))
+
+    @parameterized.parameters((4, 2), (7, 2), (9, 3), (25, 3))
+    def test_montages_of_patches_apart_show_different_images(self, images: int, grid: int) -> None:
+        for step in range(20):
+            for shown in montages_of("apart", step, images, grid)[0].tolist():
+                self.assertLen(set(shown), grid**2)
+
+    @parameterized.parameters((4, 2), (9, 3))
+    def test_montages_of_patches_together_show_one_image(self, images: int, grid: int) -> None:
+        shown, places = montages_of("together", 5, images, grid)
+        self.assertTrue(torch.equal(shown, shown[:, :1].expand_as(shown)))
+        self.assertEqual(places.sort(dim=1).values.tolist(), [list(range(grid**2))] * images)
+
+    def test_images_that_are_apart_meet_equally_often(self) -> None:
+        met = torch.zeros(8, 8)
+        for step in range(400):
+            shown = functional.one_hot(montages_of("apart", step, 8, 2)[0], 8).sum(1).float()
+            met += shown.t() @ shown
+        pairs = met[~torch.eye(8, dtype=torch.bool)]
+        # Each of 8 montages has 6 of the 28 pairs.
+        self.assertAlmostEqual(pairs.mean().item(), 400 * 8 * 6 / 28, places=2)
+        self.assertLess((pairs / pairs.mean() - 1).abs().max().item(), 0.1)
+
+    @parameterized.parameters("apart", "together")
+    def test_all_slots_of_all_montages_show_all_places_equally_often(self, siblings: str) -> None:
+        counts = torch.zeros(8 * 4, 4)
+        for step in range(800):
+            places = montages_of(siblings, step, 8, 2)[1].flatten()
+            counts += functional.one_hot(places, 4)
+        # Of 800 with a probability of 1/4, the deviation is 12.
+        self.assertLess((counts - 200).abs().max().item(), 60)
+
+    def test_place_does_not_follow_from_the_other_places_of_a_montage(self) -> None:
+        _, places = montages_of("apart", 0, 400, 2)
+        different = sum(len(set(row)) == 4 for row in places.tolist())
+        # Four independent places are all different with a probability of 4! / 4**4 = 9.4%.
+        self.assertBetween(different / 400, 0.05, 0.14)
+
+    def test_rejects_unknown_arrangements(self) -> None:
+        with self.assertRaisesRegex(
+            UserError, "^siblings is 'near'; .* 'anywhere', 'apart', 'together'$"
+        ):
+            jigsaw.check_siblings("near")
 
 
 class PermutationTest(absltest.TestCase):

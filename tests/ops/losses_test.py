@@ -15,40 +15,58 @@ TEMPERATURE = 0.3
 BASE_TEMPERATURE = 0.07
 
 
-def masked_loss(embeddings: np.ndarray, image: np.ndarray) -> float:
+def masked_loss(
+    embeddings: np.ndarray, image: np.ndarray, queue: np.ndarray | None = None
+) -> float:
     """Computes the loss as the published code does, over all pairs of patches with masks.
 
     Args:
       embeddings: [slots, channels], in any order.
       image: int [slots], the image of each slot's patch.
+      queue: [queue_size, channels], further negatives.
     """
     logits = embeddings @ embeddings.T / TEMPERATURE
-    logits -= logits.max(axis=1, keepdims=True)
+    largest = logits.max(axis=1, keepdims=True)
+    logits -= largest
     other = 1.0 - np.eye(len(image))
     sibling = (image[:, None] == image[None, :]) * other
-    log_softmax = logits - np.log((np.exp(logits) * other).sum(axis=1, keepdims=True))
+    sums = (np.exp(logits) * other).sum(axis=1, keepdims=True)
+    if queue is not None:
+        to_queue = embeddings @ queue.T / TEMPERATURE - largest
+        sums += np.exp(to_queue).sum(axis=1, keepdims=True)
+    log_softmax = logits - np.log(sums)
     per_anchor = (sibling * log_softmax).sum(axis=1) / sibling.sum(axis=1)
     return float(-TEMPERATURE / BASE_TEMPERATURE * per_anchor.mean())
 
 
-def finite_differences(embeddings: np.ndarray, image: np.ndarray) -> np.ndarray:
+def finite_differences(
+    embeddings: np.ndarray, image: np.ndarray, queue: np.ndarray | None = None
+) -> np.ndarray:
     gradient = np.zeros_like(embeddings)
     for index in np.ndindex(embeddings.shape):
         step = np.zeros_like(embeddings)
         step[index] = 1e-5
-        ahead, behind = (masked_loss(embeddings + sign * step, image) for sign in (1, -1))
+        ahead, behind = (masked_loss(embeddings + sign * step, image, queue) for sign in (1, -1))
         gradient[index] = (ahead - behind) / 2e-5
     return gradient
 
 
-def random_embeddings(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+def random_embeddings(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     values = torch.randn(*shape, generator=generator, dtype=torch.float64)
     return functional.normalize(values, dim=-1)
 
 
 def clustering_loss(embeddings: Tensor, first: int, count: int) -> Tensor:
     return losses.clustering_loss(embeddings, first, count, TEMPERATURE, BASE_TEMPERATURE)
+
+
+def loss_with_queue(embeddings: Tensor, queue: Tensor, first: int, count: int) -> Tensor:
+    sums = losses.log_sum_of_queue(embeddings.flatten(0, 1), queue, TEMPERATURE)
+    sums = sums.view(embeddings.shape[:2])
+    return losses.clustering_loss(
+        embeddings, first, count, TEMPERATURE, BASE_TEMPERATURE, queue_sums=sums
+    )
 
 
 class EmbeddingsByImageTest(parameterized.TestCase):
@@ -152,6 +170,51 @@ class ClusteringLossTest(parameterized.TestCase):
         expected = losses.clustering_loss(embeddings.detach().double(), 0, 4, 0.005, 0.005)
         self.assertTrue(gradient.isfinite().all())
         torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+class QueueTest(parameterized.TestCase):
+    def test_loss_by_hand(self) -> None:
+        # As above; each anchor has cosine 1 to one entry and cosine 0 to another one.
+        embeddings = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+        sums = losses.log_sum_of_queue(embeddings.flatten(0, 1), torch.eye(2), 0.5).view(2, 2)
+        actual = losses.clustering_loss(embeddings, 0, 2, 0.5, 0.25, sums)
+        self.assertAlmostEqual(actual.item(), 2 * (math.log(2 * math.exp(2) + 3) - 2), places=6)
+
+    @parameterized.parameters(2048, 5)
+    def test_value_and_gradient_equal_the_masked_loss(self, at_once: int) -> None:
+        embeddings = random_embeddings(3, 4, 5).requires_grad_()
+        queue = random_embeddings(7, 5, seed=1)
+        with mock.patch.object(losses, "ANCHORS_AT_ONCE", at_once):
+            loss = loss_with_queue(embeddings, queue, 0, 3)
+            (gradient,) = torch.autograd.grad(loss, embeddings)
+        patches, image = embeddings.detach().flatten(0, 1).numpy(), np.arange(12) // 4
+        expected = masked_loss(patches, image, queue.numpy())
+        np.testing.assert_allclose(loss.item(), expected, rtol=1e-12)
+        differences = finite_differences(patches, image, queue.numpy())
+        np.testing.assert_allclose(gradient.flatten(0, 1), differences, atol=1e-8)
+
+    def test_losses_of_all_ranks_average_to_the_whole(self) -> None:
+        embeddings, queue = random_embeddings(6, 4, 5), random_embeddings(7, 5, seed=1)
+        parts = [loss_with_queue(embeddings, queue, first, 2) for first in (0, 2, 4)]
+        whole = loss_with_queue(embeddings, queue, 0, 6)
+        torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-12, atol=0)
+
+    def test_empty_entries_do_not_count(self) -> None:
+        embeddings, filled = random_embeddings(3, 4, 5), random_embeddings(7, 5, seed=1)
+        queue = torch.cat([filled[:3], torch.zeros(5, 5, dtype=filled.dtype), filled[3:]])
+        expected = loss_with_queue(embeddings, filled, 0, 3)
+        actual = loss_with_queue(embeddings, queue, 0, 3)
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+
+    @parameterized.parameters(torch.float32, torch.float64)
+    def test_empty_queue_changes_neither_loss_nor_gradient(self, dtype: torch.dtype) -> None:
+        embeddings = random_embeddings(3, 4, 5).to(dtype).requires_grad_()
+        expected = clustering_loss(embeddings, 0, 3)
+        loss = loss_with_queue(embeddings, torch.zeros(7, 5, dtype=dtype), 0, 3)
+        self.assertEqual(loss.item(), expected.item())
+        (expected_gradient,) = torch.autograd.grad(expected, embeddings)
+        (gradient,) = torch.autograd.grad(loss, embeddings)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-9)
 
 
 class LocationLossTest(absltest.TestCase):

@@ -156,6 +156,7 @@ class LearningSettingsTest(parameterized.TestCase):
             *("method.smaller_patches", "method.crop_scale", "method.crop_ratio"),
             *("method.scaled_decoding", "method.augmentation"),
             *(f"method.augmentation.{name}" for name in AUGMENTATION_FIELDS),
+            *("method.siblings", "method.queue_size"),
             *("method.pooling_map", "method.embedding_channels", "method.temperature"),
             *("method.base_temperature", "method.clustering_weight", "method.location_weight"),
             *("micro_batch_size", "optimizer", *OPTIMIZER_FIELDS),

@@ -11,9 +11,19 @@ from torch import nn
 
 from jigclu.methods.method import Method
 from tests.methods.simclr_test import projector
-from tests.methods.two_views_case import tiny_network
 from tests.ranks import run_on_ranks
-from tests.samples import BATCH, BYOL, JIGSAW, MOCO, SIMCLR, SIMSIAM, method_inputs, small_model
+from tests.samples import (
+    BATCH,
+    BYOL,
+    EXTENDED,
+    JIGSAW,
+    MOCO,
+    SIMCLR,
+    SIMSIAM,
+    method_inputs,
+    small_model,
+    tiny_network,
+)
 from tests.small_tasks import TaskTestCase
 from tests.training import step_test
 
@@ -21,6 +31,7 @@ CUDA = "cuda"
 # By name: a method, and what builds its network.
 METHODS: dict[str, tuple[Method, Any]] = {
     "jigsaw": (JIGSAW, small_model),
+    "extended jigsaw": (EXTENDED, partial(tiny_network, EXTENDED)),
     "simclr": (SIMCLR, projector),
     "moco": (MOCO, partial(tiny_network, MOCO)),
     "simsiam": (SIMSIAM, partial(tiny_network, SIMSIAM)),

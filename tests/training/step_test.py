@@ -1,5 +1,7 @@
 """The training step equals a plain one; two ranks equal one, and compiled equals eager."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,11 +23,13 @@ from tests.samples import (
     ADAMW,
     AUGMENTATION,
     BATCH,
+    EXTENDED,
     JIGSAW,
     jigsaw_inputs,
     method_inputs,
     small_model,
     tiny_model,
+    tiny_network,
 )
 from tests.small_tasks import TaskTestCase
 
@@ -98,6 +102,16 @@ def train(
     }
 
 
+def train_tiny(method: Method, count: int = 3, **settings: Any) -> dict[str, Any]:
+    """Trains a tiny network of a method."""
+    return train(count, build=partial(tiny_network, method), method=method, **settings)
+
+
+def train_both(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains by the published method, and a tiny network by the extended one."""
+    return train(count), train_tiny(EXTENDED, count)
+
+
 def _on_cpu(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to("cpu", copy=True) for name, value in values.items()}
 
@@ -167,12 +181,15 @@ class StepsTest(TaskTestCase):
         )
 
     def test_two_ranks_equal_one(self) -> None:
-        alone = train(3)
-        for rank in run_on_ranks(train, 2, 3):
-            self.assert_metrics_close(rank["metrics"], alone["metrics"], 1e-5)
-            self.assert_tensors_close(rank["gradients"], alone["gradients"], 1e-5)
-            self.assert_tensors_close(rank["buffers"], alone["buffers"], 1e-5)
-            self.assert_tensors_close(rank["parameters"], alone["parameters"], 1e-5)
+        published, extended = train_both(3)
+        for rank, rank_extended in run_on_ranks(train_both, 2, 3):
+            self.assert_metrics_close(rank["metrics"], published["metrics"], 1e-5)
+            self.assert_tensors_close(rank["gradients"], published["gradients"], 1e-5)
+            self.assert_tensors_close(rank["buffers"], published["buffers"], 1e-5)
+            self.assert_tensors_close(rank["parameters"], published["parameters"], 1e-5)
+            self.assert_metrics_close(rank_extended["metrics"], extended["metrics"], 1e-5)
+            self.assert_tensors_close(rank_extended["buffers"], extended["buffers"], 1e-5)
+            self.assert_tensors_close(rank_extended["parameters"], extended["parameters"], 1e-5)
 
     def test_compiled_equals_eager_without_breaks_or_recompilation(self) -> None:
         torch._dynamo.utils.counters.clear()
@@ -185,10 +202,12 @@ class StepsTest(TaskTestCase):
         self.assert_tensors_close(compiled["parameters"], eager["parameters"], 1e-4)
         self.assert_tensors_close(compiled["buffers"], eager["buffers"], 1e-4)
 
-    def test_compiled_adamw_equals_eager_without_recompilation(self) -> None:
-        settings: dict[str, Any] = {"optimizer": ADAMW, "build": tiny_model}
-        eager, compiled = train(4, **settings), train(4, use_compile=True, **settings)
+    def test_compiled_adamw_and_queue_equal_eager_without_recompilation(self) -> None:
+        eager = train_tiny(EXTENDED, 4, optimizer=ADAMW)
+        compiled = train_tiny(EXTENDED, 4, use_compile=True, optimizer=ADAMW)
         self.assertEqual(compiled["graph_breaks"], 0)
+        self.assert_metrics_close(compiled["metrics"], eager["metrics"], 1e-3)
+        self.assert_tensors_close(compiled["buffers"], eager["buffers"], 1e-3)
         self.assert_tensors_close(compiled["gradients"], eager["gradients"], 1e-4)
         self.assert_tensors_close(compiled["parameters"], eager["parameters"], 1e-3)
 
@@ -226,6 +245,21 @@ class StepsTest(TaskTestCase):
         self.assert_metrics_close(pieces["metrics"], whole["metrics"], 1e-5)
         self.assert_tensors_close(pieces["gradients"], whole["gradients"], 1e-5)
         self.assert_tensors_close(pieces["parameters"], whole["parameters"], 1e-4)
+
+    def test_micro_batches_with_a_queue_equal_the_whole_batch(self) -> None:
+        whole = train_tiny(EXTENDED, norm_layer=nn.Identity)
+        pieces = train_tiny(EXTENDED, norm_layer=nn.Identity, micro_batch_size=1)
+        self.assert_metrics_close(pieces["metrics"], whole["metrics"], 1e-5)
+        for part in ("gradients", "parameters", "buffers"):
+            self.assert_tensors_close(pieces[part], whole[part], 1e-4)
+
+    def test_queue_adds_to_the_loss_from_the_second_step_on(self) -> None:
+        plain = train_tiny(dataclasses.replace(EXTENDED, queue_size=0), 2)["metrics"]
+        queued = train_tiny(EXTENDED, 2)["metrics"]
+        self.assertEqual(queued[0], plain[0])
+        rise = queued[1]["clustering_loss"] - plain[1]["clustering_loss"]
+        # The logarithm of twice as many negatives, times 0.3 / 0.07.
+        self.assertBetween(rise, 0.5 * math.log(2) * 0.3 / 0.07, 1.5 * math.log(2) * 0.3 / 0.07)
 
     def test_micro_batches_on_two_ranks_equal_the_whole_batch_on_one(self) -> None:
         whole = train(3, norm_layer=nn.Identity)

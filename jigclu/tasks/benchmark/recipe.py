@@ -44,12 +44,14 @@ _METHOD = Jigsaw(
     crop_ratio=(0.75, 4 / 3),
     scaled_decoding=True,
     augmentation=_AUGMENTATION,
+    siblings="anywhere",
     pooling_map=8,
     embedding_channels=128,
     temperature=0.3,
     base_temperature=0.07,
     clustering_weight=1.0,
     location_weight=1.0,
+    queue_size=0,
 )
 
 
