@@ -151,15 +151,15 @@ def check_siblings(siblings: str) -> None:
 def arrange_patches(siblings: str, seed: int, step: int, images: int, grid: int) -> Tensor:
     """Draws which patch each slot shows, with the patches of an image anywhere, apart or together.
 
-    Anywhere is `global_permutation`, as published. Otherwise all random numbers come from the
-    same stream, so that the result depends only on the arguments, too:
-    - Apart: no montage shows two patches of an image. Montages are laid out by a random cyclic
-      order of the images, in which montage m shows the images m + shift of grid**2 different
-      random shifts. All images are equally likely to meet.
+    - Anywhere: `global_permutation`, as published.
+    - Apart: no montage shows two patches of an image. The images get a random cyclic order, and
+      montage m shows the images at m + shift for grid**2 different random shifts. All pairs of
+      images are equally likely to meet.
     - Together: each montage shows the patches of one image.
 
-    Which patch of an image goes where, and the order of slots in a montage, are random. In
-    particular, a montage of patches that are apart may show two top left ones.
+    Each image distributes its patches among its montages at random, and each montage its patches
+    among its slots. A montage of patches that are apart may thus show two top left ones; otherwise
+    each place would follow from the others. All ranks draw the same without communication.
 
     Args:
       siblings: "anywhere", "apart" or "together".
