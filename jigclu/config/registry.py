@@ -70,7 +70,7 @@ def reproduce(
 def compare(
     methods: Sequence[tuple[str, str, Sequence[tuple[str, ...]]]],
     reference: str,
-    epochs: int,
+    epochs: float,
     budgets: tuple[str, ...],
     trial_share: float,
     trial_bindings: tuple[str, ...],

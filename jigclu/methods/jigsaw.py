@@ -120,7 +120,7 @@ class Jigsaw:
         """Whether there is a queue, which is empty at first: each step then adds negatives."""
         return self.queue_size > 0
 
-    def check_run(self, encoder: Encoder, epochs: int, batch_size: int, compiles: bool) -> None:
+    def check_run(self, encoder: Encoder, epochs: float, batch_size: int, compiles: bool) -> None:
         """Raises UserError if patches, batch, epochs and encoder do not fit together."""
         self._check_batch(batch_size)
         schedules.check_patch_sizes(self.patch_size, self.smaller_patches, epochs)

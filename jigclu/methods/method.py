@@ -50,7 +50,7 @@ class Method(Protocol):
     def crops_per_image(self) -> int:
         """Number of crops of every image; fixes how many rows of outputs belong to an image."""
 
-    def check_run(self, encoder: Encoder, epochs: int, batch_size: int, compiles: bool) -> None:
+    def check_run(self, encoder: Encoder, epochs: float, batch_size: int, compiles: bool) -> None:
         """Raises UserError if the method does not fit the run.
 
         Args:

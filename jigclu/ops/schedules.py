@@ -12,7 +12,7 @@ from jigclu.system.errors import check
 class Decay(Protocol):
     """Maps a fractional epoch in [warmup_epochs, epochs] to a factor of the learning rate."""
 
-    def __call__(self, epoch: float, epochs: int, warmup_epochs: float) -> float: ...
+    def __call__(self, epoch: float, epochs: float, warmup_epochs: float) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class CosineDecay:
     in SimCLR (Chen et al., ICML 2020) and MoCo v3 (Chen et al., ICCV 2021).
     """
 
-    def __call__(self, epoch: float, epochs: int, warmup_epochs: float) -> float:
+    def __call__(self, epoch: float, epochs: float, warmup_epochs: float) -> float:
         progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
         return 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -42,7 +42,7 @@ class StepDecay:
     def __post_init__(self) -> None:
         check(0 <= self.factor <= 1, "factor", self.factor, "in [0, 1]")
 
-    def __call__(self, epoch: float, epochs: int, warmup_epochs: float) -> float:
+    def __call__(self, epoch: float, epochs: float, warmup_epochs: float) -> float:
         del epochs, warmup_epochs
         return self.factor ** sum(epoch >= milestone for milestone in self.milestones)
 
@@ -52,7 +52,7 @@ def learning_rate_at(
     steps_per_epoch: int,
     *,
     learning_rate: float,
-    epochs: int,
+    epochs: float,
     warmup_epochs: float,
     per_epoch: bool,
     decay: Decay,
@@ -90,7 +90,7 @@ def patch_size_at(epoch: int, patch_size: int, smaller: Sequence[tuple[int, int]
     return next((size for until, size in smaller if epoch < until), patch_size)
 
 
-def check_patch_sizes(patch_size: int, smaller: Sequence[tuple[int, int]], epochs: int) -> None:
+def check_patch_sizes(patch_size: int, smaller: Sequence[tuple[int, int]], epochs: float) -> None:
     """Raises UserError unless patches grow from epoch to epoch and reach patch_size."""
     check(patch_size >= 1, "patch_size", patch_size, "1 or more, in pixels")
     ends = [0, *(until for until, _ in smaller), epochs]
@@ -106,9 +106,3 @@ def check_patch_sizes(patch_size: int, smaller: Sequence[tuple[int, int]], epoch
 
 def _increases(values: Sequence[float]) -> bool:
     return all(before < after for before, after in itertools.pairwise(values))
-
-
-def check_schedule(epochs: int, warmup_epochs: float) -> None:
-    """Raises UserError for epochs or warmup_epochs out of range."""
-    check(epochs >= 1, "epochs", epochs, "1 or more")
-    check(0 <= warmup_epochs < epochs, "warmup_epochs", warmup_epochs, f"in [0, epochs = {epochs})")

@@ -6,6 +6,7 @@ images is trained for the whole budget, with each seed, and scored on val.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class CompareTask:
       reference: name of the method whose budget is stated.
       epochs: of the reference.
       budgets: "time": as much training time as the reference takes; "images": as many epochs.
-      trial_share: epochs of a trial as a share of those of the first budget, at least one.
+      trial_share: epochs of a trial as a share of those of the first budget.
       trial_bindings: with which trials train and score on parts of the training images.
       seeds: of the runs; the macro SEED.
       scorings: name, gin file and bindings of each evaluation of trained weights, for which
@@ -86,7 +87,7 @@ class CompareTask:
 
     methods: Sequence[tuple[str, str, Sequence[tuple[str, ...]]]]
     reference: str
-    epochs: int
+    epochs: float
     budgets: tuple[str, ...]
     trial_share: float
     trial_bindings: tuple[str, ...]
@@ -104,7 +105,7 @@ class CompareTask:
         counts = {name: len(candidates) for name, _, candidates in self.methods}
         equal = len(set(counts.values())) == 1 and min(counts.values()) >= 1
         check(equal, "methods", counts, "equally many candidates for each, one or more")
-        check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        check(0 < self.epochs < math.inf, "epochs", self.epochs, "above 0, and finite")
         known = bool(self.budgets) and set(self.budgets) <= set(BUDGETS)
         check(known, "budgets", self.budgets, f"some of {BUDGETS}")
         check(0 < self.trial_share <= 1, "trial_share", self.trial_share, "in (0, 1]")
@@ -132,7 +133,7 @@ class CompareTask:
         trials = len(self.methods) * len(self.methods[0][2])
         runs = len(self.methods) * len(self.budgets) * len(self.seeds)
         lines += [
-            f"budgets: equal {' and '.join(self.budgets)}; {self.epochs} epochs of "
+            f"budgets: equal {' and '.join(self.budgets)}; {self.epochs:g} epochs of "
             f"{self.reference}",
             f"trainings: {trials} trials of {self.trial_share:.0%} of the budget, then {runs} runs",
             f"results: {workdir / 'report.html'}, after every run",
@@ -167,28 +168,28 @@ class CompareTask:
     def _measure_speed(self, workdir: Path, message: Callable[[str], None]) -> dict[str, float]:
         """Returns the seconds of training per image of each method, measured only once."""
         path = workdir / "speed.json"
+        found: dict[str, float] = {}
         if path.exists():
-            found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-            if found.keys() == {method.name for method in self._methods()}:
-                return found
-        measured: dict[str, list[float]] = {method.name: [] for method in self._methods()}
+            found = json.loads(path.read_text(encoding="utf-8"))
+        missing = [method for method in self._methods() if method.name not in found]
+        measured: dict[str, list[float]] = {method.name: [] for method in missing}
         for number in range(_ROUNDS):
-            for method in self._methods():
+            for method in missing:
                 message(f"measuring the speed of {method.name}, {number + 1} of {_ROUNDS}")
                 task = self._training(method, 0, self.epochs, 0, False).task
                 assert isinstance(task, TrainingTask)
                 record = measure_first_steps(task)
                 assert record is not None
                 measured[method.name].append(1 / record["images_per_second"])
-        found = {name: statistics.median(values) for name, values in measured.items()}
+        found |= {name: statistics.median(values) for name, values in measured.items()}
         write_file(path, json.dumps(found, indent=1).encode())
-        return found
+        return {method.name: found[method.name] for method in self._methods()}
 
-    def _budget(self, method: str, budget: str, seconds: dict[str, float]) -> int:
+    def _budget(self, method: str, budget: str, seconds: dict[str, float]) -> float:
         """Returns the epochs of a method."""
         if budget == "images":
             return self.epochs
-        return max(1, round(self.epochs * seconds[self.reference] / seconds[method]))
+        return self.epochs * seconds[self.reference] / seconds[method]
 
     # ---- Trials ------------------------------------------------------------------------
 
@@ -200,8 +201,7 @@ class CompareTask:
         message: Callable[[str], None],
     ) -> int:
         """Returns the number of the candidate with the best score on held-out training images."""
-        budget = self._budget(method.name, self.budgets[0], seconds)
-        epochs = max(1, round(self.trial_share * budget))
+        epochs = self.trial_share * self._budget(method.name, self.budgets[0], seconds)
         scores = {}
         for number, bindings in enumerate(method.candidates):
             name = f"trials/{method.name}/{number}"
@@ -276,7 +276,7 @@ class CompareTask:
     def _scorings(self) -> list[Scoring]:
         return [Scoring(*item) for item in self.scorings]
 
-    def _training(self, method: Method, number: int, epochs: int, seed: int, trial: bool) -> Stage:
+    def _training(self, method: Method, number: int, epochs: float, seed: int, trial: bool) -> Stage:
         """Returns the training of a candidate of a method."""
         bindings = [*method.candidates[number], f"schedule.epochs={epochs}", f"SEED={seed}"]
         bindings += [*self._data_binding(), *(self.trial_bindings if trial else ())]

@@ -28,7 +28,7 @@ class Result(NamedTuple):
     method: str
     budget: str
     seed: int
-    epochs: int
+    epochs: float
     scores: dict[str, float]
     workdir: Path
 
@@ -82,7 +82,7 @@ def _scores(
         images = statistics.fmean(run.images for run in runs)
         hours = images * seconds[method] / 3600
         cells = [_spread([result.scores[name] for result in own]) for name in names]
-        rows.append((method, str(own[0].epochs), f"{images:,.0f}", f"{hours:.2f}", *cells))
+        rows.append((method, f"{own[0].epochs:.3g}", f"{images:,.0f}", f"{hours:.2f}", *cells))
     random = [f"{untrained[name]:.1%}" if name in untrained else "" for name in names]
     rows.append(("untrained", "0", "0", "0", *random))
     return Table(("method", "epochs", "images seen", "hours", *names), rows)

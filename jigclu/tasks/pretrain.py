@@ -126,7 +126,7 @@ class PretrainTask(TrainingTask):
             machine.precision.value,
             machine.channels_last.value,
             self.micro_batch_size,
-            self.schedule.epochs * self.steps_per_epoch,
+            self.schedule.whole_steps(self.steps_per_epoch),
         )
         return TrainingStep(
             forward,

@@ -1,6 +1,7 @@
 """Groups of settings that all training tasks share; each group checks its own values."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -73,7 +74,7 @@ class Schedule:
     """Length of a run, and its learning-rate schedule.
 
     Attributes:
-      epochs: passes over the training images.
+      epochs: passes over the training images; the last one may be a part of one.
       warmup_epochs: epochs of linear warm-up, in [0, epochs).
       decay: factor of the learning rate after warm-up, a function of the epoch.
       per_epoch: whether the rate decays only between epochs, or at every step.
@@ -83,7 +84,7 @@ class Schedule:
         the run stops.
     """
 
-    epochs: int
+    epochs: float
     warmup_epochs: float
     decay: schedules.Decay
     per_epoch: bool
@@ -91,7 +92,7 @@ class Schedule:
     bad_steps: Logged[int]
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        check(0 < self.epochs < math.inf, "epochs", self.epochs, "above 0, and finite")
         check(
             0 <= self.warmup_epochs < self.epochs,
             "warmup_epochs",
@@ -104,8 +105,12 @@ class Schedule:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Returns the steps of the run."""
-        steps = self.epochs * steps_per_epoch
+        steps = self.whole_steps(steps_per_epoch)
         return steps if self.stop_after_steps is None else min(steps, self.stop_after_steps)
+
+    def whole_steps(self, steps_per_epoch: int) -> int:
+        """Returns the steps of all epochs, 1 or more."""
+        return max(1, round(self.epochs * steps_per_epoch))
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
         """Returns the factor of the learning rate at a step, counted from 0."""

@@ -257,13 +257,13 @@ class TrainingTask(EncoderTask):
 
     def summary(self) -> list[str]:
         """Returns the lines of the plan that do not depend on the machine."""
-        whole = self.schedule.epochs * self.steps_per_epoch
+        whole = self.schedule.whole_steps(self.steps_per_epoch)
         stops = f" of {whole:,}" if self.total_steps < whole else ""
         return [
             f"devices: {launched_processes()} x {local_device(self.compute.device).type}",
             f"data: {len(self.training_source):,} images, {self.label_description}",
             f"steps: {self.total_steps:,}{stops}, {self.steps_per_epoch:,} per epoch, "
-            f"{self.schedule.epochs:,} epochs",
+            f"{self.schedule.epochs:,g} epochs",
             f"samples: {self.total_steps * self.batch_size:,} images, {self.batch_size} per step",
         ]
 

@@ -134,23 +134,5 @@ class PatchSizeTest(parameterized.TestCase):
             schedules.check_patch_sizes(0, (), 10)
 
 
-class CheckScheduleTest(parameterized.TestCase):
-    @parameterized.parameters((200, 0), (1, 0.5))
-    def test_accepts_warm_up_shorter_than_the_run(self, epochs: int, warmup_epochs: float) -> None:
-        schedules.check_schedule(epochs, warmup_epochs)
-
-    @parameterized.parameters(
-        (0, 0, "epochs is 0"),
-        (10, 10, "warmup_epochs is 10"),
-        (10, -1, "warmup_epochs is -1"),
-        (10, math.nan, "warmup_epochs is nan"),
-    )
-    def test_rejects_epochs_out_of_range(
-        self, epochs: int, warmup_epochs: float, message: str
-    ) -> None:
-        with self.assertRaisesRegex(UserError, message):
-            schedules.check_schedule(epochs, warmup_epochs)
-
-
 if __name__ == "__main__":
     absltest.main()

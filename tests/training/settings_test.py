@@ -42,7 +42,7 @@ class RangeTest(parameterized.TestCase):
         ),
         (LOADING, {"workers": -1}, "workers is -1; it must be 0 or more, or 'auto'"),
         (LOADING, {"prefetch": 0}, "prefetch is 0; it must be 1 or more"),
-        (SCHEDULE, {"epochs": 0}, "epochs is 0; it must be 1 or more"),
+        (SCHEDULE, {"epochs": 0}, "epochs is 0; it must be above 0, and finite"),
         (SCHEDULE, {"warmup_epochs": 2}, r"warmup_epochs is 2; it must be in \[0, epochs = 2\)"),
         (SCHEDULE, {"warmup_epochs": -0.5}, r"warmup_epochs is -0\.5; it must be in \[0, epochs"),
         (SCHEDULE, {"stop_after_steps": 0}, "stop_after_steps is 0; it must be 1 or more, or None"),
