@@ -1,8 +1,8 @@
 """Comparison of methods under equal budgets of training time and of images seen.
 
-First, the speed of every method is measured, in turns. Then each method tries the same number of
-candidate settings for a share of its budget, and the one with the best score on held-out training
-images is trained for the whole budget, with each seed, and scored on val.
+First, the speed of every method is measured, in turns. Then one method after the other tries the
+same number of candidate settings for a share of its budget, and the one with the best score on
+held-out training images is trained for the whole budget, with each seed, and scored on val.
 """
 
 import json
@@ -145,13 +145,9 @@ class CompareTask:
         with Monitor.of_one_step(workdir, True) as monitor:
             monitor.text("config", 0, f"```\n{config}\n```")
             seconds = self._measure_speed(workdir, monitor.message)
-            chosen = {
-                method.name: self._choose(method, seconds, workdir, monitor.message)
-                for method in self._methods()
-            }
             untrained = self._score_untrained(workdir, monitor.message)
             results: list[Result] = []
-            for result in self._results(chosen, seconds, workdir, monitor.message):
+            for result in self._results(seconds, workdir, monitor.message):
                 results.append(result)
                 document = report_comparison(results, untrained, seconds, self._tried(workdir))
                 write_document(workdir, document)
@@ -222,6 +218,8 @@ class CompareTask:
         tried = []
         for method in self._methods():
             path = workdir / "trials" / method.name / "scores.json"
+            if not path.exists():
+                continue
             scores = json.loads(path.read_text(encoding="utf-8"))
             for bindings, score in zip(method.candidates, scores, strict=True):
                 tried.append((method.name, ", ".join(bindings), score))
@@ -231,15 +229,17 @@ class CompareTask:
 
     def _results(
         self,
-        chosen: dict[str, int],
         seconds: dict[str, float],
         workdir: Path,
         message: Callable[[str], None],
     ) -> Iterator[Result]:
-        """Yields the result of each run."""
+        """Yields the result of each run; the first one of a method follows its trials."""
+        chosen: dict[str, int] = {}
         for seed in self.seeds:
             for budget in self.budgets:
                 for method in self._methods():
+                    if method.name not in chosen:
+                        chosen[method.name] = self._choose(method, seconds, workdir, message)
                     epochs = self._budget(method.name, budget, seconds)
                     name = f"{budget}/{method.name}/seed_{seed}"
                     folder = workdir / name
