@@ -26,11 +26,11 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class _Request:
-    """The first signal in a block of `handle`, and whether signals are deferred."""
+    """The first signal in a block of `handle`, whether signals are deferred, and torchrun's number."""
 
     received: signal.Signals | None = None
     is_deferred: bool = False
-    parent: int = 0
+    torchrun: int | None = None
 
 
 _request = _Request()
@@ -42,8 +42,8 @@ def handle() -> Iterator[None]:
 
     Under torchrun, the end of torchrun counts as SIGTERM.
     """
-    _request.parent = os.getppid()
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    _request.torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if _request.torchrun is not None and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -138,7 +138,7 @@ def reason() -> str:
     """Returns what stopped this process, for messages."""
     if _request.received is None:
         return "a signal to another rank"
-    if os.getppid() != _request.parent:
+    if _request.torchrun not in (None, os.getppid()):
         return f"{_request.received.name}, because torchrun has ended"
     return _request.received.name
 

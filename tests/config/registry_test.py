@@ -146,7 +146,7 @@ class TypesTest(ConfigTestCase):
 
 class ValuesTest(ConfigTestCase):
     @parameterized.parameters(
-        ("schedule.epochs=0", "it must be 1 or more"),
+        ("schedule.epochs=0", "it must be above 0, and finite"),
         ("schedule.warmup_epochs=7", "it must be in [0, epochs = 7)"),
         ("compute.precision='fp16'", "one of 'auto', 'float32', 'bfloat16', 'float16'"),
         ("compute.device='tpu'", "one of 'auto', 'cpu', 'cuda'"),
