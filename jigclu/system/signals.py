@@ -26,7 +26,7 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class _Request:
-    """The first signal in a block of `handle`, whether signals are deferred, and torchrun's number."""
+    """The first signal in a block of `handle`, whether signals are deferred, torchrun's number."""
 
     received: signal.Signals | None = None
     is_deferred: bool = False

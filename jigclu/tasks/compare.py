@@ -276,9 +276,11 @@ class CompareTask:
     def _scorings(self) -> list[Scoring]:
         return [Scoring(*item) for item in self.scorings]
 
-    def _training(self, method: Method, number: int, epochs: float, seed: int, trial: bool) -> Stage:
+    def _training(
+        self, method: Method, number: int, epochs: float, seed: int, trial: bool
+    ) -> Stage:
         """Returns the training of a candidate of a method."""
-        bindings = [*method.candidates[number], f"schedule.epochs={epochs}", f"SEED={seed}"]
+        bindings = [*method.candidates[number], f"schedule.epochs={epochs:.6g}", f"SEED={seed}"]
         bindings += [*self._data_binding(), *(self.trial_bindings if trial else ())]
         return load_stage(self.load, method.name, method.file, bindings, None)
 

@@ -186,7 +186,8 @@ class ValuesTest(ConfigTestCase):
 
     def test_message_names_binding_value_and_range(self) -> None:
         self.assertEqual(
-            self.rejected("schedule.epochs=0"), "schedule.epochs is 0; it must be above 0, and finite"
+            self.rejected("schedule.epochs=0"),
+            "schedule.epochs is 0; it must be above 0, and finite",
         )
 
     def test_scope_of_a_file_is_part_of_the_name(self) -> None:

@@ -172,7 +172,7 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         trials = [text.split("\n") for text in self.ran if "trial" in text.split("\n")]
         self.assertEqual(
             [(line[0], line[2]) for line in trials],
-            [("fast.gin", "schedule.epochs=2")] * 2 + [("slow.gin", "schedule.epochs=1")] * 2,
+            [("fast.gin", "schedule.epochs=2")] * 2 + [("slow.gin", "schedule.epochs=0.8")] * 2,
         )
         self.assertTrue(all("SEED=0" in line and "DATA='images'" in line for line in trials))
         self.assertEqual(scores["time/slow/3/knn/knn_accuracy"], 0.125)
