@@ -86,6 +86,8 @@ def load_encoder(source: _Path) -> FeatureExtractor:
     A network of timm is recognized by its name, which runs and .safetensors exports of this project
     and checkpoints of timm's training script contain.
 
+    A pre-training run that keeps an average of its encoder gives the average.
+
     Its transform is the evaluation preprocessing of the run that wrote the weights, or of the
     export that wrote a .safetensors file. If that run had no evaluation, images are cropped to the
     size of its training inputs. For weights of other projects they are resized to 256 and cropped

@@ -72,6 +72,7 @@ PRETRAINING = PretrainTask(
     schedule=SCHEDULE,
     saving=Saving(every=2, keep_last=1, keep_every=4),
     reporting=Reporting(log_every=2, picture_every=4),
+    average_momentum=0.0,
     evaluators=(),
     online_probe=None,
 )

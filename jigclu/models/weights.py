@@ -31,6 +31,9 @@ _LAYERS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 # A name that every ResNet has, after any prefix.
 _ANCHOR = re.compile(r"((?:.+\.)?)layer[1-4]\.0\.conv1\.weight")
 _MAX_DEPTH = 4  # Of dicts in a file.
+# Name of the average that pre-training keeps of the encoder (`pretrain.average_momentum`), which is
+# used in place of the trained encoder.
+AVERAGED = "averaged_encoder"
 # Copies that MoCo and MoCo v3 keep of the encoder that they train; the trained one is used.
 _MOMENTUM_COPIES = ("encoder_k", "momentum_encoder")
 
@@ -52,10 +55,15 @@ class Weights(NamedTuple):
     tensors: the encoder's as `encoder.<torchvision's or timm's name>`, our heads as `fc_clu.…` and
       `fc_loc.…`, and all others of the same dict as in the file. Batch counters
       (`num_batches_tracked`), which our `BatchNorm` does not have, are left out.
+    is_averaged: whether the encoder is the moving average that pre-training keeps.
     """
 
     architecture: Architecture
     tensors: dict[str, Tensor]
+    is_averaged: bool
+
+    def __str__(self) -> str:
+        return f"{self.architecture}{', averaged over training steps' if self.is_averaged else ''}"
 
 
 class _Candidate(NamedTuple):
@@ -81,6 +89,11 @@ class _Candidate(NamedTuple):
             if key.startswith(self.prefix) and _is_layer(key.removeprefix(self.prefix), self.named)
         }
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the encoder is the moving average that pre-training keeps."""
+        return self.address.endswith(AVERAGED)
+
     def equals(self, other: "_Candidate") -> bool:
         """Returns whether both hold the same encoder, as aliases of one module do."""
         layers, others = self.layers, other.layers
@@ -92,9 +105,10 @@ class _Candidate(NamedTuple):
         """Returns the weights under our names; the encoder must be complete."""
         architecture = recognize(self.layers, self.named)
         assert architecture is not None
-        return Weights(
-            architecture, {self._our_name(key): value for key, value in self.tensors.items()}
-        )
+        tensors = {self._our_name(key): value for key, value in self.tensors.items()}
+        # Another encoder in the same dict may have our names.
+        tensors |= {f"encoder.{name}": value for name, value in self.layers.items()}
+        return Weights(architecture, tensors, self.is_averaged)
 
     def _our_name(self, key: str) -> str:
         name = key.removeprefix(self.prefix) if key.startswith(self.prefix) else ""
@@ -138,7 +152,7 @@ def select_weights(
       contents: of the file, from `tensor_files.read` or `tensor_files.peek`.
       path: path of the file, for messages.
       address: of the encoder in a file of several: keys of dicts and prefix, joined by dots. None
-        selects the only one.
+        selects the average that pre-training keeps, or else the only one.
       encoder: that is expected. Only a network of timm matters, because it is not recognized from
         its weights; None or another name selects the one that the file names, else a ResNet.
 
@@ -213,9 +227,13 @@ def _mapping(value: Any) -> dict[Any, Any]:
 
 
 def _only(complete: list[_Candidate], path: Path) -> _Candidate:
-    """Returns the only encoder of a file; momentum copies and aliases do not count."""
+    """Returns the averaged encoder of a file, or else the only one.
+
+    Momentum copies and aliases do not count.
+    """
+    averaged = [item for item in complete if item.is_averaged]
     trained = [item for item in complete if not item.address.endswith(_MOMENTUM_COPIES)]
-    first, *others = trained or complete
+    first, *others = averaged or trained or complete
     if not all(first.equals(other) for other in others):
         raise UserError(
             f"{path} holds {1 + len(others)} encoders; choose one of "

@@ -1,7 +1,7 @@
 """Self-supervised pre-training, by any method."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ from jigclu.models.encoder import Encoder
 from jigclu.ops.optim import Optimizer, check_learning_rate
 from jigclu.system import collectives, progress, seeds, signals
 from jigclu.system.device import launched_processes
-from jigclu.system.errors import UserError
+from jigclu.system.errors import UserError, check
 from jigclu.system.machine import PRECISIONS, Machine
 from jigclu.system.on_resume import Free, Initial, Logged
 from jigclu.training import online_probe
 from jigclu.training.alarms import Alarms
+from jigclu.training.averaged_encoder import AveragedEncoder
 from jigclu.training.bad_samples import Unreadable, recording
 from jigclu.training.evaluation_report import EvaluationReport
 from jigclu.training.initial_weights import load_into
@@ -63,7 +64,8 @@ class PretrainTask(TrainingTask):
       micro_batch_size: images per device that the network sees at once; None for all.
       optimizer: of the trainable parameters.
       learning_rate: peak of the schedule.
-      evaluators: of the encoder, each with its own period.
+      average_momentum: of the average of the encoder, per step; 0 for none.
+      evaluators: of the encoder or its average, each with its own period.
       online_probe: classifier that is trained alongside on labels of the source; None for none.
     """
 
@@ -74,12 +76,15 @@ class PretrainTask(TrainingTask):
     micro_batch_size: Logged[int | None]
     optimizer: Optimizer
     learning_rate: Logged[float]
+    average_momentum: float
     evaluators: Free[tuple[Evaluator, ...]]
     online_probe: OnlineProbe | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_learning_rate(self.learning_rate)
+        momentum = self.average_momentum
+        check(0 <= momentum < 1, "average_momentum", momentum, "in [0, 1), usually 0.999")
         if self.online_probe is not None and self.source.labels is None:
             raise UserError("source has no labels, which online_probe needs: bind it to None")
 
@@ -159,9 +164,12 @@ class PretrainTask(TrainingTask):
     def details(self) -> list[str]:
         """Returns the lines of the plan about images per step and memory."""
         with torch.device("meta"):
-            network = self.method.network(self.new_encoder())
+            encoder = self.new_encoder()
+            network = self.method.network(encoder)
+        averaged = encoder.state_dict().values() if self.average_momentum > 0 else []
         parameters = _megabytes(value for value in network.parameters() if value.requires_grad)
-        buffers = _megabytes([*network.parameters(), *network.buffers()]) - parameters
+        everything = _megabytes([*network.parameters(), *network.buffers(), *averaged])
+        buffers = everything - parameters
         local_batch = self.batch_size // launched_processes()
         moments = [name.replace("_", " ") for name in self.optimizer.moment_names]
         parts = [f"{name} {parameters:.1f}, " for name in ("parameters", *moments)]
@@ -188,21 +196,26 @@ class PretrainTask(TrainingTask):
         with self.process(workdir, config) as process, recording(workdir):
             with progress.status("building the network"):
                 step = self.training_step(process.device, process.machine)
+            encoder = step.network.encoder
+            assert isinstance(encoder, Encoder)
+            average = AveragedEncoder(encoder, self.average_momentum)
             state, reader = step.initial_state(), _Reader(self, process)
-            probe = self._start_probe(step.network, process.device)
+            probe = self._start_probe(encoder.channels, process.device)
             if probe is not None:
                 state = state._replace(buffers=state.buffers | probe.tensors)
+            initialize = partial(self._initialize, state.parameters | state.buffers, average)
+            state = state._replace(buffers=state.buffers | average.tensors)
             return train(
                 self,
                 process,
                 state=state,
-                initialize=partial(
-                    load_into, tensors={**state.parameters, **state.buffers}, encoder=self.encoder
-                ),
+                initialize=initialize,
                 batches=reader.batches,
                 prepare=self.prepare,
-                take_step=partial(self._take_step, step, probe),
-                evaluations=[self._evaluation(item, step, process) for item in self.evaluators],
+                take_step=partial(self._take_step, step, probe, average),
+                evaluations=[
+                    self._evaluation(item, average.encoder, process) for item in self.evaluators
+                ],
                 pictures=self._pictures(step, process),
                 summarize=lambda history: [*reader.summary(), *_gains(history)],
                 should_stop=should_stop,
@@ -236,33 +249,42 @@ class PretrainTask(TrainingTask):
         rate = self.learning_rate * self.learning_rate_factor(state.step)
         return step(state, inputs, rate, measured, observe)
 
-    def _start_probe(self, network: nn.Module, device: torch.device) -> RunningProbe | None:
+    def _initialize(
+        self, tensors: Mapping[str, Tensor], average: AveragedEncoder, init_from: str
+    ) -> str:
+        message = load_into(init_from, tensors, self.encoder)
+        average.restart()
+        return message
+
+    def _start_probe(self, channels: int, device: torch.device) -> RunningProbe | None:
         if self.online_probe is None:
             return None
-        assert isinstance(network.encoder, Encoder)
         of_images = torch.tensor(self.source.labels)
         labels = Labels(of_images, len(self.source.classes), self.global_batches)
-        channels = network.encoder.channels
         return RunningProbe(self.online_probe, labels, channels, self.seed, device)
 
     def _take_step(
         self,
         step: TrainingStep,
         probe: RunningProbe | None,
+        average: AveragedEncoder,
         state: TrainState,
         inputs: StepInputs,
         measured: bool,
     ) -> StepResult:
-        """Takes a step of the network, and one of the online probe if there is one."""
-        if probe is None:
-            return self.take_step(step, state, inputs, measured)
+        """Takes a step of the network, of the averaged encoder, and of the online probe if any."""
+        observe = None
+        if probe is not None:
+            observe = partial(self._train_probe, probe, state.step, inputs)
+        result = self.take_step(step, state, inputs, measured, observe)
+        average.update(state.step)
+        return result
 
-        def observe(outputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-            features, images = self.method.encoder_features(outputs, inputs.targets)
-            rows = len(features) * collectives.world_size()
-            return probe.train(state.step, features, images, rows)
-
-        return self.take_step(step, state, inputs, measured, observe)
+    def _train_probe(
+        self, probe: RunningProbe, step: int, inputs: StepInputs, outputs: tuple[Tensor, ...]
+    ) -> dict[str, Tensor]:
+        features, images = self.method.encoder_features(outputs, inputs.targets)
+        return probe.train(step, features, images, len(features) * collectives.world_size())
 
     def _pictures(
         self, step: TrainingStep, process: Process
@@ -294,9 +316,8 @@ class PretrainTask(TrainingTask):
         finally:
             network.train()
 
-    def _evaluation(self, evaluator: Evaluator, step: TrainingStep, process: Process) -> Evaluation:
-        encoder, precision = step.network.encoder, PRECISIONS[process.machine.precision.value]
-        assert isinstance(encoder, Encoder)
+    def _evaluation(self, evaluator: Evaluator, encoder: Encoder, process: Process) -> Evaluation:
+        precision = PRECISIONS[process.machine.precision.value]
 
         def evaluate(monitor: Monitor, at_step: int) -> dict[str, float]:
             return evaluator(encoder, precision, EvaluationReport(monitor, at_step))

@@ -158,4 +158,4 @@ def load_into(init_from: str, tensors: Mapping[str, Tensor], encoder: str | None
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(values[name])
-    return f"initial weights of {path}, {weights.architecture}: {report.summary()}"
+    return f"initial weights of {path}, {weights}: {report.summary()}"

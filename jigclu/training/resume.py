@@ -25,6 +25,7 @@ _SINCE_0_3_0 = {
     "optimizer.decay_norms_and_biases": "True",
     "method.siblings": "'anywhere'",
     "method.queue_size": "0",
+    "average_momentum": "0.0",
 }
 _RENAMED = {"'AugmentationSettings'": "'ColorAugmentation'"}
 # It did not record the task, which these settings tell.

@@ -211,6 +211,29 @@ class SeveralEncodersTest(WeightsTestCase):
         self.assert_encoder(self.read(contents))
         self.assert_encoder(self.read(contents, f"state_dict.{momentum}".rstrip(".")), 1.0)
 
+    @parameterized.parameters((("trained", "averaged"),), (("averaged", "trained"),))
+    def test_the_average_of_our_pre_training_is_used_by_default(
+        self, order: tuple[str, str]
+    ) -> None:
+        copies = {
+            "trained": _with_prefix("encoder."),
+            "averaged": _with_prefix(f"{weights.AVERAGED}.", 1.0),
+        }
+        first, second = (copies[name] for name in order)
+        heads = {"fc_loc.weight": torch.ones(4, 512)}
+        contents = {
+            "parameters": first | heads,
+            "buffers": second | _with_prefix("momentum_encoder.", 2.0),
+        }
+        found = self.read(contents)
+        self.assert_encoder(found, 1.0)
+        self.assertTrue(found.is_averaged)
+        self.assertIn("fc_loc.weight", found.tensors)
+        for address, change in (("encoder", 0.0), ("momentum_encoder", 2.0)):
+            chosen = self.read(contents, address)
+            self.assert_encoder(chosen, change)
+            self.assertFalse(chosen.is_averaged)
+
     def test_one_module_under_two_names_is_one_encoder(self) -> None:
         model = _Wrapper(backbone=_RESNET, method=_Wrapper(backbone=_RESNET))
         self.assertIn("method.backbone.conv1.weight", model.state_dict())

@@ -16,6 +16,7 @@ from jigclu.methods.method import Method
 from jigclu.models.classifier import Classifier
 from jigclu.ops import optim
 from jigclu.ops.probes import initial_probes
+from jigclu.training.averaged_encoder import AveragedEncoder
 from jigclu.training.probe_step import ProbeStep, initial_state
 from jigclu.training.step import TrainingStep
 from tests.samples import (
@@ -142,6 +143,11 @@ class HostSyncTest(parameterized.TestCase):
         with no_host_reads():
             state, _, _ = step(step.initial_state(), inputs, 0.1)
         self.assertEqual(state.step, 1)
+
+    def test_averages_never_read_tensors(self) -> None:
+        average = AveragedEncoder(TinyEncoder(), 0.999)
+        with no_host_reads():
+            average.update(0)
 
     def test_steps_of_probes_never_read_tensors(self) -> None:
         step = ProbeStep([(0.1, 0.0), (0.2, 0.1)], 0.9, torch.device("cpu"))

@@ -10,7 +10,7 @@ from absl.testing import absltest
 from torch import Tensor
 
 from jigclu.models.encoder import create_encoder, encoder_tensors
-from jigclu.models.weights import Architecture
+from jigclu.models.weights import AVERAGED, Architecture
 from jigclu.system.errors import UserError
 from jigclu.training import checkpoint, initial_weights
 from jigclu.training.initial_weights import RELEASES, Place
@@ -71,6 +71,20 @@ class FindTest(FolderTestCase):
         self.assertIn(f"'{path}:model', '{path}:model_ema'", self.rejected(path))
         self.assertEqual(self.value(f"{path}:model_ema"), 2)
         self.assertEqual(self.value(f"{path}:model"), 1)
+
+    def test_average_is_loaded_by_default_and_reported(self) -> None:
+        path = self.folder / "run.pt"
+        trained = {f"encoder.{name}": value for name, value in filled(1).items()}
+        averaged = {f"{AVERAGED}.{name}": value for name, value in filled(2).items()}
+        torch.save({"parameters": trained, "buffers": averaged}, path)
+        model = encoder_tensors(create_encoder(*SMALL))
+        for init_from, value, origin in (
+            (str(path), 2, ", averaged over training steps"),
+            (f"{path}:encoder", 1, ""),
+        ):
+            message = initial_weights.load_into(init_from, model)
+            self.assertStartsWith(message, f"initial weights of {path}, {SMALL}{origin}: loaded ")
+            self.assertEqual(model["encoder.bn1.running_var"][0].item(), value)
 
     def test_colons_are_allowed_in_paths(self) -> None:
         path = self.folder / "12:30:05.pth"

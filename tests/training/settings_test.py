@@ -160,7 +160,7 @@ class LearningSettingsTest(parameterized.TestCase):
             *("method.pooling_map", "method.embedding_channels", "method.temperature"),
             *("method.base_temperature", "method.clustering_weight", "method.location_weight"),
             *("micro_batch_size", "optimizer", *OPTIMIZER_FIELDS),
-            *("learning_rate", "init_from", "online_probe"),
+            *("learning_rate", "init_from", "average_momentum", "online_probe"),
         ]
         self.assertCountEqual(learning_settings(PRETRAINING), expected)
 
@@ -190,6 +190,7 @@ class LearningSettingsTest(parameterized.TestCase):
         ({"learning_rate": 0.1}, "learning_rate"),
         ({"seed": 1}, "seed"),
         ({"micro_batch_size": 2}, "micro_batch_size"),
+        ({"average_momentum": 0.9}, "average_momentum"),
     )
     def test_changes_of_learning_settings_are_found(
         self, changes: dict[str, Any], name: str

@@ -95,6 +95,7 @@ def published_recipe(source: Source, batch_size: int = 256) -> PretrainTask:
         resume_from=None,
         saving=Saving(every=1000, keep_last=2, keep_every=0),
         reporting=Reporting(log_every=50, picture_every=5000),
+        average_momentum=0.0,
         evaluators=(),
         online_probe=None,
     )
