@@ -126,7 +126,7 @@ class ChooseTest(ChosenTestCase):
         ("pretrain.seed=%CHOSEN", "pretrain.seed is %CHOSEN, but no rule chooses it: bind it"),
         ("pretrain.batch_size='x'", "pretrain.batch_size is 'x', of type str; expected int"),
         ("pretrain.batch_size=0", "pretrain.batch_size is 0; it must be 2 or more images"),
-        ("schedule.epochs='x'", "schedule.epochs is 'x', of type str; expected int"),
+        ("schedule.epochs='x'", "schedule.epochs is 'x', of type str; expected float"),
         ("SIZE='x'", "SIZE is 'x'; it must be a number of pixels"),
         ("pretrain.encoder=18", "pretrain.encoder is 18, of type int; expected str"),
         ("pretrain.init_from=3", "pretrain.init_from is 3, of type int; expected str or None"),

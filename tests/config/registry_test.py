@@ -129,7 +129,7 @@ class TypesTest(ConfigTestCase):
     @parameterized.parameters(
         ("pretrain.optimizer=@lars()", "gin/base/lars.gin"),
         ("pretrain.optimizer=@adamw()", "gin/base/convnext.gin"),
-        ("pretrain.method=@simclr()", "gin/base/simclr.gin"),
+        ("pretrain.method=@simclr()", "gin/base/simclr_method.gin"),
         ("schedule.decay=@step_decay()", "gin/base"),  # Several files bind it.
     )
     def test_missing_bindings_come_with_the_file_of_their_usual_values(
