@@ -192,14 +192,30 @@ class GinFilesTest(parameterized.TestCase):
             else:
                 self.assertEqual("{pretrained}" in stage.resolved, name != "pretrain")
 
-    @parameterized.parameters("gin/results/compare_tiny.gin", "gin/results/ablation_tiny.gin")
-    def test_every_stage_of_a_comparison_loads(self, file: str) -> None:
-        small = self.create_tempdir().full_path
-        for folder, images in (("train/a", 300), ("train/b", 300), ("val/a", 1), ("val/b", 1)):
-            (Path(small) / folder).mkdir(parents=True)
-            for number in range(images):
-                (Path(small) / folder / f"{number}.png").touch()
-        config.load([file], [f"DATA={small!r}"]).check(Path(small) / "none")
+    @parameterized.parameters("compare_tiny", "ablation_tiny")
+    def test_every_training_of_a_comparison_loads(self, name: str) -> None:
+        data = self.image_folder(150)
+        bindings = [f"DATA='{data}'", "compare.scorings=()"]
+        config.load([f"gin/results/{name}.gin"], bindings).check(data / "none")
+
+    def test_every_scoring_of_a_comparison_loads(self) -> None:
+        data = self.image_folder(3200)  # 1% of the labels are a batch.
+        for folder in ("train", "trainannot", "val", "valannot"):
+            (data / "camvid" / folder).mkdir(parents=True)
+            for number in range(8):
+                Image.new("L", (8, 8), number).save(data / "camvid" / folder / f"{number}.png")
+        method = "('jigclu', 'gin/results/jigclu_tiny.gin', (('pretrain.learning_rate=0.1',),))"
+        bindings = [f"DATA='{data}'", f"CAMVID='{data}/camvid'", f"compare.methods=({method},)"]
+        config.load(["gin/results/compare_tiny_dense.gin"], bindings).check(data / "none")
+
+    def image_folder(self, images: int) -> Path:
+        """Returns a folder with two classes of empty files, of which some are for training."""
+        data = Path(self.create_tempdir().full_path)
+        for folder, count in (("train/a", images), ("train/b", images), ("val/a", 1), ("val/b", 1)):
+            (data / folder).mkdir(parents=True)
+            for number in range(count):
+                (data / folder / f"{number}.png").touch()
+        return data
 
     @parameterized.parameters(*RUN_FILES)
     def test_files_bind_only_what_differs_from_their_includes(self, file: str) -> None:

@@ -75,9 +75,8 @@ def compare(
     trial_share: float,
     trial_bindings: tuple[str, ...],
     seeds: tuple[int, ...],
-    scorings: Sequence[tuple[str, str, tuple[str, ...]]],
-    untrained: Sequence[tuple[str, str, tuple[str, ...]]],
     data: str | None,
+    scorings: Sequence[tuple[str, str, str, str | None, tuple[str, ...]]],
 ) -> CompareTask:
     """Returns a comparison of methods; see `CompareTask`."""
     return CompareTask(**locals(), load=_loader[0])

@@ -1,7 +1,8 @@
-"""Line charts as SVG, which browsers show in light and dark without other libraries."""
+"""Line and bar charts as SVG, which browsers show in light and dark without other libraries."""
 
 import html
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ _WIDTH, _LEFT, _RIGHT, _BOTTOM = 400, 54, 14, 44
 _PLOT_HEIGHT = 180
 _MARGIN = 0.06  # Above and below the lines, as a share of their range.
 _LINE_HEIGHT = 18  # Of the title and of a row of the legend.
-_LETTER = 7.4  # Mean width of a letter of the legend.
+_LETTER = 7.4  # Mean width of a letter.
+_ROW, _BAR = 24, 14  # Heights of a row of a bar chart, and of its bar.
 _MOST_POINTS = 400  # Of a line; more of them would not be seen.
 _MOST_DOTS = 40  # Points of a line that also shows each of them, with its value.
 # Eight hues of similar weight that color-blind readers can tell from their neighbors in the order;
@@ -38,6 +40,21 @@ class Chart(NamedTuple):
     is_share: bool
 
 
+class Bars(NamedTuple):
+    """Horizontal bars of values of 0 or more, the longest one first; one bar or more.
+
+    title: names the values, with their unit.
+    bars: values of each bar by its name; several are shown as mean and standard deviation.
+    levels: reference values by name, shown as vertical lines.
+    is_share: whether values are shares, shown as percentages.
+    """
+
+    title: str
+    bars: Mapping[str, Sequence[float]]
+    levels: Mapping[str, float]
+    is_share: bool
+
+
 class _Axis(NamedTuple):
     """Maps values from `low` to `high` to pixels from `start` to `end`."""
 
@@ -51,12 +68,31 @@ class _Axis(NamedTuple):
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def draw(chart: Chart) -> str:
-    """Returns a chart as an SVG element, whose colors follow the reader's color scheme."""
+def draw(chart: Chart | Bars, margin: int = 0) -> str:
+    """Returns a chart as an SVG element, whose colors follow the reader's color scheme.
+
+    As a file of its own, it has a background.
+
+    Args:
+      chart: to draw.
+      margin: empty pixels around it.
+    """
+    parts, height = _draw_bars(chart) if isinstance(chart, Bars) else _draw_lines(chart)
+    width, height = _WIDTH + 2 * margin, height + 2 * margin
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="{-margin} {-margin} {width} {height}" class="chart" role="img" '
+        f'aria-label="{html.escape(chart.title)}"><style>{_style()}</style>'
+        f'<text x="0" y="13" class="title">{html.escape(chart.title)}</text>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _draw_lines(chart: Chart) -> tuple[list[str], int]:
+    """Returns all elements but the title, and the height of the chart."""
     lines = {name: _visible(points) for name, points in chart.series.items()}
     legend, rows = _legend(list(lines) if len(lines) > 1 else [])
     top = _LINE_HEIGHT * (rows + 1) + 12
-    height = top + _PLOT_HEIGHT + _BOTTOM
     xs = [x for points in lines.values() for x, _ in points]
     ys = [y for points in lines.values() for _, y in points]
     ys += [value for value in chart.levels.values() if math.isfinite(value)]
@@ -64,7 +100,6 @@ def draw(chart: Chart) -> str:
     x_axis = _Axis(*_range(xs, 0.0), _LEFT, _WIDTH - _RIGHT)
     y_axis = _Axis(0.0 if chart.is_share else low, high, top + _PLOT_HEIGHT, top)
     parts = [
-        f'<text x="0" y="13" class="title">{html.escape(chart.title)}</text>',
         *legend,
         *_horizontal_axis(chart.x_label, x_axis, y_axis),
         *_vertical_axis(chart.is_share, x_axis, y_axis),
@@ -80,16 +115,49 @@ def draw(chart: Chart) -> str:
             for part in _level(name, value, chart.is_share, x_axis, y_axis)
         ),
     ]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" class="chart" '
-        f'role="img" aria-label="{html.escape(chart.title)}"><style>{_style()}</style>'
-        f"{''.join(parts)}</svg>"
-    )
+    return parts, top + _PLOT_HEIGHT + _BOTTOM
+
+
+def _draw_bars(chart: Bars) -> tuple[list[str], int]:
+    """Returns all elements but the title, and the height of the chart."""
+    texts = {name: describe_all(values, chart.is_share) for name, values in chart.bars.items()}
+    left = 10 + _LETTER * max(map(len, texts))
+    right = _WIDTH - 10 - _LETTER * max(map(len, texts.values()))
+    ends = [sum(_spread(values)) for values in chart.bars.values()]
+    axis = _Axis(0.0, max(*ends, *chart.levels.values(), 1e-9), left, right)
+    # Names of levels are above the bars.
+    top = _LINE_HEIGHT * (1 + len(chart.levels)) + 6
+    bottom = top + _ROW * len(chart.bars)
+    parts = [f'<line class="axis" x1="{left}" x2="{left}" y1="{top}" y2="{bottom}"/>']
+    # Each bar has the color of a line of its number, wherever it is sorted to.
+    numbers = {name: number for number, name in enumerate(chart.bars)}
+    ranked = sorted(numbers, key=lambda name: -_spread(chart.bars[name])[0])
+    middles = {name: top + _ROW * (row + 0.5) for row, name in enumerate(ranked)}
+    for name, y in middles.items():
+        parts += _bar(name, chart.bars[name], numbers[name], axis, y)
+    for row, (name, value) in enumerate(chart.levels.items(), 1):
+        text = f"{name} {describe(value, chart.is_share)}"
+        parts += _vertical_level(text, axis.at(value), row, bottom)
+    for name, y in middles.items():
+        x = axis.at(sum(_spread(chart.bars[name]))) + 6
+        parts.append(f'<text x="{x}" y="{y + 4}" class="label">{texts[name]}</text>')
+    return parts, bottom + 6
 
 
 def describe(value: float, is_share: bool) -> str:
     """Returns a value as text: a share as a percentage, others with four digits."""
     return f"{value:.1%}" if is_share else f"{value:.4g}"
+
+
+def describe_all(values: Sequence[float], is_share: bool) -> str:
+    """Returns a value, or the mean and standard deviation of several, as text."""
+    texts = [describe(value, is_share) for value in _spread(values)]
+    return " ± ".join(texts) if len(values) > 1 else texts[0]
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    """Returns mean and sample standard deviation, which is 0 for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -176,6 +244,30 @@ def _line(
     return parts
 
 
+def _bar(name: str, values: Sequence[float], number: int, axis: _Axis, y: float) -> list[str]:
+    mean, deviation = _spread(values)
+    end, least, most = (axis.at(value) for value in (mean, mean - deviation, mean + deviation))
+    parts = [
+        f'<text x="{axis.start - 8}" y="{y + 4}" text-anchor="end">{html.escape(name)}</text>',
+        f'<rect class="{_classes(number)}" x="{axis.start}" y="{y - _BAR / 2}" '
+        f'width="{end - axis.start:.1f}" height="{_BAR}"/>',
+    ]
+    if deviation:
+        parts.append(f'<line class="deviation" x1="{least}" x2="{most}" y1="{y}" y2="{y}"/>')
+    return parts
+
+
+def _vertical_level(text: str, x: float, row: int, bottom: float) -> list[str]:
+    """Returns a level of a bar chart, whose text is in a row below the title."""
+    y = _LINE_HEIGHT * row + 13
+    # The text is on the side that has space.
+    anchor = "start" if x < _WIDTH / 2 else "end"
+    return [
+        f'<line class="level" x1="{x}" x2="{x}" y1="{y + 5}" y2="{bottom}"/>',
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}">{html.escape(text)}</text>',
+    ]
+
+
 def _legend(names: Sequence[str]) -> tuple[list[str], int]:
     """Returns the entries of several lines, and how many rows they take."""
     parts, x, row = [], 0.0, 1 if names else 0
@@ -213,17 +305,20 @@ def _style() -> str:
         )
 
     return (
-        ".chart{color-scheme:light dark;--ink:#404040;display:block;width:100%;height:auto;"
-        "font:13px system-ui,sans-serif}"
+        ".chart{color-scheme:light dark;--ink:#404040;font:13px system-ui,sans-serif}"
+        # Only in a file of its own: the colors of GitHub's pages.
+        ".chart:root{--page:#ffffff;background:var(--page)}"
         ".chart text{fill:var(--ink)}.chart .title{font-weight:600}"
         # A border in the color of the page keeps labels readable on top of lines.
         ".chart .label{stroke:var(--page,Canvas);stroke-width:4;paint-order:stroke}"
         ".chart polyline,.chart line{stroke:var(--line);stroke-width:2;fill:none}"
-        ".chart polyline{stroke-linejoin:round}.chart circle{fill:var(--line)}"
+        ".chart polyline{stroke-linejoin:round}.chart circle,.chart rect{fill:var(--line)}"
         ".chart line.grid,.chart line.axis{stroke:var(--ink);stroke-width:1;opacity:.15}"
         ".chart line.axis{opacity:.6}"
         ".chart line.level{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:5 4;opacity:.75}"
+        ".chart line.deviation{stroke:var(--ink)}"
         ".chart .repeated{stroke-dasharray:7 2}"
         f"{colors(_LIGHT)}@media(prefers-color-scheme:dark){{.chart{{--ink:#c8c8c8}}"
+        ".chart:root{--page:#0d1117}"
         f"{colors(_DARK)}}}"
     )

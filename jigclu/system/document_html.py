@@ -18,8 +18,10 @@ from jigclu.system.documents import (
     Table,
 )
 
-# Also a percentage, a size, and a time.
-_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ?%| [kM]B)?|(\d+ days?, )?\d+:\d\d:\d\d")
+# Also a percentage, with a deviation, a size, and a time.
+_NUMBER = re.compile(
+    r"[-+]?[\d.,]+(e[-+]?\d+)?( ?%| [kM]B)?( ± [\d.,e+-]+%?)?|(\d+ days?, )?\d+:\d\d:\d\d"
+)
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --muted: #5c5c60; --page: #ffffff;
   --card: #f5f5f7; --line: #dcdce0; }
@@ -50,7 +52,7 @@ pre { background: var(--card); border-radius: 8px; padding: 12px 14px; white-spa
   font: 13px/1.5 ui-monospace, monospace; }
 .charts { display: grid; gap: 20px 28px; margin: 16px 0;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); }
-.charts svg { max-width: 560px; }
+.charts svg { display: block; width: 100%; height: auto; max-width: 560px; }
 figure { margin: 16px 0; }
 figure img { min-width: min(100%, 320px); max-width: 100%; height: auto; border-radius: 6px;
   background: var(--card); }

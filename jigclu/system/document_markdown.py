@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from jigclu.system.charts import Chart, describe
+from jigclu.system.charts import Bars, Chart, describe, describe_all
 from jigclu.system.documents import (
     Block,
     Bullets,
@@ -44,9 +44,7 @@ def _block(block: Block) -> str:
         case Code(text):
             return _code(text)
         case Charts(charts):
-            # Charts of the same values over different axes have the same rows.
-            values = dict.fromkeys(row for chart in charts for row in _values(chart))
-            return _table(("value", "first", "least", "greatest", "last", "compare"), list(values))
+            return "\n\n".join(_charts(charts))
         case Picture(caption, path, _):
             return f"![{_escape(caption)}](<{path.as_posix()}>)"
 
@@ -55,6 +53,24 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     escaped = [[*map(_escape, row)] for row in (header, *rows)]
     lines = [escaped[0], ["---"] * len(header), *escaped[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _charts(charts: Sequence[Chart | Bars]) -> list[str]:
+    """Returns a table of all lines, and one of each chart of bars."""
+    lines = [chart for chart in charts if isinstance(chart, Chart)]
+    # Charts of the same values over different axes have the same rows.
+    rows = dict.fromkeys(row for chart in lines for row in _values(chart))
+    header = ("value", "first", "least", "greatest", "last", "compare")
+    tables = [_table(header, list(rows))] if lines else []
+    for chart in charts:
+        if isinstance(chart, Bars):
+            levels = {name: [value] for name, value in chart.levels.items()}
+            bars = [
+                (name, describe_all(values, chart.is_share))
+                for name, values in (*chart.bars.items(), *levels.items())
+            ]
+            tables.append(_table(("", chart.title), bars))
+    return tables
 
 
 def _values(chart: Chart) -> list[tuple[str, ...]]:

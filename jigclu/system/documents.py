@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jigclu.system.charts import Chart
+from jigclu.system.charts import Bars, Chart
 
 
 class Paragraph(NamedTuple):
@@ -37,9 +37,9 @@ class Code(NamedTuple):
 
 
 class Charts(NamedTuple):
-    """Charts side by side; Markdown has their first, last and extreme values instead."""
+    """Charts side by side; Markdown has tables of their values instead."""
 
-    charts: Sequence[Chart]
+    charts: Sequence[Chart | Bars]
 
 
 class Picture(NamedTuple):

@@ -16,28 +16,28 @@ from typing import NamedTuple
 from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError, check
 from jigclu.system.files import sha256, write_file
-from jigclu.tasks.compare_report import Result, report_comparison
-from jigclu.tasks.short_run import measure_first_steps
-from jigclu.tasks.stages import (
-    PRETRAINED,
-    Load,
-    Stage,
-    check_stage,
-    fill,
-    last_checkpoint,
-    load_stage,
-    run_stage,
+from jigclu.tasks.compare_report import (
+    RESULTS,
+    Comparison,
+    Result,
+    Trial,
+    chance,
+    curve,
+    write_comparison,
 )
-from jigclu.training import checkpoint
+from jigclu.tasks.short_run import measure_first_steps
+from jigclu.tasks.stages import Load, Stage, check_stage, load_stage, record_scores, run_stage
+from jigclu.training import checkpoint, run_records
+from jigclu.training.encoder_task import EncoderTask
 from jigclu.training.finite import Diverged
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
-from jigclu.training.report import write_document
 from jigclu.training.run_records import SCORES
 from jigclu.training.task import TrainingTask
 
 BUDGETS = ("time", "images")
 _ROUNDS = 3  # Measurements of the speed of each method.
+_DIVERGED = "diverged"  # The only score of a trial that diverged.
 
 
 class Method(NamedTuple):
@@ -54,15 +54,19 @@ class Method(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """An evaluation of trained weights.
+    """An evaluation of weights.
 
     name: and folder.
     file: gin file.
-    bindings: over it; {pretrained} stands for the weights.
+    task: of the file, such as "linear".
+    data: folder, DATA of the file; None: as the file binds it.
+    bindings: over it, without those of the weights.
     """
 
     name: str
     file: str
+    task: str
+    data: str | None
     bindings: tuple[str, ...]
 
 
@@ -78,10 +82,9 @@ class CompareTask:
       trial_share: epochs of a trial as a share of those of the first budget.
       trial_bindings: with which trials train and score on parts of the training images.
       seeds: of the runs; the macro SEED.
-      scorings: name, gin file and bindings of each evaluation of trained weights, for which
-        {pretrained} stands.
-      untrained: the same for random weights.
-      data: folder of the data, DATA in every stage; None: as the stage's file binds it.
+      data: folder of the training data, DATA in their files; None: as the file binds it.
+      scorings: name, gin file, task, folder of the data (as `data`) and bindings of each
+        evaluation, of trained and of random weights.
       load: reads gin files.
     """
 
@@ -92,9 +95,8 @@ class CompareTask:
     trial_share: float
     trial_bindings: tuple[str, ...]
     seeds: tuple[int, ...]
-    scorings: Sequence[tuple[str, str, tuple[str, ...]]]
-    untrained: Sequence[tuple[str, str, tuple[str, ...]]]
     data: str | None
+    scorings: Sequence[tuple[str, str, str, str | None, tuple[str, ...]]]
     load: Load
 
     def __post_init__(self) -> None:
@@ -117,15 +119,14 @@ class CompareTask:
             raise UserError("compare runs in a single process: start it without torchrun")
         folder = workdir / "new"
         for method in self._methods():
-            for number in range(len(method.candidates)):
-                trial = self._training(method, number, self.epochs, 0, True)
+            for number, settings in enumerate(method.candidates):
+                trial = self._training(method, settings, self.epochs, 0, True)
                 check_stage(f"{method.name}, candidate {number}", trial, folder)
-            stage = self._training(method, 0, self.epochs, 0, False)
+            stage = self._training(method, method.candidates[0], self.epochs, 0, False)
             check_stage(method.name, stage, folder)
-        for scoring in self._scorings():
-            check_stage(scoring.name, self._scoring(scoring, folder), folder, stage.task)
-        for scoring in (Scoring(*item) for item in self.untrained):
-            check_stage(scoring.name, self._scoring(scoring, folder), folder)
+        # Scorings of weights that do not exist yet only differ in the weights.
+        for name, stage in self._untrained():
+            check_stage(name, stage, folder)
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines."""
@@ -136,7 +137,7 @@ class CompareTask:
             f"budgets: equal {' and '.join(self.budgets)}; {self.epochs:g} epochs of "
             f"{self.reference}",
             f"trainings: {trials} trials of {self.trial_share:.0%} of the budget, then {runs} runs",
-            f"results: {workdir / 'report.html'}, after every run",
+            f"results: {workdir / 'report.html'} and {RESULTS}, after every run",
         ]
         return "\n".join(lines)
 
@@ -147,10 +148,10 @@ class CompareTask:
             seconds = self._measure_speed(workdir, monitor.message)
             untrained = self._score_untrained(workdir, monitor.message)
             results: list[Result] = []
-            for result in self._results(seconds, workdir, monitor.message):
+            trials: list[Trial] = []
+            for result in self._results(trials, seconds, workdir, monitor.message):
                 results.append(result)
-                document = report_comparison(results, untrained, seconds, self._tried(workdir))
-                write_document(workdir, document)
+                write_comparison(workdir, Comparison(results, untrained, seconds, trials))
             monitor.message(f"the comparison is in {workdir / 'report.html'}")
         scores = {
             f"{result.budget}/{result.method}/{result.seed}/{name}": value
@@ -172,7 +173,7 @@ class CompareTask:
         for number in range(_ROUNDS):
             for method in missing:
                 message(f"measuring the speed of {method.name}, {number + 1} of {_ROUNDS}")
-                task = self._training(method, 0, self.epochs, 0, False).task
+                task = self._training(method, method.candidates[0], self.epochs, 0, False).task
                 assert isinstance(task, TrainingTask)
                 record = measure_first_steps(task)
                 assert record is not None
@@ -189,64 +190,69 @@ class CompareTask:
 
     # ---- Trials ------------------------------------------------------------------------
 
-    def _choose(
+    def _try(
         self,
         method: Method,
         seconds: dict[str, float],
         workdir: Path,
         message: Callable[[str], None],
-    ) -> int:
-        """Returns the number of the candidate with the best score on held-out training images."""
+    ) -> list[Trial]:
+        """Returns the score of each candidate on held-out training images."""
         epochs = self.trial_share * self._budget(method.name, self.budgets[0], seconds)
-        scores = {}
-        for number, bindings in enumerate(method.candidates):
+        trials = []
+        for number, settings in enumerate(method.candidates):
             name = f"trials/{method.name}/{number}"
-            stage = self._training(method, number, epochs, 0, True)
+            stage = self._training(method, settings, epochs, 0, True)
             try:
                 found = run_stage(name, stage, workdir / name, {}, message)
-                scores[number] = next(found[key] for key in SCORES if key in found)
             except Diverged as error:
                 message(f"{name} diverged: {error}")
-                scores[number] = 0.0
-            message(f"{name}: {scores[number]:.1%} with {', '.join(bindings)}")
-        path = workdir / "trials" / method.name / "scores.json"
-        write_file(path, json.dumps(list(scores.values())).encode())
-        return max(scores, key=lambda number: scores[number])
-
-    def _tried(self, workdir: Path) -> list[tuple[str, str, float]]:
-        """Returns method, bindings and score of every trial."""
-        tried = []
-        for method in self._methods():
-            path = workdir / "trials" / method.name / "scores.json"
-            if not path.exists():
-                continue
-            scores = json.loads(path.read_text(encoding="utf-8"))
-            for bindings, score in zip(method.candidates, scores, strict=True):
-                tried.append((method.name, ", ".join(bindings), score))
-        return tried
+                # So that a resumed comparison does not train it again.
+                found = record_scores(workdir / name, {_DIVERGED: 1.0})
+            known = (found[key] for key in SCORES if key in found)
+            score = None if _DIVERGED in found else next(known)
+            trials.append(Trial(method.name, settings, score))
+            described = "diverged" if score is None else f"{score:.1%}"
+            message(f"{name}: {described} with {', '.join(settings)}")
+        return trials
 
     # ---- Runs --------------------------------------------------------------------------
 
     def _results(
         self,
+        trials: list[Trial],
         seconds: dict[str, float],
         workdir: Path,
         message: Callable[[str], None],
     ) -> Iterator[Result]:
-        """Yields the result of each run; the first one of a method follows its trials."""
-        chosen: dict[str, int] = {}
+        """Yields the result of each run; adds the trials of a method before its first run."""
+        chosen: dict[str, Trial] = {}
         for seed in self.seeds:
             for budget in self.budgets:
                 for method in self._methods():
                     if method.name not in chosen:
-                        chosen[method.name] = self._choose(method, seconds, workdir, message)
+                        own = self._try(method, seconds, workdir, message)
+                        chosen[method.name] = max(own, key=lambda trial: trial.score or 0.0)
+                        trials += own
+                    settings = chosen[method.name].settings
                     epochs = self._budget(method.name, budget, seconds)
                     name = f"{budget}/{method.name}/seed_{seed}"
-                    folder = workdir / name
-                    stage = self._training(method, chosen[method.name], epochs, seed, False)
-                    scores = run_stage(name, stage, folder, {}, message)
-                    scores = scores | self._score(folder, message)
-                    yield Result(method.name, budget, seed, epochs, scores, folder)
+                    stage = self._training(method, settings, epochs, seed, False)
+                    scores = run_stage(name, stage, workdir / name, {}, message)
+                    scores = scores | self._score(workdir / name, message)
+                    run = run_records.read(workdir / name)
+                    yield Result(
+                        method=method.name,
+                        budget=budget,
+                        seed=seed,
+                        settings=settings,
+                        epochs=epochs,
+                        images=run.images,
+                        hours=run.images * seconds[method.name] / 3600,
+                        scores=scores,
+                        curve=curve(run, seconds[method.name]),
+                        chance=chance(run),
+                    )
 
     def _score(self, folder: Path, message: Callable[[str], None]) -> dict[str, float]:
         """Returns the scores of the weights of a finished run."""
@@ -255,17 +261,17 @@ class CompareTask:
         assert weights is not None
         for scoring in self._scorings():
             own = folder / scoring.name
-            stage = self._scoring(scoring, folder).for_workdir(own)
+            stage = self._scoring(scoring, [f"init_from={str(weights)!r}"]).for_workdir(own)
             found = run_stage(str(own), stage, own, {"weights": sha256(weights)}, message)
             scores |= {f"{scoring.name}/{name}": value for name, value in found.items()}
         return scores
 
     def _score_untrained(self, workdir: Path, message: Callable[[str], None]) -> dict[str, float]:
         scores: dict[str, float] = {}
-        for scoring in (Scoring(*item) for item in self.untrained):
-            own = workdir / "untrained" / scoring.name
-            found = run_stage(str(own), self._scoring(scoring, own), own, {}, message)
-            scores |= {f"{scoring.name}/{name}": value for name, value in found.items()}
+        for scoring, stage in self._untrained():
+            own = workdir / "untrained" / scoring
+            found = run_stage(str(own), stage, own, {}, message)
+            scores |= {f"{scoring}/{name}": value for name, value in found.items()}
         return scores
 
     # ---- Stages ------------------------------------------------------------------------
@@ -277,18 +283,29 @@ class CompareTask:
         return [Scoring(*item) for item in self.scorings]
 
     def _training(
-        self, method: Method, number: int, epochs: float, seed: int, trial: bool
+        self, method: Method, settings: Sequence[str], epochs: float, seed: int, trial: bool
     ) -> Stage:
         """Returns the training of a candidate of a method."""
-        bindings = [*method.candidates[number], f"schedule.epochs={epochs:.6g}", f"SEED={seed}"]
-        bindings += [*self._data_binding(), *(self.trial_bindings if trial else ())]
+        bindings = [*settings, f"schedule.epochs={epochs:.6g}", f"SEED={seed}"]
+        bindings += [*_folder(self.data), *(self.trial_bindings if trial else ())]
         return load_stage(self.load, method.name, method.file, bindings, None)
 
-    def _scoring(self, scoring: Scoring, folder: Path) -> Stage:
-        """Returns an evaluation of the weights in a folder."""
-        bindings = fill(scoring.bindings, {PRETRAINED: last_checkpoint(folder)})
-        bindings += self._data_binding()
+    def _scoring(self, scoring: Scoring, weights: Sequence[str]) -> Stage:
+        """Returns an evaluation with bindings of the weights, such as init_from='...'."""
+        bindings = [f"{scoring.task}.{binding}" for binding in weights]
+        bindings += [*scoring.bindings, *_folder(scoring.data)]
         return load_stage(self.load, scoring.name, scoring.file, bindings, None)
 
-    def _data_binding(self) -> list[str]:
-        return [] if self.data is None else [f"DATA={self.data!r}"]
+    def _untrained(self) -> Iterator[tuple[str, Stage]]:
+        """Yields name and stage of each evaluation of random weights of the reference's encoder."""
+        (method,) = (method for method in self._methods() if method.name == self.reference)
+        like = self._training(method, method.candidates[0], self.epochs, 0, False).task
+        assert isinstance(like, EncoderTask)
+        weights = ["init_from=None", f"encoder={like.encoder!r}", f"small_stem={like.small_stem}"]
+        for scoring in self._scorings():
+            yield scoring.name, self._scoring(scoring, weights)
+
+
+def _folder(data: str | None) -> list[str]:
+    """Returns the binding of a folder of data."""
+    return [] if data is None else [f"DATA={data!r}"]

@@ -1,122 +1,209 @@
-"""Tables and charts of a comparison of methods."""
+"""Tables, figures and the JSON record of a comparison of methods."""
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jigclu.system.charts import Chart, Points
+from jigclu.system import charts, environment
+from jigclu.system.charts import Bars, Chart, describe_all
 from jigclu.system.documents import Block, Charts, Document, Paragraph, Section, Table
-from jigclu.training import run_records
-from jigclu.training.run_records import SCORES
+from jigclu.system.files import write_file
+from jigclu.training.report import write_document
+from jigclu.training.run_records import SCORES, Run
 
+FIGURES, RESULTS = "figures", "results.json"
 _DESCRIPTION = {
     "time": "Equal training time: every method trains about as long as the reference.",
     "images": "Equal images: every method trains for as many epochs as the reference.",
 }
+_CURVE = "knn_accuracy"
+# Of the environment; the rest tells about the user.
+_MACHINE = ("commit", "versions", "cuda", "system", "gpus", "processor", "cores")
+_MARGIN = 16  # Pixels around a figure.
+
+
+class Trial(NamedTuple):
+    """A trial of a candidate.
+
+    method: name.
+    settings: bindings of the candidate.
+    score: on held-out training images; None if the trial diverged.
+    """
+
+    method: str
+    settings: tuple[str, ...]
+    score: float | None
 
 
 class Result(NamedTuple):
     """A finished run.
 
     method, budget, seed: which run.
-    epochs: of its training.
+    settings: bindings of the candidate that was chosen.
+    epochs, images, hours: of its training.
     scores: of its evaluations, by name.
-    workdir: of its training.
+    curve: hours, images and knn_accuracy during its training; of equal length, which is 0 for
+      methods without kNN evaluation.
+    chance: level of the curve, if known.
     """
 
     method: str
     budget: str
     seed: int
+    settings: tuple[str, ...]
     epochs: float
+    images: int
+    hours: float
     scores: dict[str, float]
-    workdir: Path
+    curve: dict[str, list[float]]
+    chance: float | None
 
 
-def report_comparison(
-    results: Sequence[Result],
-    untrained: Mapping[str, float],
-    seconds: Mapping[str, float],
-    tried: Sequence[tuple[str, str, float]],
-) -> Document:
-    """Returns the report of a comparison.
+class Comparison(NamedTuple):
+    """All results so far.
 
-    Args:
-      results: of the runs that are finished.
-      untrained: scores of random weights.
-      seconds: of training per image, by method.
-      tried: method, bindings and score of each trial.
+    results: of the runs that are finished, at least one.
+    untrained: scores of random weights.
+    seconds: of training per image, by method.
+    trials: of all methods.
     """
+
+    results: Sequence[Result]
+    untrained: Mapping[str, float]
+    seconds: Mapping[str, float]
+    trials: Sequence[Trial]
+
+
+def curve(run: Run, seconds: float) -> dict[str, list[float]]:
+    """Returns the curve of a run that takes some seconds of training per image."""
+    points = run.points(_CURVE, "images")
+    return {
+        "hours": [images * seconds / 3600 for images, _ in points],
+        "images": [images for images, _ in points],
+        _CURVE: [value for _, value in points],
+    }
+
+
+def chance(run: Run) -> float | None:
+    """Returns the chance level of the curve of a run, if it is known."""
+    return run.levels(_CURVE).get("chance")
+
+
+def write_comparison(workdir: Path, comparison: Comparison) -> None:
+    """Writes report.html, report.md, results.json, and figures/ with an SVG file per chart."""
+    write_document(workdir, report_comparison(comparison))
+    write_file(workdir / RESULTS, json.dumps(to_json(comparison), indent=1).encode())
+    (workdir / FIGURES).mkdir(exist_ok=True)
+    for budget, results in _group(comparison.results, "budget").items():
+        for name, figure in figures(results, comparison.untrained).items():
+            path = workdir / FIGURES / f"{budget}_{name}.svg"
+            write_file(path, charts.draw(figure, _MARGIN).encode())
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """Returns a comparison as plain values, with the machine and the versions."""
+    described = environment.describe(1)
+    return {
+        "runs": [result._asdict() for result in comparison.results],
+        "untrained": dict(comparison.untrained),
+        "trials": [trial._asdict() for trial in comparison.trials],
+        "images_per_second": {name: 1 / value for name, value in comparison.seconds.items()},
+        "machine": {name: described[name] for name in _MACHINE},
+    }
+
+
+def report_comparison(comparison: Comparison) -> Document:
+    """Returns the report of a comparison."""
     sections: list[Section] = []
-    for budget in dict.fromkeys(result.budget for result in results):
-        own = [result for result in results if result.budget == budget]
+    for budget, results in _group(comparison.results, "budget").items():
         blocks: list[Block] = [
             Paragraph(_DESCRIPTION[budget]),
-            _scores(own, untrained, seconds),
-            _charts(own, seconds),
+            _scores(results, comparison.untrained),
+            Charts(list(figures(results, comparison.untrained).values())),
         ]
         sections.append(Section(f"Equal {budget}", blocks))
-    trials = [(method, bindings, f"{score:.1%}") for method, bindings, score in tried]
     sections += [
-        Section("Speed", [_speed(seconds)]),
-        Section("Trials", [Table(("method", "settings", "held-out score"), trials)]),
+        Section("Speed", [_speed(comparison.seconds)]),
+        Section("Trials", [_trials(comparison.trials)]),
     ]
-    return Document("Comparison of methods", f"{len(results)} runs.", sections)
+    return Document("Comparison of methods", f"{len(comparison.results)} runs.", sections)
 
 
-def _scores(
-    results: Sequence[Result], untrained: Mapping[str, float], seconds: Mapping[str, float]
-) -> Table:
-    """Returns a table with one row per method."""
-    names = [
-        name
-        for name in dict.fromkeys(name for result in results for name in result.scores)
-        if name.rpartition("/")[2] in SCORES and "/" in name
-    ]
-    by_method: dict[str, list[Result]] = {}
+def figures(results: Sequence[Result], untrained: Mapping[str, float]) -> dict[str, Chart | Bars]:
+    """Returns the charts of the results of a budget, by the names of their files."""
+    found: dict[str, Chart | Bars] = {
+        "knn_over_hours": _curves(results, "hours", "hours of training"),
+        "knn_over_images": _curves(results, "images", "images seen"),
+    }
+    by_method = _group(results, "method")
+    for name in _score_names(results):
+        bars = {method: [own.scores[name] for own in runs] for method, runs in by_method.items()}
+        levels = {"untrained": untrained[name]} if name in untrained else {}
+        found[name.replace("/", "_")] = Bars(name, bars, levels, True)
+    return found
+
+
+def _group(results: Sequence[Result], name: str) -> dict[str, list[Result]]:
+    """Returns the results by a field, such as the method."""
+    found: dict[str, list[Result]] = {}
     for result in results:
-        by_method.setdefault(result.method, []).append(result)
+        found.setdefault(getattr(result, name), []).append(result)
+    return found
+
+
+def _score_names(results: Sequence[Result]) -> list[str]:
+    """Returns the name of the most telling score of each evaluation, <evaluation>/<score>."""
+    names: dict[str, str] = {}
+    for name in dict.fromkeys(name for result in results for name in result.scores):
+        evaluation, _, score = name.rpartition("/")
+        if evaluation and score in SCORES:
+            names[evaluation] = min(names.get(evaluation, name), name, key=_rank)
+    return list(names.values())
+
+
+def _rank(name: str) -> int:
+    return SCORES.index(name.rpartition("/")[2])
+
+
+def _scores(results: Sequence[Result], untrained: Mapping[str, float]) -> Table:
+    """Returns a table with one row per method."""
+    names = _score_names(results)
     rows = []
-    for method, own in by_method.items():
-        runs = [run_records.read(result.workdir) for result in own]
-        images = statistics.fmean(run.images for run in runs)
-        hours = images * seconds[method] / 3600
-        cells = [_spread([result.scores[name] for result in own]) for name in names]
-        rows.append((method, f"{own[0].epochs:.3g}", f"{images:,.0f}", f"{hours:.2f}", *cells))
+    for method, own in _group(results, "method").items():
+        hours, images = (
+            statistics.fmean(getattr(result, name) for result in own)
+            for name in ("hours", "images")
+        )
+        size = (f"{own[0].epochs:.3g}", f"{images:,.0f}", f"{hours:.2f}")
+        cells = [describe_all([result.scores[name] for result in own], True) for name in names]
+        rows.append((method, *size, *cells, ", ".join(own[0].settings)))
     random = [f"{untrained[name]:.1%}" if name in untrained else "" for name in names]
-    rows.append(("untrained", "0", "0", "0", *random))
-    return Table(("method", "epochs", "images seen", "hours", *names), rows)
+    rows.append(("untrained", "0", "0", "0", *random, ""))
+    return Table(("method", "epochs", "images seen", "hours", *names, "settings"), rows)
 
 
-def _spread(values: Sequence[float]) -> str:
-    """Returns a mean, with the standard deviation of several values."""
-    mean = f"{statistics.fmean(values):.1%}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1%}"
-
-
-def _charts(results: Sequence[Result], seconds: Mapping[str, float]) -> Charts:
-    """Returns kNN accuracy over training time and images, of the first seed of each method."""
-    runs = {result.method: run_records.read(result.workdir) for result in reversed(results)}
-    runs = dict(reversed(runs.items()))
-
-    def chart(x_label: str, per_image: Mapping[str, float]) -> Chart:
-        lines: dict[str, Points] = {
-            name: [(images * per_image[name], value) for images, value in points]
-            for name, run in runs.items()
-            if (points := run.points("knn_accuracy", "images"))
-        }
-        chances = [run.levels("knn_accuracy").get("chance") for run in runs.values()]
-        known = [value for value in chances if value is not None]
-        return Chart("kNN accuracy", x_label, lines, {"chance": known[0]} if known else {}, True)
-
-    return Charts(
-        [
-            chart("hours of training", {name: value / 3600 for name, value in seconds.items()}),
-            chart("images seen", dict.fromkeys(seconds, 1.0)),
-        ]
-    )
+def _curves(results: Sequence[Result], x: str, x_label: str) -> Chart:
+    """Returns kNN accuracy during training, of the first seed of each method."""
+    first = {method: own[0] for method, own in _group(results, "method").items()}
+    lines = {
+        method: list(zip(result.curve[x], result.curve[_CURVE], strict=True))
+        for method, result in first.items()
+        if result.curve[_CURVE]
+    }
+    known = [result.chance for result in first.values() if result.chance is not None]
+    return Chart("kNN accuracy", x_label, lines, {"chance": known[0]} if known else {}, True)
 
 
 def _speed(seconds: Mapping[str, float]) -> Table:
     rows = [(name, f"{1 / value:,.1f}", f"{1e3 * value:.2f}") for name, value in seconds.items()]
     return Table(("method", "images/s", "ms per image"), rows)
+
+
+def _trials(trials: Sequence[Trial]) -> Table:
+    rows = [
+        (method, ", ".join(settings), "diverged" if score is None else f"{score:.1%}")
+        for method, settings, score in trials
+    ]
+    return Table(("method", "settings", "held-out score"), rows)

@@ -144,8 +144,13 @@ def run_stage(
             raise signals.Stopped
     except KeyboardInterrupt as stopped:
         raise signals.Stopped(f"the same command continues with stage {name}") from stopped
-    _write_record(folder, about | {"scores": result.scores})
-    return result.scores
+    return record_scores(folder, result.scores)
+
+
+def record_scores(folder: Path, scores: dict[str, float]) -> dict[str, float]:
+    """Records that the stage of a folder is finished, with its scores, and returns these."""
+    _write_record(folder, read_record(folder) | {"scores": scores})
+    return scores
 
 
 def _record(folder: Path) -> Path:

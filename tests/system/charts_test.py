@@ -2,15 +2,18 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 from xml.etree import ElementTree
 
 from absl.testing import absltest, parameterized
 
 from jigclu.system import charts
-from jigclu.system.charts import Chart, Points
+from jigclu.system.charts import Bars, Chart, Points
 
 SVG = "{http://www.w3.org/2000/svg}"
+# Elements that run scripts or load files.
+UNSAFE = {f"{SVG}{name}" for name in ("script", "image", "use", "foreignObject", "a")}
 
 
 def drawn(
@@ -72,6 +75,22 @@ class ChartsTest(parameterized.TestCase):
         for name in names:
             self.assertLess(float(name.attrib["x"]) + 6 * len(name.text or ""), charts._WIDTH)
 
+    @parameterized.parameters(
+        Chart("title", "step", {"a": [(0, 1.0), (9, 2.0)], "b": [(0, 1.0)]}, {"chance": 1.5}, True),
+        Bars("title", {"a": [0.5], "b": [0.25, 0.75]}, {"chance": 0.1}, True),
+    )
+    def test_file_of_its_own_refers_to_nothing_else(self, *fields: Any) -> None:
+        # absl passes a named tuple as its items.
+        chart = Chart(*fields) if len(fields) == 5 else Bars(*fields)
+        text = charts.draw(chart, margin=16)
+        svg = ElementTree.fromstring(text)
+        self.assertEqual({element.tag for element in svg.iter()} & UNSAFE, set())
+        self.assertNotIn("href", text)
+        self.assertNotRegex(text, r"url\(|@import|@font-face|https?://(?!www.w3.org/2000/svg)")
+        self.assertIn("prefers-color-scheme:dark", text)
+        size = f"{svg.attrib['width']} {svg.attrib['height']}"
+        self.assertEqual(svg.attrib["viewBox"], f"-16 -16 {size}")
+
     def test_long_lines_are_thinned_and_end_with_the_last_point(self) -> None:
         (line,) = lines(drawn({"a": [(float(step), 1.0 + step) for step in range(10**4)]}))
         self.assertLessEqual(len(line), 400)
@@ -91,6 +110,45 @@ class ChartsTest(parameterized.TestCase):
         svg = charts.draw(Chart(name, name, {name: points, "b": points}, {name: 1.0}, False))
         self.assertNotIn("<script>", svg)
         self.assertEqual(texts(ElementTree.fromstring(svg)).count(name), 3)
+
+
+class BarsTest(absltest.TestCase):
+    def drawn(self, bars: Mapping[str, Sequence[float]]) -> ElementTree.Element:
+        return ElementTree.fromstring(charts.draw(Bars("title", bars, {"chance": 0.2}, True)))
+
+    def widths(self, svg: ElementTree.Element) -> list[float]:
+        return [float(bar.attrib["width"]) for bar in svg.iter(f"{SVG}rect")]
+
+    def test_longest_bar_is_first_and_keeps_its_color(self) -> None:
+        svg = self.drawn({"a": [0.1], "b": [0.4], "c": [0.2]})
+        self.assertEqual(
+            texts(svg), ["title", "b", "c", "a", "chance 20.0%", "40.0%", "20.0%", "10.0%"]
+        )
+        longest, middle, least = self.widths(svg)
+        self.assertAlmostEqual(longest, 2 * middle, delta=0.2)
+        self.assertAlmostEqual(longest, 4 * least, delta=0.4)
+        colors = [bar.attrib["class"] for bar in svg.iter(f"{SVG}rect")]
+        self.assertEqual(colors, ["series-1", "series-2", "series-0"])
+
+    def test_several_values_are_mean_and_deviation(self) -> None:
+        svg = self.drawn({"a": [0.1, 0.3], "b": [0.2]})
+        self.assertIn("20.0% ± 14.1%", texts(svg))
+        first, second = self.widths(svg)
+        self.assertEqual(first, second)
+        (line,) = (line for line in svg.iter(f"{SVG}line") if line.attrib["class"] == "deviation")
+        length = float(line.attrib["x2"]) - float(line.attrib["x1"])
+        self.assertAlmostEqual(length / first, 2 * 0.1414 / 0.2, delta=0.02)
+
+    def test_level_is_at_its_value(self) -> None:
+        svg = self.drawn({"a": [0.2], "b": [0.1]})
+        (level,) = (line for line in svg.iter(f"{SVG}line") if line.attrib["class"] == "level")
+        bar = next(svg.iter(f"{SVG}rect"))
+        end = float(bar.attrib["x"]) + float(bar.attrib["width"])
+        self.assertAlmostEqual(float(level.attrib["x1"]), end, delta=0.1)
+
+    def test_values_of_zero_are_drawn(self) -> None:
+        svg = charts.draw(Bars("title", {"a": [0.0]}, {}, False))
+        self.assertIn('width="0.0"', svg)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
-from jigclu.system.charts import Chart
+from jigclu.system.charts import Bars, Chart
 from jigclu.system.document_html import to_html
 from jigclu.system.document_markdown import to_markdown
 from jigclu.system.documents import (
@@ -24,12 +24,13 @@ from jigclu.system.documents import (
 
 EVIL = "</pre><script>alert('1')</script> | `a` *b* _c_ [d](e) &amp; \"f\""
 CHART = Chart(EVIL, EVIL, {EVIL: [(0.0, 0.5), (1.0, 0.25)], "b": []}, {EVIL: 0.1}, True)
+BARS = Bars(EVIL, {EVIL: [0.5]}, {EVIL: 0.1}, True)
 ALL = (
     Paragraph(EVIL),
     Bullets([EVIL]),
     Table((EVIL, "b"), [(EVIL, "1.5")]),
     Code(f"```\n{EVIL}"),
-    Charts([CHART]),
+    Charts([CHART, BARS]),
     Picture(EVIL, Path("pictures/a b.png"), b"png"),
 )
 
@@ -96,7 +97,7 @@ class HtmlTest(parameterized.TestCase):
         self.assertEqual([base64.b64decode(text) for text in data], [b"content"])
 
     def test_columns_of_numbers_are_aligned(self) -> None:
-        rows = [("1.5", "1.5", ""), ("-3e-05", "a", "12.1%")]
+        rows = [("1.5", "1.5", ""), ("-3e-05", "a", "12.1% ± 0.5%")]
         page = to_html(document(Table(("a", "b", "c"), rows)))
         self.assertEqual(page.count('<td class="number">'), 4)
         self.assertIn('<th class="number">c</th>', page)
@@ -127,6 +128,11 @@ class MarkdownTest(absltest.TestCase):
         text = to_markdown(document(Charts([chart])))
         self.assertIn("| accuracy | 50.0% | 25.0% | 75.0% | 25.0% | chance 10.0% |\n", text)
         self.assertNotIn("empty", text)
+
+    def test_bars_become_a_table_of_their_own(self) -> None:
+        chart = Bars("top1", {"a": [0.5], "b": [0.1, 0.3]}, {"untrained": 0.05}, True)
+        text = to_markdown(document(Charts([chart])))
+        self.assertEndsWith(text, "| a | 50.0% |\n| b | 20.0% ± 14.1% |\n| untrained | 5.0% |\n")
 
     def test_pictures_refer_to_their_files(self) -> None:
         text = to_markdown(document(Picture("a", Path("pictures/a b.png"), b"")))

@@ -6,16 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from xml.etree import ElementTree
 
 import torch
 from absl.testing import absltest, parameterized
 
 from jigclu import config
+from jigclu.system.charts import Bars, Chart
 from jigclu.system.documents import Document, Table
 from jigclu.system.errors import UserError
 from jigclu.tasks import compare
 from jigclu.tasks.compare import CompareTask
-from jigclu.tasks.compare_report import Result, report_comparison
+from jigclu.tasks.compare_report import (
+    Comparison,
+    Result,
+    Trial,
+    figures,
+    report_comparison,
+    to_json,
+)
 from jigclu.training import metrics_file
 from jigclu.training.finite import Diverged
 from jigclu.training.loop import RunResult
@@ -38,8 +47,7 @@ compare.trial_bindings = (
     'HeldOut.source=@train_split/ProceduralImages()', 'HeldOut.fraction=0.5', 'HeldOut.seed=0',
     "kept/HeldOut.part='train'", "held_out/HeldOut.part='held_out'")
 compare.data = None
-compare.scorings = (('knn', '{folder}/knn.gin', ("knn.init_from='{{pretrained}}'",)),)
-compare.untrained = (('knn', '{folder}/knn.gin', ('knn.init_from=None',)),)
+compare.scorings = (('knn', '{folder}/knn.gin', 'knn', None, ()),)
 """
 IMAGES = """
 include 'gin/base/knn.gin'
@@ -68,7 +76,7 @@ pretrain.source = %TRAIN
 pretrain.evaluators = (@knn_evaluator(),)
 pretrain.seed = %SEED
 SEED = 0
-pretrain.encoder = 'resnet18'
+pretrain.encoder = 'timm/test_resnet'
 pretrain.small_stem = False
 pretrain.batch_size = 4
 schedule.warmup_epochs = 0
@@ -81,7 +89,7 @@ launch.task = @knn()
 knn.evaluator = @knn_evaluator()
 knn.compute = @compute()
 knn.seed = 0
-knn.encoder = 'resnet18'
+knn.encoder = 'timm/test_resnet'
 knn.small_stem = False
 """
 
@@ -140,9 +148,8 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
             "trial_share": 0.1,
             "trial_bindings": ("trial",),
             "seeds": (3,),
-            "scorings": [("knn", "knn.gin", ("from={pretrained}",))],
-            "untrained": [("knn", "knn.gin", ("from=None",))],
             "data": "images",
+            "scorings": [("knn", "knn.gin", "knn", "others", ("neighbors=3",))],
             "load": self.load,
         }
         return CompareTask(**(settings | changes))
@@ -177,6 +184,17 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         self.assertTrue(all("SEED=0" in line and "DATA='images'" in line for line in trials))
         self.assertEqual(scores["time/slow/3/knn/knn_accuracy"], 0.125)
 
+    def test_random_weights_are_scored_as_trained_ones(self) -> None:
+        self.run_quietly(self.task(budgets=("images",)))
+        untrained, *trained = [text.split("\n") for text in self.ran if "knn.gin" in text]
+        self.assertEqual(
+            untrained[1:4], ["knn.init_from=None", "knn.encoder='resnet18'", "knn.small_stem=True"]
+        )
+        weights = self.folder / "images/fast/seed_3/checkpoints/step_00000001.pt"
+        self.assertEqual(trained[0][1], f"knn.init_from={str(weights)!r}")
+        for lines in (untrained, *trained):
+            self.assertEqual(lines[-2:], ["neighbors=3", "DATA='others'"])
+
     def test_finished_stages_do_not_run_again(self) -> None:
         first = self.run_quietly(self.task())
         self.assertEqual(self.run_quietly(self.task()), first)
@@ -189,6 +207,13 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         self.scores = self.scores | {"rate=2": Diverged("loss is nan")}
         self.run_quietly(self.task(budgets=("images",)))
         self.assertEqual({rate for _, rate, _ in self.trainings()}, {"rate=1"})
+        self.assertIn("| fast | rate=2 | diverged |", (self.folder / "report.md").read_text())
+
+    def test_a_trial_that_diverged_does_not_run_again(self) -> None:
+        self.scores = self.scores | {"rate=2": Diverged("loss is nan")}
+        first = self.run_quietly(self.task(budgets=("images",)))
+        self.assertEqual(self.run_quietly(self.task(budgets=("images",))), first)
+        self.assertEmpty(self.ran)
 
     def test_other_errors_stop_the_comparison(self) -> None:
         self.scores = self.scores | {"rate=2": UserError("no space left")}
@@ -221,27 +246,53 @@ class DivergedTest(FolderTestCase):
 
 
 class ReportTest(FolderTestCase):
-    def test_mean_and_deviation_over_seeds_and_hours_of_training(self) -> None:
-        results = []
-        for seed, score in ((0, 0.1), (1, 0.3)):
-            workdir = self.folder / str(seed)
-            workdir.mkdir()
-            line = {"step": 5, "time": 1.0, "images": 7200, "knn_accuracy": score}
-            (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-            scores = {"knn_accuracy": score, "linear/top1": score}
-            results.append(Result("jigclu", "time", seed, 9, scores, workdir))
-        document = report_comparison(
-            results, {"linear/top1": 0.05}, {"jigclu": 0.5}, [("jigclu", "rate=1", 0.25)]
-        )
+    def comparison(self) -> Comparison:
+        """Two seeds of one method, and one of a method without kNN evaluation."""
+        curve = {"hours": [0.0, 1.0], "images": [0.0, 7200.0], "knn_accuracy": [0.05, 0.1]}
+        none: dict[str, list[float]] = {"hours": [], "images": [], "knn_accuracy": []}
+        rate = ("rate=1", "weight=2")
+        results = [
+            Result("jigclu", "time", 0, rate, 9, 7200, 1.0, {"linear/top1": 0.1}, curve, 0.01),
+            Result("jigclu", "time", 1, rate, 9, 7200, 1.0, {"linear/top1": 0.3}, curve, 0.01),
+            Result("supervised", "time", 0, (), 9, 0, 0.0, {"linear/top1": 0.5}, none, None),
+        ]
+        trials = [Trial("jigclu", rate, 0.25), Trial("jigclu", ("rate=9",), None)]
+        return Comparison(results, {"linear/top1": 0.05}, {"jigclu": 0.5}, trials)
+
+    def test_tables_have_mean_and_deviation_over_seeds(self) -> None:
+        document = report_comparison(self.comparison())
         self.assertEqual(
             self.table(document, "Equal time"),
             [
-                ("jigclu", "9", "7,200", "1.00", "20.0% ± 14.1%"),
-                ("untrained", "0", "0", "0", "5.0%"),
+                ("jigclu", "9", "7,200", "1.00", "20.0% ± 14.1%", "rate=1, weight=2"),
+                ("supervised", "9", "0", "0.00", "50.0%", ""),
+                ("untrained", "0", "0", "0", "5.0%", ""),
             ],
         )
         self.assertEqual(self.table(document, "Speed"), [("jigclu", "2.0", "500.00")])
-        self.assertEqual(self.table(document, "Trials"), [("jigclu", "rate=1", "25.0%")])
+        self.assertEqual(
+            self.table(document, "Trials"),
+            [("jigclu", "rate=1, weight=2", "25.0%"), ("jigclu", "rate=9", "diverged")],
+        )
+
+    def test_figures(self) -> None:
+        comparison = self.comparison()
+        drawn = figures(comparison.results, comparison.untrained)
+        curve, bars = drawn["knn_over_hours"], drawn["linear_top1"]
+        assert isinstance(curve, Chart) and isinstance(bars, Bars)
+        self.assertEqual(curve.series, {"jigclu": [(0.0, 0.05), (1.0, 0.1)]})
+        self.assertEqual(curve.levels, {"chance": 0.01})
+        self.assertEqual(bars.bars, {"jigclu": [0.1, 0.3], "supervised": [0.5]})
+        self.assertEqual(bars.levels, {"untrained": 0.05})
+
+    def test_values_as_json_do_not_tell_about_the_user(self) -> None:
+        values = json.loads(json.dumps(to_json(self.comparison())))
+        self.assertEqual(values["runs"][1]["scores"], {"linear/top1": 0.3})
+        self.assertEqual(values["runs"][1]["curve"]["knn_accuracy"], [0.05, 0.1])
+        self.assertEqual(values["images_per_second"], {"jigclu": 2.0})
+        self.assertIsNone(values["trials"][1]["score"])
+        self.assertIn("torch", values["machine"]["versions"])
+        self.assertNoCommonElements(values["machine"], ("host", "command", "started"))
 
     def table(self, document: Document, title: str) -> list[tuple[str, ...]]:
         (section,) = (part for part in document.sections if part.title == title)
@@ -276,11 +327,22 @@ class MiniatureTest(FolderTestCase):
             self.assertBetween(scores[f"images/{method}/0/knn/knn_accuracy"], 0, 1)
             lines = metrics_file.read(workdir / f"images/{method}/seed_0/metrics.jsonl")
             self.assertEqual(lines[-1]["step"], 20)
-            tried = json.loads((workdir / f"trials/{method}/scores.json").read_text())
-            self.assertLen(tried, 1)
         report = (workdir / "report.md").read_text()
         self.assertIn("| jigclu | 4 | 80 |", report)
         self.assertIn("| untrained |", report)
+        values = json.loads((workdir / "results.json").read_text())
+        self.assertEqual([run["method"] for run in values["runs"]], ["jigclu", "simclr"])
+        self.assertEqual(values["runs"][0]["curve"]["images"], [0, 80])
+        self.assertAlmostEqual(values["runs"][0]["hours"], 80 / 50 / 3600)
+        self.assertLen(values["trials"], 2)
+        self.check_figures(workdir / "figures")
+
+    def check_figures(self, folder: Path) -> None:
+        names = ["images_knn_knn_accuracy", "images_knn_over_hours", "images_knn_over_images"]
+        self.assertEqual([path.stem for path in sorted(folder.iterdir())], names)
+        for path in folder.iterdir():
+            svg = ElementTree.parse(path).getroot()
+            self.assertContainsSubset(["jigclu", "simclr"], [text.text for text in svg.iter()])
 
 
 if __name__ == "__main__":
