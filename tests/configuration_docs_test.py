@@ -58,7 +58,8 @@ class ConfigurationDocsTest(absltest.TestCase):
         by_name = {section.split("\n")[0]: section for section in sections}
         self.assertEqual(list(by_name), list(registry.CONFIGURABLES))
         for name, function in registry.CONFIGURABLES.items():
-            rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", by_name[name], re.MULTILINE)
+            cells = r"^\| `(\w+)` \| ([^|]+) \| ((?:[^|]|\\\|)+?) \|"
+            rows = re.findall(cells, by_name[name], re.MULTILINE)
             self.assertEqual([row[0] for row in rows], list(inspect.signature(function).parameters))
 
     def test_rows_show_default_unit_range_and_source(self) -> None:

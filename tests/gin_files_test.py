@@ -194,7 +194,7 @@ class GinFilesTest(parameterized.TestCase):
 
     @parameterized.parameters("compare_tiny", "ablation_tiny")
     def test_every_training_of_a_comparison_loads(self, name: str) -> None:
-        data = self.image_folder(150)
+        data = self.image_folder(300)
         bindings = [f"DATA='{data}'", "compare.scorings=()"]
         config.load([f"gin/results/{name}.gin"], bindings).check(data / "none")
 

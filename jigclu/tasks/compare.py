@@ -168,16 +168,19 @@ class CompareTask:
         found: dict[str, float] = {}
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-        missing = [method for method in self._methods() if method.name not in found]
-        measured: dict[str, list[float]] = {method.name: [] for method in missing}
+        missing = {
+            method.name: self._training(method, method.candidates[0], self.epochs, 0, False).task
+            for method in self._methods()
+            if method.name not in found
+        }
+        measured: dict[str, list[float]] = {name: [] for name in missing}
         for number in range(_ROUNDS):
-            for method in missing:
-                message(f"measuring the speed of {method.name}, {number + 1} of {_ROUNDS}")
-                task = self._training(method, method.candidates[0], self.epochs, 0, False).task
+            for name, task in missing.items():
+                message(f"measuring the speed of {name}, {number + 1} of {_ROUNDS}")
                 assert isinstance(task, TrainingTask)
                 record = measure_first_steps(task)
                 assert record is not None
-                measured[method.name].append(1 / record["images_per_second"])
+                measured[name].append(1 / record["images_per_second"])
         found |= {name: statistics.median(values) for name, values in measured.items()}
         write_file(path, json.dumps(found, indent=1).encode())
         return {method.name: found[method.name] for method in self._methods()}
