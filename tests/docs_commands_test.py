@@ -179,6 +179,8 @@ class RunCommandsTest(parameterized.TestCase):
             for name in re.findall(r"'(.*?)'", text) if text.startswith("report.") else ():
                 Path(name).mkdir(parents=True, exist_ok=True)
                 (Path(name) / "config.gin").touch()
+        if files == ("gin/results/compare_tiny.gin",):
+            here.append("compare.scorings=()")  # 1% of these labels are too few for a batch.
         workdir = Path("run")
         with dry_run():
             configuration = config.load(files, here).for_workdir(workdir)
