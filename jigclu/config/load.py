@@ -39,7 +39,8 @@ from jigclu.training.report import About, Change, run_and_report
 from jigclu.training.run_records import CONFIG, ENVIRONMENT
 from jigclu.training.task import TrainingTask
 
-_LONG = 10**6  # Characters, so that every binding stays on one line.
+# Characters of a line, so that every binding stays on one; gin also draws lines of this length.
+_LONG = 10**5
 _TASK = re.compile(r"^launch\.task = @(?:\w+/)*(\w+)\(\)", re.MULTILINE)
 # A quoted text, which may contain anything, or a macro.
 _TEXT_OR_MACRO = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|%(\w+)""")

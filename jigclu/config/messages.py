@@ -22,7 +22,8 @@ _SYNTAX = {
     "Unexpected token": "expected name = value",
     "Expected ')'": "the parentheses of a reference are empty; bind its settings by name",
 }
-_LONG = 10**6  # Characters, so that every binding stays on one line.
+# Characters of a line, so that every binding stays on one; gin also draws lines of this length.
+_LONG = 10**5
 _GIN_ERRORS = (
     *(ValueError, TypeError, SyntaxError, OSError, RuntimeError, AttributeError, ImportError),
 )

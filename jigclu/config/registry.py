@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import gin
@@ -284,7 +285,8 @@ def _as_written(name: str, parameter: str) -> str:
     """Returns the name of a binding, with the scope in which it is bound, if any."""
     for scope in reversed(gin.current_scope()):
         scoped = f"{scope}/{name}.{parameter}"
-        if f"\n{scoped} = " in f"\n{gin.config_str()}":
+        with suppress(ValueError):  # It is not bound.
+            gin.query_parameter(scoped)
             return scoped
     return f"{name}.{parameter}"
 

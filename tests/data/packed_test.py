@@ -3,6 +3,9 @@
 import copy
 import json
 import pickle
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,19 +24,30 @@ from tests.samples import write_image_tree
 
 
 class PackedImagesTest(FolderTestCase):
-    def setUp(self) -> None:
-        super().setUp()
-        self.root = self.folder / "pack"
-        write_image_tree(self.folder / "tree")
-        self.source = ImageFolder(str(self.folder / "tree"), "train")
+    source: ImageFolder
+    pack: Path
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Packs images once, of which every test gets a copy."""
+        super().setUpClass()
+        temporary = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(temporary.cleanup)
+        tree, cls.pack = Path(temporary.name) / "tree", Path(temporary.name) / "pack"
+        write_image_tree(tree)
+        cls.source = ImageFolder(str(tree), "train")
         PackTask(
-            source=self.source,
+            source=cls.source,
             image_format="raw",
             shorter_side=64,
             quality=90,
             images_per_shard=3,
             workers=1,
-        ).run(self.root, "")
+        ).run(cls.pack, "")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.root = Path(shutil.copytree(self.pack, self.folder / "pack"))
 
     def open(self, verify: bool = False) -> PackedImages:
         return PackedImages(str(self.root), verify=verify)
