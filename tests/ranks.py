@@ -43,9 +43,9 @@ def run_on_ranks(
       torch.multiprocessing.ProcessRaisedException: with the traceback of the rank that failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # A clean server that has imported torch forks the ranks: spawned ones would each
-        # spend seconds on that, and forks of this process would share its threads' locks.
-        multiprocessing.set_forkserver_preload(["torch", "torch._dynamo"])
+        # A clean server that has imported what tests need forks the ranks: spawned ones would
+        # each spend seconds on that, and forks of this process would share its threads' locks.
+        multiprocessing.set_forkserver_preload(["jigclu.config", "tests.small_tasks"])
         torch.multiprocessing.start_processes(
             _run_rank,
             (world_size, Path(folder), function, arguments, backend),

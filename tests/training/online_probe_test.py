@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from jigclu.training import metrics_file
 from jigclu.training.online_probe import ACCURACY, LOSS, Labels, OnlineProbe, RunningProbe
 from jigclu.training.settings import with_settings
 from tests.ranks import run_on_ranks
+from tests.samples import TinyEncoder
 from tests.small_tasks import PRETRAINING, TaskTestCase, final, run_task
 
 SETTINGS = OnlineProbe(learning_rate=0.1, momentum=0.9)
@@ -35,8 +37,9 @@ LABELS = Labels(torch.tensor([0, 1, 1, 0]), 2, batches)
 
 
 def train(workdir: str, task: PretrainTask = TASK) -> dict[str, Any]:
-    """Runs a task; returns its last checkpoint."""
-    run_task(task, Path(workdir))
+    """Runs a task with an encoder of one convolution; returns its last checkpoint."""
+    with mock.patch.object(PretrainTask, "new_encoder", lambda task: TinyEncoder()):
+        run_task(task, Path(workdir))
     return final(Path(workdir))
 
 
