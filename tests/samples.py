@@ -62,9 +62,9 @@ def small_model(norm_layer: type[nn.Module] = BatchNorm) -> JigClu:
 class TinyEncoder(Encoder):
     """A convolution, batch normalization and ReLU: what compiles in seconds."""
 
-    def __init__(self, norm_layer: type[nn.Module] = BatchNorm) -> None:
+    def __init__(self, norm_layer: type[nn.Module] = BatchNorm, channels: int = 8) -> None:
         nn.Module.__init__(self)
-        self.channels = 8
+        self.channels = channels
         self.conv1 = nn.Conv2d(3, self.channels, 5, stride=4, padding=2, bias=False)
         self.bn1 = norm_layer(self.channels)
         self.relu = nn.ReLU()
