@@ -307,10 +307,10 @@ def _exit_with_parent() -> None:
 def worker_context() -> BaseContext:
     """Returns the multiprocessing context that starts worker processes."""
     # A plain fork copies locks that threads of CUDA, NCCL and OpenMP may hold. The fork server
-    # has no such threads and imports torch once for all workers.
+    # has no such threads and imports this module, torch and torchvision once for all workers.
     _shorten_sockets()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["jigclu.data.crops"])
+    context.set_forkserver_preload([__name__])
     with signals.ignored():
         forkserver.ensure_running()
     return context

@@ -148,14 +148,15 @@ class LoaderTest(absltest.TestCase):
             time.sleep(0.1)
         self.fail(f"worker {worker} is still running 10 seconds after its parent was killed")
 
-    def test_workers_start_if_the_path_of_the_temporary_folder_is_long(self) -> None:
+    def test_workers_start_with_a_long_temporary_folder_and_with_libraries_imported(self) -> None:
         folder = os.path.join(self.root, "t" * 90)
         os.mkdir(folder)
         program = (
             "from concurrent.futures import ProcessPoolExecutor\n"
             "from jigclu.data.loader import worker_context\n"
             "with ProcessPoolExecutor(1, worker_context()) as pool:\n"
-            "    print(pool.submit(len, 'abc').result())\n"
+            '    print(pool.submit(eval, \'"jigclu.data.loader" in __import__("sys").modules\')'
+            ".result())\n"
         )
         result = subprocess.run(
             [sys.executable, "-c", program],
@@ -163,7 +164,7 @@ class LoaderTest(absltest.TestCase):
             capture_output=True,
             text=True,
         )
-        self.assertEqual(result.stdout, "3\n", result.stderr)
+        self.assertEqual(result.stdout, "True\n", result.stderr)
 
     def test_user_errors_of_workers_reach_the_caller(self) -> None:
         dataset = images.ImageDataset(source=self.source, transform=eval_transform(24, 16))

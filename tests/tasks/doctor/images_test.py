@@ -1,12 +1,16 @@
 """Tests of jigclu.tasks.doctor.images."""
 
 from typing import Any
+from unittest import mock
 
 import torch
 from absl.testing import absltest
+from torch.utils.data import DataLoader, Dataset
 
 from jigclu.data.decode import UnreadableImageError
+from jigclu.data.loader import check_loader
 from jigclu.data.procedural import ProceduralImages
+from jigclu.tasks.doctor import images
 from jigclu.tasks.doctor.images import check_images
 from tests.ranks import run_on_ranks
 
@@ -24,8 +28,13 @@ DAMAGED = Damaged(images=8, size=32, seed=0, split="train")
 
 
 def check_damaged() -> tuple[str, list[str]]:
-    """Returns the finding's text and details."""
-    finding = check_images("source", DAMAGED, 60.0, tolerated=0.25)
+    """Returns the text and details of the finding; workers would take ranks seconds to start."""
+
+    def loader(dataset: Dataset[Any], workers: int, timeout: float) -> DataLoader[Any]:
+        return check_loader(dataset, 0, timeout)
+
+    with mock.patch.object(images, "check_loader", loader):
+        finding = check_images("source", DAMAGED, 60.0, tolerated=0.25)
     return finding.text, list(finding.details)
 
 
