@@ -250,6 +250,9 @@ class GinFilesTest(parameterized.TestCase):
             "crop_scale": (0.2, 1.0),
             "siblings": "anywhere",
             "queue_size": 0,
+            "single_every": 0,
+            "projection_layers": 2,
+            "projection_norm": False,
             "pooling_map": 8,
             "embedding_channels": 128,
             "temperature": 0.3,
@@ -421,7 +424,7 @@ class GinFilesTest(parameterized.TestCase):
         task = self.load(f"gin/pretrain_{name}_r18_tinyimagenet.gin").task
         assert isinstance(task, PretrainTask)
         self.assertEqual((task.batch_size, task.schedule.epochs), (256, 200))
-        task.method.check_run(task.new_encoder(), 200, task.batch_size, True)
+        task.method.check_run(task.new_encoder(), 200, task.batch_size, 1)
 
     def test_cifar_is_read_by_its_splits(self) -> None:
         task = self.load("gin/pretrain_r18_cifar10.gin").task

@@ -92,7 +92,10 @@ JIGSAW = Jigsaw(
     scaled_decoding=True,
     augmentation=AUGMENTATION,
     siblings="anywhere",
+    single_every=0,
     pooling_map=None,
+    projection_layers=2,
+    projection_norm=False,
     embedding_channels=16,
     temperature=0.3,
     base_temperature=0.07,
@@ -100,8 +103,15 @@ JIGSAW = Jigsaw(
     location_weight=1.0,
     queue_size=0,
 )
-# Both settings that change the published method; the queue holds two batches.
-EXTENDED = dataclasses.replace(JIGSAW, siblings="apart", queue_size=2 * BATCH * GRID**2)
+# Settings that change the published method. The queue holds two batches, and the patches of
+# steps 0 and 3 are encoded one by one.
+EXTENDED = dataclasses.replace(
+    JIGSAW,
+    siblings="apart",
+    single_every=3,
+    projection_layers=1,
+    queue_size=2 * BATCH * GRID**2,
+)
 VIEWS: dict[str, Any] = {
     "view_size": 2 * SIZE,  # Pixels, as those of montages.
     "crop_scale": (0.2, 1.0),

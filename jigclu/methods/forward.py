@@ -38,11 +38,11 @@ class Forward(nn.Module):
         """Makes the first call compile the forward pass as one graph."""
         self.compile(fullgraph=True, dynamic=False)
 
-    def apply_network(self, images: Tensor) -> Any:
-        """Returns the outputs of the network for images [batch, 3, height, width]."""
+    def apply_network(self, images: Tensor, **options: bool) -> Any:
+        """Returns the outputs of the network for images [batch, 3, height, width] and options."""
         enabled = self.precision != torch.float32
         with torch.autocast(images.device.type, self.precision, enabled=enabled):
-            return self.network(images.contiguous(memory_format=self.memory_format))
+            return self.network(images.contiguous(memory_format=self.memory_format), **options)
 
     def update_state(self, outputs: Any, step: int) -> None:
         """Updates state that does not follow gradients, after the optimizer step.
@@ -118,18 +118,22 @@ class MethodForward(Forward):
         self._compare = torch.compile(self.method.losses, fullgraph=True, dynamic=False)
 
     def forward(
-        self, crops: Tensor, augmentation: Draws, targets: tuple[Tensor, ...]
+        self,
+        crops: Tensor,
+        augmentation: Draws,
+        targets: tuple[Tensor, ...],
+        single: bool = False,
     ) -> tuple[Any, tuple[Tensor, ...]]:
         """Returns losses and outputs of this rank; for the arguments see `StepInputs`."""
-        outputs = self._outputs(crops, augmentation)
+        outputs = self._outputs(crops, augmentation, single)
         return self._compare(outputs, targets), tuple(value.detach() for value in outputs)
 
-    def _outputs(self, crops: Tensor, augmentation: Draws) -> tuple[Tensor, ...]:
+    def _outputs(self, crops: Tensor, augmentation: Draws, single: bool) -> tuple[Tensor, ...]:
         if self._micro_batch_size is None:
-            return self._encode(crops, augmentation)
+            return self._encode(crops, augmentation, single)
         rows = self._micro_batch_size * self.method.crops_per_image
         outputs = [
-            recompute(self._encode, self.network, piece, tuple(drawn))
+            recompute(self._encode, self.network, piece, tuple(drawn), single)
             for piece, *drawn in zip(
                 crops.split(rows), *(values.split(rows) for values in augmentation), strict=True
             )
@@ -144,7 +148,12 @@ class MethodForward(Forward):
         """Returns the measures of the method; inputs are `StepInputs`."""
         return self.method.measures(outputs, inputs.targets)
 
-    def _apply_to_crops(self, crops: Tensor, augmentation: Draws) -> tuple[Tensor, ...]:
+    def _apply_to_crops(
+        self, crops: Tensor, augmentation: Draws, single: bool
+    ) -> tuple[Tensor, ...]:
         augmented = self.method.augmentation(crops, augmentation)
-        outputs: tuple[Tensor, ...] = self.apply_network(self.method.network_inputs(augmented))
+        images = augmented if single else self.method.network_inputs(augmented)
+        # Most networks have no such argument.
+        options = {"single": True} if single else {}
+        outputs: tuple[Tensor, ...] = self.apply_network(images, **options)
         return outputs

@@ -12,9 +12,11 @@ The encoder sees every montage once. The clustering loss (section 3.2, equation 
 patches of an image together; the location loss (equation 3) asks where in its image each
 patch lay.
 
-Two settings change the published method. `siblings` keeps the patches of an image in one montage,
-or in different ones. `queue_size` adds embeddings of earlier batches to the negatives of the
-clustering loss, as in MoCo (He et al., CVPR 2020, section 3.2).
+Some settings change the published method. `siblings` keeps the patches of an image in one montage,
+or in different ones. `single_every` encodes patches one by one in some steps, so that the encoder
+also sees images without neighbors, in as many pixels. `projection_layers` and `projection_norm`
+change the head of the clustering branch. `queue_size` adds embeddings of earlier batches to the
+negatives of the clustering loss, as in MoCo (He et al., CVPR 2020, section 3.2).
 """
 
 import math
@@ -65,7 +67,12 @@ class Jigsaw:
       augmentation: of each patch.
       siblings: "anywhere" (as published), "apart" or "together": how the patches of an image are
         distributed among montages, see `ops.jigsaw.arrange_patches`.
+      single_every: period in steps, from step 0 on, of the steps that encode patches one by one
+        instead of in montages; 1 for all steps, 0 for none, as published.
       pooling_map: side to which feature maps are resized before pooling; None: not resized.
+      projection_layers: linear layers of the clustering branch, ReLU between them; published 2.
+      projection_norm: whether batch normalization over all ranks precedes each ReLU of the
+        clustering branch; published False.
       embedding_channels: of the clustering branch.
       temperature: of cosines in the clustering loss.
       base_temperature: the clustering loss is multiplied by temperature / base_temperature.
@@ -84,7 +91,10 @@ class Jigsaw:
     scaled_decoding: bool
     augmentation: Augmentation
     siblings: str
+    single_every: int
     pooling_map: int | None
+    projection_layers: int
+    projection_norm: bool
     embedding_channels: int
     temperature: float
     base_temperature: float
@@ -97,7 +107,11 @@ class Jigsaw:
         check(self.patch_size >= 1, "patch_size", self.patch_size, "1 pixel or more")
         check_crop(self.crop_scale, self.crop_ratio)
         jigsaw.check_siblings(self.siblings)
+        check(self.single_every >= 0, "single_every", self.single_every, "0 or more steps")
         jigsaw.check_pooling_map(self.pooling_map, self.grid)
+        layers, norm = self.projection_layers, self.projection_norm
+        check(layers >= 1, "projection_layers", layers, "1 or more")
+        check(layers > 1 or not norm, "projection_norm", norm, "False if projection_layers is 1")
         channels = self.embedding_channels
         check(channels >= 1, "embedding_channels", channels, "1 or more")
         for name in ("temperature", "base_temperature"):
@@ -120,17 +134,29 @@ class Jigsaw:
         """Whether there is a queue, which is empty at first: each step then adds negatives."""
         return self.queue_size > 0
 
-    def check_run(self, encoder: Encoder, epochs: float, batch_size: int, compiles: bool) -> None:
+    def check_run(self, encoder: Encoder, epochs: float, batch_size: int, graphs: int) -> None:
         """Raises UserError if patches, batch, epochs and encoder do not fit together."""
         self._check_batch(batch_size)
         schedules.check_patch_sizes(self.patch_size, self.smaller_patches, epochs)
+        self._check_graphs(graphs)
+        if self.single_every != 1:
+            self._check_montages(encoder)
+
+    def _check_graphs(self, graphs: int) -> None:
+        """Raises UserError if torch.compile would make more graphs than it keeps."""
+        graphs *= 2 if self.single_every > 1 else 1
+        sizes = len(self.smaller_patches)
         # torch keeps this many compilations of a function, and fails at the next one.
         limit = torch._dynamo.config.recompile_limit
-        if compiles and len(self.smaller_patches) >= limit:
+        if (sizes + 1) * graphs > limit:
+            times = {1: "once", 2: "twice"}.get(graphs, f"{graphs} times")
             raise UserError(
-                f"smaller_patches has {len(self.smaller_patches)} sizes, each of which is "
-                f"compiled once; use at most {limit - 1}, or bind compute.compile = False"
+                f"smaller_patches has {sizes} sizes, each of which is compiled {times}; use at "
+                f"most {limit // graphs - 1}, or bind compute.compile = False"
             )
+
+    def _check_montages(self, encoder: Encoder) -> None:
+        """Raises UserError if the encoder's map of a montage has fewer positions than patches."""
         least = schedules.patch_size_at(0, self.patch_size, self.smaller_patches)
         side = self.grid * least
         maps = encoder(torch.empty(1, 3, side, side, device="meta"))
@@ -153,9 +179,16 @@ class Jigsaw:
             )
 
     def summary(self, images: int) -> str:
-        """Returns one line of the plan: number and size of the montages."""
-        side = self.grid * self.patch_size
-        return f"montages: {images} of {side}x{side} pixels"
+        """Returns one line of the plan: number and size of montages or of single patches."""
+        patches, size = images * self.grid**2, self.patch_size
+        if self.single_every == 1:
+            return f"single patches: {patches} of {size}x{size} pixels"
+        side = self.grid * size
+        montages = f"montages: {images} of {side}x{side} pixels"
+        if self.single_every == 0:
+            return montages
+        single = f"{patches} single patches of {size}x{size}"
+        return f"{montages} (one step in {self.single_every}: {single})"
 
     def dataset(self, source: Source, seed: int, batch_size: int) -> CropDataset:
         """Returns the images of a source, cut into patches (section 3.1)."""
@@ -178,7 +211,13 @@ class Jigsaw:
 
     def network(self, encoder: Encoder) -> JigClu:
         """Adds the clustering head, the location head and perhaps a queue to an encoder."""
-        settings = (self.grid, self.pooling_map, self.embedding_channels)
+        settings = (
+            self.grid,
+            self.pooling_map,
+            self.embedding_channels,
+            self.projection_layers,
+            self.projection_norm,
+        )
         if self.queue_size == 0:
             return JigClu(encoder, *settings)
         return QueuedJigClu(encoder, *settings, self.queue_size, self.temperature)
@@ -197,6 +236,7 @@ class Jigsaw:
             crops=collectives.exchange_patches(crops, permutation),
             augmentation=select_rows(drawn, rows, crops.device),
             targets=(to_device(permutation, crops.device),),
+            single=self.single_every > 0 and step % self.single_every == 0,
         )
 
     def network_inputs(self, crops: Tensor) -> Tensor:
@@ -300,11 +340,12 @@ class Jigsaw:
         return {"loss": self.clustering_weight * least, "clustering_loss": least}
 
     def draw(self, inputs: StepInputs) -> Tensor:
-        """Draws the first montages as the network sees them: uint8 [3, height, width]."""
-        rows = slice(SHOWN * self.grid**2)
+        """Draws the first montages, or patches if they are single: uint8 [3, height, width]."""
+        rows = slice(SHOWN if inputs.single else SHOWN * self.grid**2)
         drawn = tuple(values[rows] for values in inputs.augmentation)
-        montages = self.network_inputs(self.augmentation(inputs.crops[rows], drawn))
-        return image_grid(montages, self.augmentation.mean, self.augmentation.std)
+        patches = self.augmentation(inputs.crops[rows], drawn)
+        images = patches if inputs.single else self.network_inputs(patches)
+        return image_grid(images, self.augmentation.mean, self.augmentation.std)
 
     def draw_predictions(
         self, network: Network, dataset: CropDataset, seed: int, device: torch.device
@@ -325,9 +366,11 @@ class Jigsaw:
         slots = self.augmentation(
             patches.flatten(0, 1)[rows].to(device), select_rows(drawn, permutation, device)
         )
-        embeddings, location_logits = (
-            value.float().cpu() for value in network(self.network_inputs(slots))[:2]
-        )
+        if self.single_every == 1:
+            outputs = network(slots, single=True)
+        else:
+            outputs = network(self.network_inputs(slots))
+        embeddings, location_logits = (value.float().cpu() for value in outputs[:2])
         return jigsaw_picture.jigsaw_picture(
             [cut.image for cut in cuts],
             [cut.boxes for cut in cuts],

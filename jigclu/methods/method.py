@@ -23,11 +23,14 @@ class StepInputs(NamedTuple):
     crops: uint8 [local_batch * crops_per_image, 3, size, size], not yet augmented.
     augmentation: draws of the augmentation, one row per crop.
     targets: tensors that the losses need beside the network's outputs, such as a permutation.
+    single: whether the network maps the augmented crops one by one, with the argument single=True,
+      instead of what `network_inputs` makes of them. Each kind of step is compiled once.
     """
 
     crops: Tensor
     augmentation: Draws
     targets: tuple[Tensor, ...]
+    single: bool = False
 
 
 class Method(Protocol):
@@ -50,14 +53,15 @@ class Method(Protocol):
     def crops_per_image(self) -> int:
         """Number of crops of every image; fixes how many rows of outputs belong to an image."""
 
-    def check_run(self, encoder: Encoder, epochs: float, batch_size: int, compiles: bool) -> None:
+    def check_run(self, encoder: Encoder, epochs: float, batch_size: int, graphs: int) -> None:
         """Raises UserError if the method does not fit the run.
 
         Args:
           encoder: on the meta device, in eval mode.
           epochs: of the run.
           batch_size: images of the global batch.
-          compiles: whether torch.compile is sure to be used.
+          graphs: that torch.compile makes of the network for each size of its images: 1, or 2 with
+            micro-batches; 0 if it is not sure to be used.
         """
 
     def summary(self, images: int) -> str:
@@ -154,7 +158,7 @@ class Method(Protocol):
         """Draws the first images as the network sees them: uint8 [3, height, width]."""
 
 
-Network = Callable[[Tensor], tuple[Tensor, ...]]
+Network = Callable[..., tuple[Tensor, ...]]
 
 
 @runtime_checkable
@@ -169,7 +173,8 @@ class DrawsPredictions(Protocol):
         Called without gradients, perhaps not on all ranks.
 
         Args:
-          network: maps images for the network to its outputs, in eval mode.
+          network: maps images for the network, perhaps with single=True, to its outputs, in eval
+            mode.
           dataset: of the method, with the training images.
           seed: of the run.
           device: of images for the network.

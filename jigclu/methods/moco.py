@@ -117,7 +117,7 @@ class Moco(TwoViews):
         """True: keys are harder negatives than the random vectors that they replace at first."""
         return True
 
-    def check_run(self, encoder: Encoder, epochs: float, batch_size: int, compiles: bool) -> None:
+    def check_run(self, encoder: Encoder, epochs: float, batch_size: int, graphs: int) -> None:
         """Raises UserError unless batches fill the queue without a rest."""
         check_queue_size(self.queue_size, batch_size, "the batch_size")
 

@@ -51,7 +51,7 @@ class TwoViews:
         """False: the loss compares embeddings of one network."""
         return False
 
-    def check_run(self, encoder: Encoder, epochs: float, batch_size: int, compiles: bool) -> None:
+    def check_run(self, encoder: Encoder, epochs: float, batch_size: int, graphs: int) -> None:
         """Accepts every run: views of any size can be encoded."""
 
     def summary(self, images: int) -> str:

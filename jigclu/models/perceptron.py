@@ -1,4 +1,4 @@
-"""Multilayer perceptrons with batch normalization: heads of self-supervised methods."""
+"""Multilayer perceptrons: heads of self-supervised methods."""
 
 from itertools import pairwise
 
@@ -7,14 +7,16 @@ from torch import nn
 from jigclu.models.batch_norm import BatchNorm
 
 
-def perceptron(*widths: int, bias: bool) -> nn.Sequential:
-    """Builds linear layers with batch normalization and ReLU between them.
+def perceptron(*widths: int, bias: bool, norm: bool = True) -> nn.Sequential:
+    """Builds linear layers with batch normalization, unless norm is False, and ReLU between them.
 
     Args:
       *widths: channels of the input, of each hidden layer, and of the output.
       bias: whether the last layer has a bias; normalization would cancel those of hidden layers.
+      norm: whether hidden layers are normalized over all ranks.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths[:-1]):
-        layers += [nn.Linear(inputs, outputs, bias=False), BatchNorm(outputs), nn.ReLU()]
+        layers.append(nn.Linear(inputs, outputs, bias=not norm))
+        layers += [BatchNorm(outputs), nn.ReLU()] if norm else [nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=bias))

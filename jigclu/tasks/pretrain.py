@@ -153,9 +153,9 @@ class PretrainTask(TrainingTask):
             )
         with torch.device("meta"):
             encoder = self.new_encoder().eval()
-        self.method.check_run(
-            encoder, self.schedule.epochs, self.batch_size, self.compute.compile is True
-        )
+        # With micro-batches, with gradients and without.
+        graphs = (1 if size is None else 2) if self.compute.compile is True else 0
+        self.method.check_run(encoder, self.schedule.epochs, self.batch_size, graphs)
 
     def summary(self) -> list[str]:
         """Returns the lines of the plan that do not depend on the machine."""
@@ -305,9 +305,9 @@ class PretrainTask(TrainingTask):
         precision = PRECISIONS[process.machine.precision.value]
         kind, enabled = process.device.type, precision != torch.float32
 
-        def apply(images: Tensor) -> tuple[Tensor, ...]:
+        def apply(images: Tensor, **options: bool) -> tuple[Tensor, ...]:
             with torch.autocast(kind, precision, enabled=enabled):
-                outputs: tuple[Tensor, ...] = network(images)
+                outputs: tuple[Tensor, ...] = network(images, **options)
             return outputs
 
         network.eval()

@@ -26,6 +26,9 @@ _SINCE_0_3_0 = {
     "method.siblings": "'anywhere'",
     "method.queue_size": "0",
     "average_momentum": "0.0",
+    "method.single_every": "0",
+    "method.projection_layers": "2",
+    "method.projection_norm": "False",
 }
 _RENAMED = {"'AugmentationSettings'": "'ColorAugmentation'"}
 # It did not record the task, which these settings tell.

@@ -170,6 +170,8 @@ class ValuesTest(ConfigTestCase):
         ("jigsaw.pooling_map=7", "multiple of grid = 2"),
         ("jigsaw.siblings='near'", "one of 'anywhere', 'apart', 'together'"),
         ("jigsaw.queue_size=-1", "0 or more"),
+        ("jigsaw.single_every=-1", "0 or more steps"),
+        ("jigsaw.projection_layers=0", "1 or more"),
         ("jigsaw.temperature=0.0", "above 0, and finite"),
         ("jigsaw.crop_scale=(0.5, 0.2)", "(least, most) in (0, 1]"),
         ("augmentation.hue=3.0", "in [0, 0.5]"),

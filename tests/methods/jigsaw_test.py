@@ -29,6 +29,7 @@ from tests.samples import (
     GRID,
     JIGSAW,
     SIZE,
+    TinyEncoder,
     jigsaw_inputs,
     method_inputs,
     noise,
@@ -37,6 +38,7 @@ from tests.samples import (
 from tests.small_tasks import PRETRAINING, TaskTestCase, final, run_task
 
 MEAN, STD = AUGMENTATION.mean, AUGMENTATION.std
+EIGHT_SIZES = tuple((n, n + 23) for n in range(1, 9))
 
 
 def parameters(inputs: StepInputs) -> AugmentationParameters:
@@ -66,6 +68,12 @@ class JigsawTest(TaskTestCase):
         ({"crop_scale": (0.5, 0.2)}, "crop_scale is"),
         ({"siblings": "near"}, "siblings is 'near'"),
         ({"queue_size": -1}, "queue_size is -1"),
+        ({"single_every": -1}, "single_every is -1"),
+        ({"projection_layers": 0}, "projection_layers is 0"),
+        (
+            {"projection_layers": 1, "projection_norm": True},
+            "projection_norm is True; it must be False if projection_layers is 1",
+        ),
     )
     def test_rejects_settings_out_of_range(self, change: dict[str, float], message: str) -> None:
         with self.assertRaisesRegex(UserError, f"^{message}"):
@@ -165,7 +173,7 @@ class JigsawTest(TaskTestCase):
         self.assertFalse(JIGSAW.loss_may_rise)
         self.assertTrue(EXTENDED.loss_may_rise)
 
-    def test_resumed_run_keeps_its_queue(self) -> None:
+    def test_resumed_run_keeps_its_queue_and_its_single_steps(self) -> None:
         method = dataclasses.replace(EXTENDED, patch_size=16)
         task = with_settings(PRETRAINING, method=method)
         network = mock.patch.object(PretrainTask, "network", lambda _: tiny_network(EXTENDED))
@@ -173,6 +181,7 @@ class JigsawTest(TaskTestCase):
             run_task(task, self.folder / "whole")
             run_task(with_settings(task, stop_after_steps=4), self.folder / "parts")
             self.assertTrue(final(self.folder / "parts")["buffers"]["queue"].all())
+            # Step 4 is not single, as the first step after a start from scratch would be.
             run_task(task, self.folder / "parts")
         self.assert_same_training(final(self.folder / "parts"), final(self.folder / "whole"))
 
@@ -198,31 +207,88 @@ class JigsawTest(TaskTestCase):
         torch.testing.assert_close(losses.loss, expected)
 
     @parameterized.parameters(
-        ({"patch_size": 16}, 1, False, "patch_size is 16; .* 32 pixels into 1x1 .*small_stem"),
-        ({"smaller_patches": ((1, 32),)}, 2, False, "smaller_patches is"),
-        ({"smaller_patches": ((1, 8),)}, 1, False, r"smaller_patches is .*\(0, 1\)"),
+        ({"patch_size": 16}, 1, 0, "patch_size is 16; .* 32 pixels into 1x1 .*small_stem"),
+        ({"smaller_patches": ((1, 32),)}, 2, 0, "smaller_patches is"),
+        ({"smaller_patches": ((1, 8),)}, 1, 0, r"smaller_patches is .*\(0, 1\)"),
+        ({"smaller_patches": EIGHT_SIZES}, 20, 1, "has 8 sizes.*compiled once; use at most 7,"),
         (
-            {"smaller_patches": tuple((n, n + 23) for n in range(1, 9))},
+            {"smaller_patches": EIGHT_SIZES[:4], "single_every": 5},
             20,
-            True,
-            "smaller_patches has 8 sizes.*at most 7",
+            1,
+            "has 4 sizes.*compiled twice; use at most 3,",
         ),
-        ({"queue_size": 24}, 1, False, r"queue_size is 24; .* grid\*\*2, which is 16: use 32"),
+        (
+            {"smaller_patches": EIGHT_SIZES[:2], "single_every": 5},
+            20,
+            2,
+            "has 2 sizes.*compiled 4 times; use at most 1,",
+        ),
+        ({"queue_size": 24}, 1, 0, r"queue_size is 24; .* grid\*\*2, which is 16: use 32"),
         (
             {"siblings": "apart", "grid": 3},
             1,
-            False,
+            0,
             "^siblings is 'apart', but batch_size is 4: .* 9 different .* batch_size of 9 or more",
         ),
     )
     def test_rejects_settings_that_do_not_fit_the_run(
-        self, change: dict[str, object], epochs: int, compiles: bool, message: str
+        self, change: dict[str, object], epochs: int, graphs: int, message: str
     ) -> None:
         with torch.device("meta"):
             encoder = create_encoder("resnet18", False).eval()
-        JIGSAW.check_run(encoder, 1, BATCH, True)
+        JIGSAW.check_run(encoder, 1, BATCH, 2)
         with self.assertRaisesRegex(UserError, message):
-            dataclasses.replace(JIGSAW, **change).check_run(encoder, epochs, BATCH, compiles)  # type: ignore[arg-type]
+            dataclasses.replace(JIGSAW, **change).check_run(encoder, epochs, BATCH, graphs)  # type: ignore[arg-type]
+
+    @parameterized.parameters(0, 1)
+    def test_as_many_sizes_as_graphs_fit_are_accepted(self, single_every: int) -> None:
+        # Steps that are all alike need one graph of each size.
+        method = dataclasses.replace(
+            JIGSAW, smaller_patches=EIGHT_SIZES[:7], single_every=single_every
+        )
+        method.check_run(TinyEncoder().to("meta"), 20, BATCH, 1)
+
+    def test_single_patches_alone_may_be_smaller_than_those_of_montages(self) -> None:
+        with torch.device("meta"):
+            encoder = create_encoder("resnet18", False).eval()
+        dataclasses.replace(JIGSAW, patch_size=16, single_every=1).check_run(encoder, 1, BATCH, 1)
+
+    @parameterized.parameters(
+        (0, "montages: 6 of 64x64 pixels"),
+        (1, "single patches: 24 of 32x32 pixels"),
+        (3, "montages: 6 of 64x64 pixels (one step in 3: 24 single patches of 32x32)"),
+    )
+    def test_plan_reports_single_patches(self, single_every: int, expected: str) -> None:
+        method = dataclasses.replace(JIGSAW, single_every=single_every)
+        self.assertEqual(method.summary(6), expected)
+
+    @parameterized.parameters((0, []), (1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]))
+    def test_single_steps_follow_the_number_of_the_step(
+        self, single_every: int, expected: list[int]
+    ) -> None:
+        method = dataclasses.replace(JIGSAW, single_every=single_every)
+        single = [step for step in range(7) if method_inputs(method, step).single]
+        self.assertEqual(single, expected)
+
+    def test_single_steps_differ_in_nothing_else(self) -> None:
+        method = dataclasses.replace(JIGSAW, single_every=1)
+        inputs, published = method_inputs(method, 2), method_inputs(JIGSAW, 2)
+        self.assertTrue(torch.equal(inputs.crops, published.crops))
+        self.assertTrue(torch.equal(inputs.targets[0], published.targets[0]))
+        for ours, theirs in zip(inputs.augmentation, published.augmentation, strict=True):
+            self.assertTrue(torch.equal(ours, theirs))
+
+    def test_picture_of_a_single_step_shows_its_first_eight_patches(self) -> None:
+        method = dataclasses.replace(JIGSAW, single_every=1)
+        inputs = method_inputs(method, 0)
+        picture = method.draw(inputs)
+        # Two rows of four patches, with two pixels around each.
+        self.assertEqual(picture.shape, (3, 2 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2))
+        patches = to_pixels(AUGMENTATION(inputs.crops, inputs.augmentation), MEAN, STD)
+        for number in range(8):
+            top, left = (2 + place * (SIZE + 2) for place in divmod(number, 4))
+            shown = picture[:, top : top + SIZE, left : left + SIZE]
+            self.assertLessEqual((shown.int() - patches[number].int()).abs().max(), 1)
 
     def test_draws_at_most_eight_montages(self) -> None:
         picture = JIGSAW.draw(jigsaw_inputs(0))
@@ -271,6 +337,16 @@ class JigsawTest(TaskTestCase):
             self.assertTrue(torch.equal(patches[number], dataset[0, index].crops))
             for box, patch in zip(boxes[number], patches[number], strict=True):
                 self.assertTrue(torch.equal(crop_resize(source.read(index), box, SIZE), patch))
+
+    def test_predictions_are_those_for_single_patches_if_all_steps_are(self) -> None:
+        method = dataclasses.replace(JIGSAW, single_every=1)
+        dataset = method.dataset(ProceduralImages(images=5, size=64, seed=0, split="train"), 0, 2)
+        network = tiny_network(method).eval()
+        seen: list[torch.Tensor] = []
+        network.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
+        with torch.no_grad():
+            method.draw_predictions(network, dataset, 0, torch.device("cpu"))
+        self.assertEqual([images.shape for images in seen], [(4 * GRID**2, 3, SIZE, SIZE)])
 
     def test_picture_shows_the_augmentation(self) -> None:
         inputs = jigsaw_inputs(0)

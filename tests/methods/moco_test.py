@@ -169,9 +169,9 @@ class MocoTest(two_views_case.TwoViewsCase):
 
     def test_queue_must_hold_whole_batches(self) -> None:
         encoder = TinyEncoder()
-        MOCO.check_run(encoder, 1, BATCH, True)
+        MOCO.check_run(encoder, 1, BATCH, 1)
         with self.assertRaisesRegex(UserError, "^queue_size is 12; .* which is 8: use 16$"):
-            MOCO.check_run(encoder, 1, 8, True)
+            MOCO.check_run(encoder, 1, 8, 1)
         with self.assertRaisesRegex(UserError, "^queue_size is 12"):
             with_settings(PRETRAINING, method=MOCO, batch_size=5).check(self.folder)
 

@@ -6,9 +6,11 @@ from absl.testing import absltest, parameterized
 from torch import Tensor, nn
 from torch.nn import functional
 
+from jigclu.models.batch_norm import BatchNorm
 from jigclu.models.encoder import Encoder, create_encoder
 from jigclu.models.jigclu import JigClu, QueuedJigClu
 from jigclu.ops import jigsaw
+from tests.samples import TinyEncoder
 
 
 def small_model(grid: int) -> JigClu:
@@ -90,6 +92,69 @@ class JigCluTest(parameterized.TestCase):
             outputs.location_logits, torch.from_numpy(pooled @ weight.T + bias)
         )
 
+    @parameterized.parameters(2, 3)
+    def test_single_patches_equal_montages_if_the_encoder_sees_no_neighbors(
+        self, grid: int
+    ) -> None:
+        model = with_identity_encoder(grid)
+        slots = torch.randn(2 * grid**2, 3, 4, 4)
+        with torch.no_grad():
+            montages = model(jigsaw.stitch_montages(slots, grid))
+            single = model(slots, single=True)
+        for ours, theirs in zip(single, montages, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+    def test_single_patch_does_not_depend_on_other_patches(self) -> None:
+        torch.manual_seed(0)
+        model = JigClu(TinyEncoder(), 2, None, embedding_channels=16).eval()
+        slots = torch.randn(4, 3, 8, 8)
+        others = torch.cat([torch.randn(3, 3, 8, 8), slots[3:]])
+        with torch.no_grad():
+            first, second = (model(patches, single=True) for patches in (slots, others))
+            beside, others_beside = (
+                model(jigsaw.stitch_montages(patches, 2)) for patches in (slots, others)
+            )
+        torch.testing.assert_close(first.embeddings[3], second.embeddings[3])
+        self.assertFalse(torch.allclose(first.features[0], second.features[0]))
+        # In a montage, the convolution also sees pixels of the neighbors.
+        self.assertFalse(torch.allclose(beside.features[3], others_beside.features[3]))
+
+    def test_features_of_single_patches_are_means_of_whole_maps(self) -> None:
+        torch.manual_seed(0)
+        # Resizing 7x7 to 8x8 would weight the positions of a map unequally.
+        model = JigClu(TinyEncoder(), 2, 8, embedding_channels=16).eval()
+        slots = torch.randn(5, 3, 28, 28)
+        with torch.no_grad():
+            outputs = model(slots, single=True)
+            maps = model.encoder(slots)
+        self.assertEqual(maps.shape[2:], (7, 7))
+        torch.testing.assert_close(outputs.features, maps.mean((2, 3)))
+        torch.testing.assert_close(outputs.location_logits, model.fc_loc(maps.mean((2, 3))))
+
+    @parameterized.parameters((1, {0: 16}), (2, {0: 8, 2: 16}), (3, {0: 8, 2: 8, 4: 16}))
+    def test_projection_has_linear_layers_with_relu_between_them(
+        self, layers: int, linear: dict[int, int]
+    ) -> None:
+        head = JigClu(TinyEncoder(), 2, None, 16, layers).fc_clu
+        self.assertLen(head, 2 * layers - 1)
+        for place, module in enumerate(head):
+            if place in linear:
+                assert isinstance(module, nn.Linear)
+                self.assertEqual((module.in_features, module.out_features), (8, linear[place]))
+                self.assertIsNotNone(module.bias)
+            else:
+                self.assertIsInstance(module, nn.ReLU)
+
+    def test_projection_normalizes_each_hidden_layer_over_the_batch(self) -> None:
+        head = JigClu(TinyEncoder(), 2, None, 16, 3, projection_norm=True).fc_clu
+        self.assertEqual(
+            [type(module) for module in head],
+            [nn.Linear, BatchNorm, nn.ReLU, nn.Linear, BatchNorm, nn.ReLU, nn.Linear],
+        )
+        hidden = head[:5](torch.randn(64, 8))
+        torch.testing.assert_close(hidden.mean(0), torch.zeros(8), rtol=0, atol=1e-5)
+        torch.testing.assert_close(hidden.var(0, correction=0), torch.ones(8), rtol=0, atol=1e-2)
+
     def test_embeddings_stay_float32_under_autocast(self) -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             outputs = small_model(2)(torch.randn(1, 3, 32, 32))
@@ -103,7 +168,7 @@ class QueuedJigCluTest(absltest.TestCase):
         plain, montages = small_model(2), torch.randn(2, 3, 32, 32)
         torch.manual_seed(0)
         encoder = create_encoder("resnet18", small_stem=True)
-        model = QueuedJigClu(encoder, 2, None, 16, queue_size=12, temperature=0.3).eval()
+        model = QueuedJigClu(encoder, 2, None, 16, 2, False, queue_size=12, temperature=0.3).eval()
         self.assertEqual({*model.state_dict()} - {*plain.state_dict()}, {"queue"})
         self.assertNotIn("queue", plain.state_dict())
         filled = functional.normalize(torch.randn(9, 16), dim=1)
@@ -118,7 +183,7 @@ class QueuedJigCluTest(absltest.TestCase):
 
     def test_sums_stay_float32_under_autocast(self) -> None:
         model = QueuedJigClu(
-            create_encoder("resnet18", small_stem=True), 2, None, 16, 12, temperature=0.01
+            create_encoder("resnet18", small_stem=True), 2, None, 16, 2, False, 12, temperature=0.01
         ).eval()
         model.queue[:] = functional.normalize(torch.randn(12, 16), dim=1)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

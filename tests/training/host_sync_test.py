@@ -22,6 +22,7 @@ from jigclu.training.step import TrainingStep
 from tests.samples import (
     ADAMW,
     BYOL,
+    EXTENDED,
     JIGSAW,
     MOCO,
     SIMCLR,
@@ -116,7 +117,7 @@ class GuardTest(parameterized.TestCase):
 
 class HostSyncTest(parameterized.TestCase):
     @parameterized.product(
-        method=[JIGSAW, SIMCLR, MOCO, SIMSIAM, BYOL],
+        method=[JIGSAW, EXTENDED, SIMCLR, MOCO, SIMSIAM, BYOL],
         precision=["float32", "float16"],
         micro_batch_size=[None, 2],
     )

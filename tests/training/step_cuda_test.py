@@ -77,9 +77,9 @@ class StepsCudaTest(TaskTestCase):
         step = step_test.pretrain_step(method=method, build=build, device=CUDA, **settings)
         state = step.initial_state()
         crops = method_inputs(method, 0, CUDA).crops.unflatten(0, (BATCH, -1))
-        for number in range(3):
-            # The first step compiles and sets up libraries.
-            torch.cuda.set_sync_debug_mode("error" if number else "default")
+        for number in range(4):
+            # The first two steps, one of each kind, compile and set up libraries.
+            torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")
             try:
                 state, _, _ = step(state, method.step_inputs(crops, 0, number), 0.03)
             finally:

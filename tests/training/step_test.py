@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from absl.testing import absltest, parameterized
@@ -24,7 +25,10 @@ from tests.samples import (
     AUGMENTATION,
     BATCH,
     EXTENDED,
+    GRID,
     JIGSAW,
+    SIZE,
+    TinyEncoder,
     jigsaw_inputs,
     method_inputs,
     small_model,
@@ -84,10 +88,12 @@ def train(
     step = pretrain_step(use_compile, *settings, method=method, device=device, **named)
     state = step.initial_state()
     metrics, gradients = [], {}
+    kinds: set[bool] = set()  # Of steps so far: with single patches, and with montages.
     for index in range(count):
+        inputs = method_inputs(method, index, device)
         # Another learning rate and permutation at each step, neither of which may recompile.
-        with torch._dynamo.config.patch(error_on_recompile=index > 0):
-            inputs = method_inputs(method, index, device)
+        is_known, kinds = inputs.single in kinds, kinds | {inputs.single}
+        with torch._dynamo.config.patch(error_on_recompile=is_known):
             state, values, _ = step(state, inputs, 0.03 / (index + 1))
             metrics.append({name: value.item() for name, value in values.items()})
             if index == 0:
@@ -107,9 +113,10 @@ def train_tiny(method: Method, count: int = 3, **settings: Any) -> dict[str, Any
     return train(count, build=partial(tiny_network, method), method=method, **settings)
 
 
-def train_both(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains by the published method, and a tiny network by the extended one."""
-    return train(count), train_tiny(EXTENDED, count)
+def train_both(count: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Trains by the published method, and tiny networks by the extended one and with a norm."""
+    normalized = dataclasses.replace(JIGSAW, projection_norm=True)
+    return train(count), train_tiny(EXTENDED, count), train_tiny(normalized, count)
 
 
 def _on_cpu(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -181,8 +188,8 @@ class StepsTest(TaskTestCase):
         )
 
     def test_two_ranks_equal_one(self) -> None:
-        published, extended = train_both(3)
-        for rank, rank_extended in run_on_ranks(train_both, 2, 3):
+        published, extended, normalized = train_both(3)
+        for rank, rank_extended, rank_normalized in run_on_ranks(train_both, 2, 3):
             self.assert_metrics_close(rank["metrics"], published["metrics"], 1e-5)
             self.assert_tensors_close(rank["gradients"], published["gradients"], 1e-5)
             self.assert_tensors_close(rank["buffers"], published["buffers"], 1e-5)
@@ -190,6 +197,8 @@ class StepsTest(TaskTestCase):
             self.assert_metrics_close(rank_extended["metrics"], extended["metrics"], 1e-5)
             self.assert_tensors_close(rank_extended["buffers"], extended["buffers"], 1e-5)
             self.assert_tensors_close(rank_extended["parameters"], extended["parameters"], 1e-5)
+            self.assert_metrics_close(rank_normalized["metrics"], normalized["metrics"], 1e-5)
+            self.assert_tensors_close(rank_normalized["buffers"], normalized["buffers"], 1e-5)
 
     def test_compiled_equals_eager_without_breaks_or_recompilation(self) -> None:
         torch._dynamo.utils.counters.clear()
@@ -203,13 +212,27 @@ class StepsTest(TaskTestCase):
         self.assert_tensors_close(compiled["buffers"], eager["buffers"], 1e-4)
 
     def test_compiled_adamw_and_queue_equal_eager_without_recompilation(self) -> None:
-        eager = train_tiny(EXTENDED, 4, optimizer=ADAMW)
-        compiled = train_tiny(EXTENDED, 4, use_compile=True, optimizer=ADAMW)
+        method = dataclasses.replace(EXTENDED, single_every=0)
+        eager = train_tiny(method, 4, optimizer=ADAMW)
+        compiled = train_tiny(method, 4, use_compile=True, optimizer=ADAMW)
         self.assertEqual(compiled["graph_breaks"], 0)
         self.assert_metrics_close(compiled["metrics"], eager["metrics"], 1e-3)
         self.assert_tensors_close(compiled["buffers"], eager["buffers"], 1e-3)
         self.assert_tensors_close(compiled["gradients"], eager["gradients"], 1e-4)
         self.assert_tensors_close(compiled["parameters"], eager["parameters"], 1e-3)
+
+    # The network for single patches and for montages, and the update; in micro-batches, the network
+    # with gradient and without, and the losses.
+    @parameterized.parameters((None, 2 + 1), (2, 2 * 2 + 1 + 1))
+    def test_single_steps_add_one_graph_of_the_network(
+        self, micro_batch_size: int | None, graphs: int
+    ) -> None:
+        torch._dynamo.utils.counters.clear()
+        # Traces only: generating code takes much longer.
+        with mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")):
+            result = train_tiny(EXTENDED, 5, use_compile=True, micro_batch_size=micro_batch_size)
+        self.assertEqual(result["graph_breaks"], 0)
+        self.assertEqual(torch._dynamo.utils.counters["stats"]["unique_graphs"], graphs)
 
     def test_adamw_on_two_ranks_equals_one(self) -> None:
         alone = train(3, optimizer=ADAMW)
@@ -246,12 +269,40 @@ class StepsTest(TaskTestCase):
         self.assert_tensors_close(pieces["gradients"], whole["gradients"], 1e-5)
         self.assert_tensors_close(pieces["parameters"], whole["parameters"], 1e-4)
 
-    def test_micro_batches_with_a_queue_equal_the_whole_batch(self) -> None:
+    def test_micro_batches_of_the_extended_method_equal_the_whole_batch(self) -> None:
         whole = train_tiny(EXTENDED, norm_layer=nn.Identity)
         pieces = train_tiny(EXTENDED, norm_layer=nn.Identity, micro_batch_size=1)
         self.assert_metrics_close(pieces["metrics"], whole["metrics"], 1e-5)
         for part in ("gradients", "parameters", "buffers"):
             self.assert_tensors_close(pieces[part], whole[part], 1e-4)
+
+    def test_encoder_sees_patches_one_by_one_in_single_steps(self) -> None:
+        sizes: list[tuple[int, ...]] = []
+
+        def build(norm_layer: type[nn.Module]) -> nn.Module:
+            network = tiny_network(EXTENDED, norm_layer)
+            encoder = network.get_submodule("encoder")
+            encoder.register_forward_pre_hook(lambda _, images: sizes.append(images[0].shape))
+            return network
+
+        train(4, build=build, method=EXTENDED)
+        single, montages = (BATCH * GRID**2, 3, SIZE, SIZE), (BATCH, 3, GRID * SIZE, GRID * SIZE)
+        self.assertEqual(sizes, [single, montages, montages, single])
+
+    def test_single_steps_are_the_published_ones_if_the_encoder_sees_no_neighbors(self) -> None:
+        # Strides of the width of the kernel.
+        def build(norm_layer: type[nn.Module]) -> nn.Module:
+            encoder = TinyEncoder(norm_layer)
+            encoder.conv1 = nn.Conv2d(3, encoder.channels, 4, stride=4, bias=False)
+            torch.manual_seed(0)
+            nn.init.normal_(encoder.conv1.weight)
+            return JIGSAW.network(encoder)
+
+        published = train(2, build=build)
+        single = train(2, build=build, method=dataclasses.replace(JIGSAW, single_every=1))
+        self.assert_metrics_close(single["metrics"], published["metrics"], 1e-4)
+        self.assert_tensors_close(single["parameters"], published["parameters"], 1e-4)
+        self.assert_tensors_close(single["buffers"], published["buffers"], 1e-4)
 
     def test_queue_adds_to_the_loss_from_the_second_step_on(self) -> None:
         plain = train_tiny(dataclasses.replace(EXTENDED, queue_size=0), 2)["metrics"]
