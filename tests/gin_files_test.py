@@ -53,7 +53,7 @@ TASKS = {
     "gin/features.gin": (FeaturesTask, ("features.init_from",)),
     "gin/pack.gin": (PackTask, ()),
     "gin/report.gin": (ReportTask, ()),
-    "gin/results/compare_tiny.gin": (CompareTask, ()),
+    "gin/base/comparison_tiny.gin": (CompareTask, ()),
     "gin/results/supervised_tiny.gin": (FinetuneTask, ()),
     "gin/base/linear.gin": (LinearTask, ("linear.init_from",)),
     "gin/knn.gin": (KnnTask, ("knn.init_from",)),
@@ -192,10 +192,14 @@ class GinFilesTest(parameterized.TestCase):
             else:
                 self.assertEqual("{pretrained}" in stage.resolved, name != "pretrain")
 
-    @parameterized.parameters("compare_tiny", "ablation_tiny")
-    def test_every_training_of_a_comparison_loads(self, name: str) -> None:
+    @parameterized.parameters(
+        ("compare_tiny", ()), ("ablation_tiny", ("RATES", "LARS_RATES", "ADAMW_RATES"))
+    )
+    def test_every_training_of_a_comparison_loads(self, name: str, rates: tuple[str, ...]) -> None:
         data = self.image_folder(300)
         bindings = [f"DATA='{data}'", "compare.scorings=()"]
+        # One of three, which are alike.
+        bindings += [f"{macro}=(('pretrain.learning_rate=0.03',),)" for macro in rates]
         config.load([f"gin/results/{name}.gin"], bindings).check(data / "none")
 
     def test_every_scoring_of_a_comparison_loads(self) -> None:
@@ -204,7 +208,7 @@ class GinFilesTest(parameterized.TestCase):
             (data / "camvid" / folder).mkdir(parents=True)
             for number in range(8):
                 Image.new("L", (8, 8), number).save(data / "camvid" / folder / f"{number}.png")
-        method = "('jigclu', 'gin/results/jigclu_tiny.gin', (('pretrain.learning_rate=0.1',),))"
+        method = "('jigclu', 'gin/results/jigclu_tiny.gin', (), (('pretrain.learning_rate=0.1',),))"
         bindings = [f"DATA='{data}'", f"CAMVID='{data}/camvid'", f"compare.methods=({method},)"]
         config.load(["gin/results/compare_tiny_dense.gin"], bindings).check(data / "none")
 

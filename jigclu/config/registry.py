@@ -69,7 +69,7 @@ def reproduce(
 
 
 def compare(
-    methods: Sequence[tuple[str, str, Sequence[tuple[str, ...]]]],
+    methods: Sequence[tuple[str, str, tuple[str, ...], Sequence[tuple[str, ...]]]],
     reference: str,
     epochs: float,
     budgets: tuple[str, ...],

@@ -45,11 +45,13 @@ class Method(NamedTuple):
 
     name: and folder.
     file: gin file of its training.
-    candidates: the bindings of each trial.
+    bindings: over it.
+    candidates: further bindings of each trial.
     """
 
     name: str
     file: str
+    bindings: tuple[str, ...]
     candidates: Sequence[tuple[str, ...]]
 
 
@@ -75,7 +77,8 @@ class CompareTask:
     """Settings of a comparison; gin/results/compare_tiny.gin describes each of them.
 
     Attributes:
-      methods: name, gin file and candidate settings of each method; all have equally many.
+      methods: name, gin file, bindings over it, and candidates (further bindings of each trial) of
+        each method; all have equally many candidates.
       reference: name of the method whose budget is stated.
       epochs: of the reference.
       budgets: "time": as much training time as the reference takes; "images": as many epochs.
@@ -88,7 +91,7 @@ class CompareTask:
       load: reads gin files.
     """
 
-    methods: Sequence[tuple[str, str, Sequence[tuple[str, ...]]]]
+    methods: Sequence[tuple[str, str, tuple[str, ...], Sequence[tuple[str, ...]]]]
     reference: str
     epochs: float
     budgets: tuple[str, ...]
@@ -100,11 +103,11 @@ class CompareTask:
     load: Load
 
     def __post_init__(self) -> None:
-        names = [name for name, _, _ in self.methods]
+        names = [method.name for method in self._methods()]
         unique = 0 < len(set(names)) == len(names)
         check(unique, "methods", names, "one or more, with different names")
         check(self.reference in names, "reference", self.reference, f"one of {names}")
-        counts = {name: len(candidates) for name, _, candidates in self.methods}
+        counts = {method.name: len(method.candidates) for method in self._methods()}
         equal = len(set(counts.values())) == 1 and min(counts.values()) >= 1
         check(equal, "methods", counts, "equally many candidates for each, one or more")
         check(0 < self.epochs < math.inf, "epochs", self.epochs, "above 0, and finite")
@@ -131,7 +134,7 @@ class CompareTask:
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines."""
         lines = [f"methods: {', '.join(method.name for method in self._methods())}"]
-        trials = len(self.methods) * len(self.methods[0][2])
+        trials = len(self.methods) * len(self._methods()[0].candidates)
         runs = len(self.methods) * len(self.budgets) * len(self.seeds)
         lines += [
             f"budgets: equal {' and '.join(self.budgets)}; {self.epochs:g} epochs of "
@@ -289,7 +292,7 @@ class CompareTask:
         self, method: Method, settings: Sequence[str], epochs: float, seed: int, trial: bool
     ) -> Stage:
         """Returns the training of a candidate of a method."""
-        bindings = [*settings, f"schedule.epochs={epochs:.6g}", f"SEED={seed}"]
+        bindings = [*method.bindings, *settings, f"schedule.epochs={epochs:.6g}", f"SEED={seed}"]
         bindings += [*_folder(self.data), *(self.trial_bindings if trial else ())]
         return load_stage(self.load, method.name, method.file, bindings, None)
 

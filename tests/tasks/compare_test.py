@@ -34,8 +34,8 @@ from tests.small_tasks import PRETRAINING
 COMPARE = """
 launch.task = @compare()
 compare.methods = (
-    ('jigclu', '{folder}/jigclu.gin', (('pretrain.learning_rate=0.01',),)),
-    ('simclr', '{folder}/simclr.gin', (('simclr.temperature=0.2',),)),
+    ('jigclu', '{folder}/jigclu.gin', (), (('pretrain.learning_rate=0.01',),)),
+    ('simclr', '{folder}/simclr.gin', ('simclr.temperature=0.2',), ((),)),
 )
 compare.reference = 'jigclu'
 compare.epochs = 4
@@ -139,8 +139,8 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
     def task(self, **changes: Any) -> CompareTask:
         settings: dict[str, Any] = {
             "methods": [
-                ("fast", "fast.gin", [("rate=1",), ("rate=2",)]),
-                ("slow", "slow.gin", [("rate=2",), ("rate=1",)]),
+                ("fast", "fast.gin", (), [("rate=1",), ("rate=2",)]),
+                ("slow", "slow.gin", (), [("rate=2",), ("rate=1",)]),
             ],
             "reference": "fast",
             "epochs": 20,
@@ -224,7 +224,7 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         ({"reference": "other"}, "reference is 'other'; it must be one of"),
         ({"budgets": ("hours",)}, r"budgets is \('hours',\)"),
         ({"trial_share": 0.0}, "trial_share is 0"),
-        ({"methods": [("fast", "a", [("x",)]), ("b", "b", [])]}, "equally many candidates"),
+        ({"methods": [("fast", "a", (), [("x",)]), ("b", "b", (), [])]}, "equally many candidates"),
     )
     def test_rejects(self, changes: dict[str, Any], message: str) -> None:
         with self.assertRaisesRegex(UserError, message):
