@@ -1,8 +1,9 @@
-"""The command as users run it, in a process of its own."""
+"""The command as users run it, where it matters in a process of its own."""
 
 import contextlib
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,8 +30,10 @@ schedule.epochs = 1
 schedule.warmup_epochs = 0
 jigsaw.patch_size = 16
 pretrain.small_stem = True
+compute.device = 'cpu'
 compute.precision = 'float32'
 compute.compile = False
+loading.workers = 0
 reporting.log_every = 1
 """
 FOLDER_OF_IMAGES = ("pretrain.source=@UnlabeledImages()", "pretrain.evaluators=()")
@@ -75,31 +78,32 @@ class LaunchTest(FolderTestCase):
         )
 
     def call(self, *flags: str) -> "subprocess.CompletedProcess[str]":
-        """Runs the command in this process, without the time to start one, until it exits."""
+        """Runs the command in this process, without the time to start one."""
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.folder)
+        # A command that exits leaves signals ignored.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
         output, errors = io.StringIO(), io.StringIO()
+        code: object = 0
         with (
             flagsaver.flagsaver(),
             contextlib.redirect_stdout(output),
             contextlib.redirect_stderr(errors),
-            self.assertRaises(SystemExit) as exited,
         ):
-            launch.main(launch._parse(["jigclu", *flags]))
-        code = exited.exception.code
+            try:
+                launch.main(launch._parse(["jigclu", *flags]))
+            except SystemExit as exited:
+                code = exited.code
         assert isinstance(code, int)
         return subprocess.CompletedProcess(flags, code, output.getvalue(), errors.getvalue())
 
     def demo(
-        self, *texts: str, flags: tuple[str, ...] = (), program: tuple[str, ...] = MODULE
+        self, *texts: str, program: tuple[str, ...] | None = None
     ) -> "subprocess.CompletedProcess[str]":
-        return self.command(
-            f"--gin_file={self.small}",
-            f"--workdir={self.workdir}",
-            *bindings(*texts),
-            *flags,
-            program=program,
-        )
+        """Runs the small demo, in this process without a program."""
+        flags = (f"--gin_file={self.small}", f"--workdir={self.workdir}", *bindings(*texts))
+        return self.command(*flags, program=program) if program else self.call(*flags)
 
     def succeeded(self, done: "subprocess.CompletedProcess[str]") -> str:
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -131,7 +135,7 @@ class LaunchTest(FolderTestCase):
         self.assertIn("error: --gin_file is missing", done.stderr)
 
     def test_dry_run_without_the_data_reports_the_download(self) -> None:
-        done = self.command("--gin_file=gin/pretrain_r18_cifar10.gin", "--dry_run")
+        done = self.call("--gin_file=gin/pretrain_r18_cifar10.gin", "--dry_run")
         self.succeeded(done)
         plan = done.stdout.partition("\n\n")[2].splitlines()
         self.assertEqual(plan[0], "downloads: CIFAR10 to data")
@@ -144,7 +148,7 @@ class LaunchTest(FolderTestCase):
         images.mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(images / "0.png")
         with mock.patch.dict(os.environ, {"TORCH_HOME": str(self.folder / "torch")}):
-            done = self.command(
+            done = self.call(
                 "--gin_file=gin/export.gin",
                 *bindings(
                     "export.init_from='jigclu_200e'",
@@ -160,7 +164,7 @@ class LaunchTest(FolderTestCase):
         self.assertCountEqual(os.listdir(self.folder), ["small.gin", "images"])
 
     def test_runs_resumes_and_rejects_another_configuration(self) -> None:
-        printed = self.succeeded(self.demo("schedule.stop_after_steps=2"))
+        printed = self.succeeded(self.demo("schedule.stop_after_steps=2", program=MODULE))
         self.assertIn("devices: 1 x cpu", printed)
         self.assertIn("done: 2 steps", printed)
         self.assertEqual(printed.count("\nstep 2/2"), 1)
@@ -193,7 +197,7 @@ class LaunchTest(FolderTestCase):
         return {str(path): path.read_bytes() for path in files}
 
     def test_dry_run_writes_nothing(self) -> None:
-        done = self.demo(flags=("--dry_run",))
+        done = self.command(f"--gin_file={self.small}", f"--workdir={self.workdir}", "--dry_run")
         self.succeeded(done)
         lines = done.stdout.splitlines()
         self.assertIn("pretrain.batch_size = 4", lines)
@@ -268,8 +272,7 @@ class LaunchTest(FolderTestCase):
     )
     def test_rejects_values(self, texts: tuple[str, ...], *parts: str) -> None:
         (self.folder / "empty").mkdir()
-        given = [f"--gin_file={self.small}", f"--workdir={self.workdir}", *bindings(*texts)]
-        printed = self.rejected(self.call(*given))
+        printed = self.rejected(self.demo(*texts))
         for part in parts:
             self.assertIn(part, printed)
         self.assertFalse(self.workdir.exists())
@@ -286,6 +289,7 @@ class LaunchTest(FolderTestCase):
                 "UnlabeledImages.root='my images'",
                 "loading.workers=1",
                 "loading.most_unreadable=0.5",
+                program=MODULE,
             )
         )
         self.assertIn("bild ü 2.png", printed)
