@@ -2,7 +2,9 @@
 
 import ast
 import io
+import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -86,6 +88,7 @@ class Records:
         kept = start_step if start_step else -1
         try:
             self._file = MetricsFile(workdir / METRICS, kept, steps_per_epoch, images_per_step)
+            _wait_for_later_name(self._folder)
             # TensorBoard cannot drop a part of a step.
             self._writer: SummaryWriter | None = SummaryWriter(
                 str(self._folder), purge_step=kept if repeats_evaluation else kept + 1
@@ -225,6 +228,18 @@ def _add_settings(
     # SummaryWriter.add_hparams would write a run of its own, and zeros into the columns.
     for summary in hparams(values, columns):
         _add_summary(writer, summary)
+
+
+def _wait_for_later_name(folder: Path) -> None:
+    """Waits, less than a second, until the name of a new file of events sorts after the others.
+
+    TensorBoard reads files in the order of their names, which consist of the second in which they
+    were made and the number of the process. Numbers of processes are in no order.
+    """
+    others = (path.name.split(".") for path in folder.glob("events.out.tfevents.*"))
+    seconds = {int(parts[3]) for parts in others if str(os.getpid()) not in parts}
+    while int(now := time.time()) in seconds:
+        time.sleep(1 - now % 1)
 
 
 def _add_summary(writer: SummaryWriter, summary: Summary, step: int | None = None) -> None:
