@@ -237,8 +237,8 @@ def _wait_for_later_name(folder: Path) -> None:
     were made and the number of the process. Numbers of processes are in no order.
     """
     others = (path.name.split(".") for path in folder.glob("events.out.tfevents.*"))
-    seconds = {int(parts[3]) for parts in others if str(os.getpid()) not in parts}
-    while int(now := time.time()) in seconds:
+    seconds = {parts[3] for parts in others if str(os.getpid()) not in parts}
+    while f"{int(now := time.time()):010}" in seconds:
         time.sleep(1 - now % 1)
 
 
