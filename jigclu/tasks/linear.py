@@ -207,15 +207,27 @@ class LinearTask(SupervisedTask):
         return {"top1": scores.top1, "top5": scores.top5} | selection
 
     def _summarize(self, history: History) -> list[str]:
-        selection = ""
+        selection, advice = "", []
         if history and "held_out_top1" in history[-1][1]:
             scores = history[-1][1]
+            advice = self._advise(scores["best_learning_rate"])
             selection = (
                 f", with learning rate {scores['best_learning_rate']:g} and weight decay "
                 f"{scores['best_weight_decay']:g}, the best of {len(self.settings)} probes on "
                 f"{len(self.comparison_source):,} held-out training images"
             )
-        return describe_accuracy(history, len(self.val), selection)
+        return [*describe_accuracy(history, len(self.val), selection), *advice]
+
+    def _advise(self, best: float) -> list[str]:
+        """Returns a line if the best learning rate may lie beyond those of the sweep."""
+        rates = self.learning_rates
+        if len(rates) < 2 or min(rates) < best < max(rates):
+            return []
+        end, wanted = ("lowest", "lower") if best == min(rates) else ("highest", "higher")
+        return [
+            f"the best learning rate is the {end} of the sweep, {best:g}: add {wanted} ones to "
+            "linear.learning_rates, and use another --workdir"
+        ]
 
 
 @torch.no_grad()

@@ -119,10 +119,21 @@ class LinearTest(TaskTestCase):
             score["best_learning_rate"], 0.1
         )  # Neither 1e-4 nor the rate that diverges.
         self.assertIn("the best of 6 probes on 10 held-out training images", printed)
+        self.assertNotIn("of the sweep", printed)
         names = {task.training_source.name(index) for index in range(len(task.training_source))}
         self.assertLen(names, 30)
         compared = (task.comparison_source.name(index) for index in range(10))
         self.assertEmpty(names.intersection(compared))
+
+    @parameterized.parameters(
+        ((0.1, 1e30), "the best learning rate is the lowest of the sweep, 0.1: add lower ones"),
+        ((0.1, 1e-4), "the best learning rate is the highest of the sweep, 0.1: add higher ones"),
+    )
+    def test_says_if_the_best_rate_is_at_the_end_of_a_sweep(
+        self, rates: tuple[float, ...], expected: str
+    ) -> None:
+        printed = run(changed(learning_rates=rates), self.folder / "run")
+        self.assertIn(expected, printed)
 
     def test_probes_of_a_sweep_train_independently(self) -> None:
         run(changed(**SWEEP), self.folder / "together")
