@@ -179,8 +179,10 @@ class RunCommandsTest(parameterized.TestCase):
             for name in re.findall(r"'(.*?)'", text) if text.startswith("report.") else ():
                 Path(name).mkdir(parents=True, exist_ok=True)
                 (Path(name) / "config.gin").touch()
-        if files == ("gin/results/compare_tiny.gin",):
-            here.append("compare.scorings=()")  # 1% of these labels are too few for a batch.
+        if files[0].startswith("gin/results/compare_tiny"):
+            # 1% of these labels are too few for a batch; tests/gin_files_test.py checks scorings.
+            here = [text for text in here if not text.startswith("CAMVID=")]
+            here.append("compare.scorings=()")
         workdir = Path("run")
         with dry_run():
             configuration = config.load(files, here).for_workdir(workdir)
