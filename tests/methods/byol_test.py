@@ -14,7 +14,7 @@ from torch.nn import functional
 from jigclu.methods.byol import Byol, ByolNetwork, ByolOutputs
 from tests.methods import two_views_case
 from tests.samples import BATCH, BYOL, noise, tiny_network
-from tests.training.step_test import train_tiny
+from tests.step_case import train_tiny
 
 
 def symmetrized_loss(predictions: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
@@ -90,7 +90,7 @@ class ByolTest(two_views_case.TwoViewsCase):
 
     def test_target_network_by_hand(self) -> None:
         before, after = train_tiny(BYOL, 2), train_tiny(BYOL, 3)
-        # The third of the eight steps that `step_test` schedules.
+        # The third of the eight steps that `step_case` schedules.
         momentum = 1 - 0.25 * (math.cos(math.pi * 2 / 8) + 1) / 2
         for name in ("momentum_encoder.conv1.weight", "momentum_projection.3.weight"):
             trained = after["parameters"][name.removeprefix("momentum_")]

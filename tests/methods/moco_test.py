@@ -17,7 +17,7 @@ from tests.methods import two_views_case
 from tests.methods.two_views_case import IMAGES
 from tests.samples import BATCH, MOCO, TinyEncoder, noise, tiny_network
 from tests.small_tasks import PRETRAINING
-from tests.training.step_test import train_tiny
+from tests.step_case import train_tiny
 
 
 def info_nce(

@@ -22,7 +22,7 @@ from jigclu.system.errors import UserError
 from tests.ranks import run_on_ranks
 from tests.samples import BATCH, SIMCLR, SIZE, TinyEncoder, method_inputs, noise, small_encoder
 from tests.small_tasks import TaskTestCase
-from tests.training.step_test import train
+from tests.step_case import train
 
 
 def nt_xent(embeddings: NDArray[np.float64], temperature: float) -> float:

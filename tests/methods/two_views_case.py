@@ -24,7 +24,7 @@ from jigclu.training.step import TrainingStep
 from tests.ranks import run_on_ranks
 from tests.samples import BATCH, method_inputs, tiny_network
 from tests.small_tasks import PRETRAINING, TaskTestCase, final, run_task
-from tests.training.step_test import SCALING, SGD, train_tiny
+from tests.step_case import SCALING, SGD, train_tiny
 
 IMAGES = 16  # Of a batch of generated images.
 TwoViews = Moco | SimSiam | Byol

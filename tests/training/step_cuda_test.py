@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 from torch import nn
 
 from jigclu.methods.method import Method
+from tests import step_case
 from tests.methods.simclr_test import projector
 from tests.ranks import run_on_ranks
 from tests.samples import (
@@ -25,7 +26,6 @@ from tests.samples import (
     tiny_network,
 )
 from tests.small_tasks import TaskTestCase
-from tests.training import step_test
 
 CUDA = "cuda"
 # By name: a method, and what builds its network.
@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[Method, Any]] = {
 
 def train_in_double(count: int, **named: Any) -> dict[str, Any]:
     """Trains in float64 on the current GPU, eager: differences are not those of rounding."""
-    return step_test.train(count, build=step_test.double_model, device=CUDA, **named)
+    return step_case.train(count, build=step_case.double_model, device=CUDA, **named)
 
 
 def train_in_float32(count: int, use_compile: bool = False) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def train_in_float32(count: int, use_compile: bool = False) -> dict[str, Any]:
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        return step_test.train(count, use_compile, device=CUDA)
+        return step_case.train(count, use_compile, device=CUDA)
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
@@ -74,7 +74,7 @@ class StepsCudaTest(TaskTestCase):
 
     def take_steps_without_waiting(self, name: str, **settings: Any) -> None:
         method, build = METHODS[name]
-        step = step_test.pretrain_step(method=method, build=build, device=CUDA, **settings)
+        step = step_case.pretrain_step(method=method, build=build, device=CUDA, **settings)
         state = step.initial_state()
         crops = method_inputs(method, 0, CUDA).crops.unflatten(0, (BATCH, -1))
         for number in range(4):
@@ -88,7 +88,7 @@ class StepsCudaTest(TaskTestCase):
     @parameterized.parameters("bfloat16", "float16")
     def test_half_precision_is_finite_and_near_float32(self, precision: str) -> None:
         full = train_in_float32(1)["metrics"][0]
-        half = step_test.train(1, False, precision, device=CUDA)["metrics"][0]
+        half = step_case.train(1, False, precision, device=CUDA)["metrics"][0]
         for name, value in half.items():
             self.assertTrue(math.isfinite(value), name)
         self.assertAlmostEqual(half["loss"], full["loss"], delta=0.02 * full["loss"])
@@ -96,7 +96,7 @@ class StepsCudaTest(TaskTestCase):
         self.assertEqual(half.get("skipped_steps", 0.0), 0.0)
 
     def test_equals_the_cpu(self) -> None:
-        cpu, gpu = step_test.train(1, build=step_test.double_model), train_in_double(1)
+        cpu, gpu = step_case.train(1, build=step_case.double_model), train_in_double(1)
         loss = cpu["metrics"][0]["loss"]
         self.assertAlmostEqual(gpu["metrics"][0]["loss"], loss, delta=1e-5 * loss)
         self.assert_tensors_close(gpu["gradients"], cpu["gradients"], 1e-4)
