@@ -61,7 +61,7 @@ class Method(Protocol):
           epochs: of the run.
           batch_size: images of the global batch.
           graphs: that torch.compile makes of the network for each size of its images: 1, or 2 with
-            micro-batches; 0 if it is not sure to be used.
+            micro-batches; 0 without torch.compile.
         """
 
     def summary(self, images: int) -> str:

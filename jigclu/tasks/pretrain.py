@@ -153,8 +153,8 @@ class PretrainTask(TrainingTask):
             )
         with torch.device("meta"):
             encoder = self.new_encoder().eval()
-        # With micro-batches, with gradients and without.
-        graphs = (1 if size is None else 2) if self.compute.compile is True else 0
+        # With micro-batches, with gradients and without. 'auto' may compile.
+        graphs = (1 if size is None else 2) if self.compute.compile is not False else 0
         self.method.check_run(encoder, self.schedule.epochs, self.batch_size, graphs)
 
     def summary(self) -> list[str]:

@@ -32,6 +32,7 @@ from tests.terminal import progress_log
 STILL = 1e-12
 CONFIG = "pretrain.seed = 0\nloading.workers = 0"
 TASK = PRETRAINING
+NINE_SIZES = {"smaller_patches": tuple((n, n + 7) for n in range(1, 9)), "epochs": 20}
 
 
 def run(task: PretrainTask, workdir: Path) -> str:
@@ -258,14 +259,8 @@ class PretrainTest(TaskTestCase):
     @parameterized.parameters(
         ({"smaller_patches": ((1, 16),)}, r"smaller_patches is \(\(1, 16\),\); .* patch_size = 16"),
         ({"smaller_patches": ((2, 8),)}, r"smaller_patches is .* within \(0, 2\)"),
-        (
-            {
-                "smaller_patches": tuple((n, n + 7) for n in range(1, 9)),
-                "epochs": 20,
-                "compile": True,
-            },
-            "smaller_patches has 8 sizes.*at most 7",
-        ),
+        (NINE_SIZES | {"compile": True}, "smaller_patches has 8 sizes.*at most 7"),
+        (NINE_SIZES | {"compile": "auto"}, "smaller_patches has 8 sizes.*at most 7"),
         ({"small_stem": False}, "patch_size is 16; .*small_stem"),
         ({"batch_size": 15}, "batch_size is 15; it must be at most 14"),
         ({"micro_batch_size": 3}, "micro_batch_size is 3; it must divide the 4 images per device"),
