@@ -126,22 +126,6 @@ class MocoTest(two_views_case.TwoViewsCase):
             expected = 0.75 * before["buffers"][name] + 0.25 * trained
             torch.testing.assert_close(after["buffers"][name], expected)
 
-    def test_statistics_of_the_momentum_encoder_by_hand(self) -> None:
-        before, after = train_tiny(MOCO, 2)["buffers"], train_tiny(MOCO, 3)["buffers"]
-        for name in ("bn1.running_mean", "bn1.running_var"):
-            average, trained = f"momentum_encoder.{name}", after[f"encoder.{name}"]
-            expected = 0.75 * before[average] + 0.25 * trained
-            torch.testing.assert_close(after[average], expected)
-            self.assertFalse(torch.equal(after[average], trained))
-
-    def test_a_key_depends_on_its_own_image_only(self) -> None:
-        model = network().train()
-        images = noise(2 * BATCH, 3, 32, 32) / 255
-        whole, alone = model(images), model(images[:4])
-        torch.testing.assert_close(whole.keys[:2], alone.keys)
-        # Queries are normalized by the statistics of their batch.
-        self.assertGreater((whole.queries[:2] - alone.queries).abs().max().item(), 1e-3)
-
     def test_first_step_copies_the_encoder(self) -> None:
         model = network()
         with torch.no_grad():
