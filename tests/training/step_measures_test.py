@@ -5,12 +5,7 @@ from absl.testing import absltest
 from torch import Tensor, nn
 
 from tests.ranks import run_on_ranks
-from tests.samples import (
-    JIGSAW,
-    jigsaw_inputs,
-    method_inputs,
-    tiny_model,
-)
+from tests.samples import JIGSAW, jigsaw_inputs, method_inputs, tiny_model
 from tests.step_case import StepTestCase, double_model, on_cpu, pretrain_step
 
 

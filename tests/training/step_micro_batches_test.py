@@ -8,11 +8,7 @@ from torch import Tensor, nn
 
 from jigclu.models.jigclu import Outputs
 from tests.ranks import run_on_ranks
-from tests.samples import (
-    EXTENDED,
-    jigsaw_inputs,
-    tiny_model,
-)
+from tests.samples import EXTENDED, jigsaw_inputs, tiny_model
 from tests.step_case import StepTestCase, double_model, explicit_losses, train, train_tiny
 
 

@@ -3,11 +3,7 @@
 import torch
 from absl.testing import absltest, parameterized
 
-from tests.samples import (
-    ADAMW,
-    jigsaw_inputs,
-    tiny_model,
-)
+from tests.samples import ADAMW, jigsaw_inputs, tiny_model
 from tests.step_case import StepTestCase, pretrain_step, train
 
 
