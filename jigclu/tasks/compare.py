@@ -1,8 +1,9 @@
 """Comparison of methods under equal budgets of training time and of images seen.
 
 First, the speed of every method is measured, in turns. Then one method after the other tries the
-same number of candidate settings for a share of its budget, and the one with the best score on
-held-out training images is trained for the whole budget, with each seed, and scored on val.
+same number of candidate settings for a share of its budget, if it has more than one, and the one
+with the best score on held-out training images is trained for the whole budget, with each seed, and
+scored on val.
 """
 
 import json
@@ -78,7 +79,7 @@ class CompareTask:
 
     Attributes:
       methods: name, gin file, bindings over it, and candidates (further bindings of each trial) of
-        each method; all have equally many candidates.
+        each method; all have equally many candidates, and a single one is taken without trials.
       reference: name of the method whose budget is stated.
       epochs: of the reference.
       budgets: "time": as much training time as the reference takes; "images": as many epochs.
@@ -134,7 +135,8 @@ class CompareTask:
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines."""
         lines = [f"methods: {', '.join(method.name for method in self._methods())}"]
-        trials = len(self.methods) * len(self._methods()[0].candidates)
+        candidates = len(self._methods()[0].candidates)
+        trials = len(self.methods) * candidates if candidates > 1 else 0
         runs = len(self.methods) * len(self.budgets) * len(self.seeds)
         lines += [
             f"budgets: equal {' and '.join(self.budgets)}; {self.epochs:g} epochs of "
@@ -203,7 +205,9 @@ class CompareTask:
         workdir: Path,
         message: Callable[[str], None],
     ) -> list[Trial]:
-        """Returns the score of each candidate on held-out training images."""
+        """Returns the held-out score of each candidate; none if there is nothing to choose."""
+        if len(method.candidates) == 1:
+            return []
         epochs = self.trial_share * self._budget(method.name, self.budgets[0], seconds)
         trials = []
         for number, settings in enumerate(method.candidates):
@@ -232,15 +236,15 @@ class CompareTask:
         message: Callable[[str], None],
     ) -> Iterator[Result]:
         """Yields the result of each run; adds the trials of a method before its first run."""
-        chosen: dict[str, Trial] = {}
+        chosen: dict[str, tuple[str, ...]] = {}
         for seed in self.seeds:
             for budget in self.budgets:
                 for method in self._methods():
                     if method.name not in chosen:
                         own = self._try(method, seconds, workdir, message)
-                        chosen[method.name] = max(own, key=lambda trial: trial.score or 0.0)
                         trials += own
-                    settings = chosen[method.name].settings
+                        chosen[method.name] = _best(method, own)
+                    settings = chosen[method.name]
                     epochs = self._budget(method.name, budget, seconds)
                     name = f"{budget}/{method.name}/seed_{seed}"
                     stage = self._training(method, settings, epochs, seed, False)
@@ -310,6 +314,13 @@ class CompareTask:
         weights = ["init_from=None", f"encoder={like.encoder!r}", f"small_stem={like.small_stem}"]
         for scoring in self._scorings():
             yield scoring.name, self._scoring(scoring, weights)
+
+
+def _best(method: Method, trials: Sequence[Trial]) -> tuple[str, ...]:
+    """Returns the candidate of a method with the best score, or its only one."""
+    if not trials:
+        return tuple(method.candidates[0])
+    return max(trials, key=lambda trial: trial.score or 0.0).settings
 
 
 def _folder(data: str | None) -> list[str]:

@@ -34,8 +34,8 @@ from tests.small_tasks import PRETRAINING
 COMPARE = """
 launch.task = @compare()
 compare.methods = (
-    ('jigclu', '{folder}/jigclu.gin', (), (('pretrain.learning_rate=0.01',),)),
-    ('simclr', '{folder}/simclr.gin', ('simclr.temperature=0.2',), ((),)),
+    ('jigclu', '{folder}/jigclu.gin', (), ((), ('pretrain.learning_rate=0.01',))),
+    ('simclr', '{folder}/simclr.gin', ('simclr.temperature=0.2',), ((), ('SEED=1',))),
 )
 compare.reference = 'jigclu'
 compare.epochs = 4
@@ -183,6 +183,15 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         )
         self.assertTrue(all("SEED=0" in line and "DATA='images'" in line for line in trials))
         self.assertEqual(scores["time/slow/3/knn/knn_accuracy"], 0.125)
+
+    def test_a_single_candidate_is_taken_without_trials(self) -> None:
+        methods = [("fast", "fast.gin", (), [("rate=1",)]), ("slow", "slow.gin", (), [("rate=2",)])]
+        task = self.task(methods=methods, budgets=("images",))
+        self.run_quietly(task)
+        self.assertEqual([rate for _, rate, _ in self.trainings()], ["rate=1", "rate=2"])
+        self.assertFalse([text for text in self.ran if "trial" in text.split("\n")])
+        self.assertFalse((self.folder / "trials").exists())
+        self.assertIn("trainings: 0 trials", task.plan(self.folder))
 
     def test_random_weights_are_scored_as_trained_ones(self) -> None:
         self.run_quietly(self.task(budgets=("images",)))
@@ -334,7 +343,7 @@ class MiniatureTest(FolderTestCase):
         self.assertEqual([run["method"] for run in values["runs"]], ["jigclu", "simclr"])
         self.assertEqual(values["runs"][0]["curve"]["images"], [0, 80])
         self.assertAlmostEqual(values["runs"][0]["hours"], 80 / 50 / 3600)
-        self.assertLen(values["trials"], 2)
+        self.assertLen(values["trials"], 4)
         self.check_figures(workdir / "figures")
 
     def check_figures(self, folder: Path) -> None:
