@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jigclu.models import timm_networks
 from jigclu.models.batch_norm import BatchNorm
+from jigclu.models.convolution import use_products
 from jigclu.system.errors import UserError, check
 
 _FAMILY = torchvision.models.resnet
@@ -121,6 +122,7 @@ def create_encoder(name: str, small_stem: bool, dilated_stages: int = 0) -> Enco
         resnet.conv1 = nn.Conv2d(3, resnet.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
         resnet.maxpool = nn.Identity()
+    use_products(resnet)
     return Encoder(resnet)
 
 

@@ -1,0 +1,45 @@
+"""Convolution layers that CPUs train quickly on small maps."""
+
+import torch
+from torch import Tensor, nn
+
+from jigclu.ops.convolution import convolve_by_product, output_size
+
+# Measured: docs/performance.md.
+_SMALL = 4 * 4
+
+
+class Convolution(nn.Conv2d):
+    """torch's convolution; training on a CPU, a matrix product where the new map is small.
+
+    oneDNN takes as long for the gradient of 512 channels on a map of 1x1 as on one of 4x4.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps [batch, channels, rows, columns] to [batch, new channels, new rows, new columns]."""
+        if self.training and images.device.type == "cpu" and self._is_small(images.shape[2:]):
+            stride, padding = self.stride[0], self.padding[0]
+            assert isinstance(padding, int)
+            return convolve_by_product(images, self.weight, stride, padding)
+        return super().forward(images)
+
+    def _is_small(self, sizes: torch.Size) -> bool:
+        assert not isinstance(self.padding, str)
+        settings = zip(sizes, self.kernel_size, self.stride, self.padding, strict=True)
+        rows, columns = (output_size(*setting) for setting in settings)
+        return rows * columns <= _SMALL
+
+
+def use_products(network: nn.Module) -> None:
+    """Turns the plain convolutions of a network into `Convolution`s, in place."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and _is_plain(module):
+            module.__class__ = Convolution
+
+
+def _is_plain(module: nn.Conv2d) -> bool:
+    """Returns whether a convolution is one that `convolve_by_product` computes."""
+    square = all(len(set(pair)) == 1 for pair in (module.kernel_size, module.stride))
+    zeros = module.padding_mode == "zeros" and len(set(module.padding)) == 1
+    dense = module.groups == 1 and module.dilation == (1, 1)
+    return square and zeros and dense and module.bias is None
