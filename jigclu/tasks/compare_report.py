@@ -126,7 +126,7 @@ def report_comparison(comparison: Comparison) -> Document:
         sections.append(Section(f"Equal {budget}", blocks))
     sections += [
         Section("Speed", [_speed(comparison.seconds)]),
-        Section("Trials", [_trials(comparison.trials)]),
+        Section("Trials", _trials(comparison.trials)),
     ]
     return Document("Comparison of methods", f"{len(comparison.results)} runs.", sections)
 
@@ -201,9 +201,10 @@ def _speed(seconds: Mapping[str, float]) -> Table:
     return Table(("method", "images/s", "ms per image"), rows)
 
 
-def _trials(trials: Sequence[Trial]) -> Table:
+def _trials(trials: Sequence[Trial]) -> list[Block]:
+    """Returns a table; nothing if every method had a single candidate."""
     rows = [
         (method, ", ".join(settings), "diverged" if score is None else f"{score:.1%}")
         for method, settings, score in trials
     ]
-    return Table(("method", "settings", "held-out score"), rows)
+    return [Table(("method", "settings", "held-out score"), rows)] if rows else []
