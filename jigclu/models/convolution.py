@@ -1,33 +1,27 @@
 """Convolution layers that CPUs train quickly on small maps."""
 
-import torch
 from torch import Tensor, nn
 
 from jigclu.ops.convolution import convolve_by_product, output_size
 
-# Measured: docs/performance.md.
+# Pixels of a new map; a limit of 6x6 was slower: docs/performance.md.
 _SMALL = 4 * 4
 
 
 class Convolution(nn.Conv2d):
     """torch's convolution; training on a CPU, a matrix product where the new map is small.
 
-    oneDNN takes as long for the gradient of 512 channels on a map of 1x1 as on one of 4x4.
+    oneDNN takes about as long for 512 channels on a map of 2x2 as on one of 4x4.
     """
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps [batch, channels, rows, columns] to [batch, new channels, new rows, new columns]."""
-        if self.training and images.device.type == "cpu" and self._is_small(images.shape[2:]):
-            stride, padding = self.stride[0], self.padding[0]
-            assert isinstance(padding, int)
+        kernel, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
+        assert isinstance(padding, int)
+        rows, columns = (output_size(size, kernel, stride, padding) for size in images.shape[2:])
+        if self.training and images.device.type == "cpu" and rows * columns <= _SMALL:
             return convolve_by_product(images, self.weight, stride, padding)
         return super().forward(images)
-
-    def _is_small(self, sizes: torch.Size) -> bool:
-        assert not isinstance(self.padding, str)
-        settings = zip(sizes, self.kernel_size, self.stride, self.padding, strict=True)
-        rows, columns = (output_size(*setting) for setting in settings)
-        return rows * columns <= _SMALL
 
 
 def use_products(network: nn.Module) -> None:
