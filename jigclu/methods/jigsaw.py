@@ -366,7 +366,8 @@ class Jigsaw:
         slots = self.augmentation(
             patches.flatten(0, 1)[rows].to(device), select_rows(drawn, permutation, device)
         )
-        if self.single_every == 1:
+        single = self.single_every == 1
+        if single:
             outputs = network(slots, single=True)
         else:
             outputs = network(self.network_inputs(slots))
@@ -379,4 +380,5 @@ class Jigsaw:
             rows,
             assigned=rows[health.nearest_others(embeddings)] // self.grid**2,
             places=location_logits.argmax(1),
+            single=single,
         )

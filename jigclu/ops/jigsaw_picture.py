@@ -34,6 +34,7 @@ def jigsaw_picture(
     shown: Tensor,
     assigned: Tensor,
     places: Tensor,
+    single: bool,
 ) -> Tensor:
     """Draws a jigsaw of up to four photographs; all tensors are on the CPU.
 
@@ -45,6 +46,7 @@ def jigsaw_picture(
       shown: int64 [slots], the row of `patches`, without its first axis, that each slot shows.
       assigned: int64 [slots], the photograph to which each slot is assigned.
       places: int64 [slots], the predicted place in the photograph, in patch order.
+      single: whether patches were encoded one by one, so that blocks of slots are not montages.
 
     Returns:
       uint8 [3, height, width].
@@ -61,7 +63,8 @@ def jigsaw_picture(
     size = (left(3) - GAP + MARGIN, bottom + HEADER * len(footer))
     canvas = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(canvas)
-    for column, title in enumerate(("photographs", "patches", "montages")):
+    slots_title = "shuffled patches" if single else "montages"
+    for column, title in enumerate(("photographs", "patches", slots_title)):
         write(pen, (left(column), MARGIN), title)
     for row in range(images):
         canvas.paste(_photograph(photographs[row], boxes[row], COLORS[row]), (left(0), top(row)))

@@ -331,6 +331,7 @@ class JigsawTest(TaskTestCase):
         # This network makes no mistakes.
         self.assertTrue(torch.equal(drawn.call_args.kwargs["assigned"], image))
         self.assertTrue(torch.equal(drawn.call_args.kwargs["places"], place))
+        self.assertFalse(drawn.call_args.kwargs["single"])
         self.assertTrue(torch.equal(shown, image * GRID**2 + place))
         for number, index in enumerate(epoch_order(0, 0, 5)[:4].tolist()):
             self.assertTrue(torch.equal(photographs[number], source.read(index)))
@@ -344,8 +345,10 @@ class JigsawTest(TaskTestCase):
         network = tiny_network(method).eval()
         seen: list[torch.Tensor] = []
         network.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
-        with torch.no_grad():
+        draw = mock.patch.object(jigsaw_picture, "jigsaw_picture", return_value=None)
+        with draw as drawn, torch.no_grad():
             method.draw_predictions(network, dataset, 0, torch.device("cpu"))
+        self.assertTrue(drawn.call_args.kwargs["single"])
         self.assertEqual([images.shape for images in seen], [(4 * GRID**2, 3, SIZE, SIZE)])
 
     def test_picture_shows_the_augmentation(self) -> None:

@@ -23,7 +23,9 @@ def pixel(picture: Tensor, x: int, y: int) -> tuple[int, ...]:
 
 
 class JigsawPictureTest(parameterized.TestCase):
-    def draw(self, grid: int, shown: Tensor, assigned: Tensor, places: Tensor) -> Tensor:
+    def draw(
+        self, grid: int, shown: Tensor, assigned: Tensor, places: Tensor, single: bool = False
+    ) -> Tensor:
         """Draws two photographs whose patches have the levels 0, 1, 2, ..."""
         pieces = grid**2
         patches = gray(*range(2 * pieces))
@@ -35,6 +37,7 @@ class JigsawPictureTest(parameterized.TestCase):
             shown,
             assigned,
             places,
+            single,
         )
 
     def tiles(self, column: int, grid: int) -> Iterator[tuple[int, int]]:
@@ -99,6 +102,15 @@ class JigsawPictureTest(parameterized.TestCase):
             x, y = jigsaw_picture.left(2), jigsaw_picture.top(row)
             drawn = picture[:, y + 40 : y + BLOCK : 96, x + 40 : x + BLOCK : 96]
             self.assertEqual((drawn - 100).tolist(), montages[row, :, 5::20, 5::20].tolist())
+
+    def test_only_the_title_tells_single_patches_from_montages(self) -> None:
+        slots = torch.arange(8)
+        pictures = [self.draw(2, slots, slots // 4, slots % 4, single) for single in (False, True)]
+        differs = (pictures[0] != pictures[1]).any(0)
+        x, y = jigsaw_picture.left(2), jigsaw_picture.top(0)
+        self.assertTrue(differs[:y, x:].any())
+        differs[:y, x:] = False
+        self.assertFalse(differs.any())
 
 
 if __name__ == "__main__":
