@@ -367,10 +367,7 @@ class Jigsaw:
             patches.flatten(0, 1)[rows].to(device), select_rows(drawn, permutation, device)
         )
         single = self.single_every == 1
-        if single:
-            outputs = network(slots, single=True)
-        else:
-            outputs = network(self.network_inputs(slots))
+        outputs = network(slots, single=True) if single else network(self.network_inputs(slots))
         embeddings, location_logits = (value.float().cpu() for value in outputs[:2])
         return jigsaw_picture.jigsaw_picture(
             [cut.image for cut in cuts],

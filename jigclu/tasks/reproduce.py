@@ -1,6 +1,6 @@
 """Pre-training and its evaluations in one command: stages, each with its own gin file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -8,22 +8,13 @@ from typing import NamedTuple
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError, check
 from jigclu.system.files import sha256, write_file
-from jigclu.tasks.stages import (
-    PRETRAINED,
-    Load,
-    Stage,
-    check_stage,
-    fill,
-    last_checkpoint,
-    load_stage,
-    read_record,
-    run_stage,
-)
+from jigclu.tasks.stages import Load, Stage, check_stage, load_stage, read_record, run_stage
 from jigclu.training import checkpoint
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
 
-_DATA = "{data}"  # In a binding: the folder of the data.
+# In a binding: the path of the last checkpoint of the first stage; the folder of the data.
+_PRETRAINED, _DATA = "{pretrained}", "{data}"
 
 
 class Row(NamedTuple):
@@ -114,7 +105,7 @@ class ReproduceTask:
         return run_stage(name, stage, folder, inputs, monitor.message)
 
     def _needs_weights(self, index: int) -> bool:
-        return index > 0 and PRETRAINED in str(self.stages[index][2])
+        return index > 0 and _PRETRAINED in str(self.stages[index][2])
 
     def _weights(self, index: int, workdir: Path) -> str | None:
         """Returns the SHA-256 of the pre-trained weights of a stage, or None if it uses none."""
@@ -123,16 +114,25 @@ class ReproduceTask:
 
     def _stage(self, index: int, workdir: Path) -> Stage:
         name, file, bindings = self.stages[index]
-        values = {
-            PRETRAINED: last_checkpoint(workdir / self.stages[0][0]),
-            _DATA: self.data or _DATA,
-        }
+        first = workdir / self.stages[0][0]
+        # Before the first stage has run: where its checkpoint will be.
+        pretrained = checkpoint.latest(first) or first / "checkpoints"
+        values = {_PRETRAINED: str(pretrained), _DATA: self.data or _DATA}
         macros = {"DATA": self.data, "SIZE": self.size}
         shared = [f"{name}={value!r}" for name, value in macros.items() if value is not None]
-        return load_stage(self.load, name, file, [*shared, *fill(bindings, values)], workdir / name)
+        own = _fill(bindings, values)
+        return load_stage(self.load, name, file, [*shared, *own], workdir / name)
 
     def _figure(self, stage: str, score: str) -> float | None:
         return next((v for name, key, v in self.published if (name, key) == (stage, score)), None)
+
+
+def _fill(bindings: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Returns bindings with values in place of placeholders."""
+    filled = list(bindings)
+    for placeholder, value in values.items():
+        filled = [text.replace(placeholder, value) for text in filled]
+    return filled
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -9,12 +9,8 @@ from jigclu.system import signals
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
 from jigclu.system.files import write_file
-from jigclu.training import checkpoint
 from jigclu.training.encoder_task import EncoderTask, without_weights
 from jigclu.training.loop import RunResult
-
-# In a binding: the path of the last checkpoint of another stage.
-PRETRAINED = "{pretrained}"
 
 
 class Task(Protocol):
@@ -62,14 +58,6 @@ class Load(Protocol):
     ) -> Stage: ...
 
 
-def fill(bindings: Sequence[str], values: Mapping[str, str]) -> list[str]:
-    """Returns bindings with values in place of placeholders."""
-    filled = list(bindings)
-    for placeholder, value in values.items():
-        filled = [text.replace(placeholder, value) for text in filled]
-    return filled
-
-
 def load_stage(
     load: Load, name: str, file: str, bindings: Sequence[str], folder: Path | None
 ) -> Stage:
@@ -99,11 +87,6 @@ def check_stage(name: str, stage: Stage, folder: Path, pretrained: Task | None =
         stage.for_workdir(folder).check(folder)
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
-
-
-def last_checkpoint(folder: Path) -> str:
-    """Returns the last checkpoint of a workdir, or if it has none, where it will be."""
-    return str(checkpoint.latest(folder) or folder / "checkpoints")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
