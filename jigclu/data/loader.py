@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -214,7 +215,7 @@ def _training_loader(
         prefetch_factor=prefetch if workers else None,
         timeout=timeout if workers else 0,
         persistent_workers=workers > 0,
-        worker_init_fn=_set_up_worker,
+        worker_init_fn=set_up_worker,
         multiprocessing_context=worker_context() if workers else None,
     )
 
@@ -253,7 +254,7 @@ def _ordered_loader(
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         timeout=timeout if workers else 0,
-        worker_init_fn=_set_up_worker,
+        worker_init_fn=set_up_worker,
         multiprocessing_context=worker_context() if workers else None,
     )
 
@@ -279,15 +280,17 @@ def collate_masked(samples: list[MaskedImage]) -> MaskedBatch:
     return MaskedBatch(*default_collate([tuple(sample) for sample in samples]))
 
 
-def _set_up_worker(worker: int) -> None:
+def set_up_worker(worker: int = 0) -> None:
+    """Prepares a worker process of `worker_context`, whatever its number: it has one thread."""
     del worker
+    torch.set_num_threads(1)
     # Libraries warn of what they make of damaged images; images that they cannot read are reported.
     warnings.simplefilter("ignore")
     _exit_with_parent()
 
 
 def _exit_with_parent() -> None:
-    """Ends this worker when the training process is killed, but not by SIGTERM.
+    """Ends this worker when the process that uses it is killed, but not by SIGTERM.
 
     torch only watches the parent process, which here is the fork server and lives as long as
     its workers.

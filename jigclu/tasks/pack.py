@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from jigclu.data.decode import UnreadableImageError, has_one_color
-from jigclu.data.loader import worker_context
+from jigclu.data.loader import set_up_worker, worker_context
 from jigclu.data.packed import FORMATS, INDEX, RECORD, SHARD_FIELDS, build_index, shard_files
 from jigclu.data.sources import Source, digest
 from jigclu.system import files, progress, signals
@@ -143,17 +142,15 @@ class PackTask:
         shards = []
         try:
             with ProcessPoolExecutor(
-                choose_pack_workers(self.workers).value,
-                worker_context(),
-                torch.set_num_threads,
-                (1,),
+                choose_pack_workers(self.workers).value, worker_context(), set_up_worker
             ) as pool:
                 try:
                     done = pool.map(write, range(self._count()))
                     for shard in progress.track(done, "packing shards", self._count()):
                         shards.append(shard)
-                except KeyboardInterrupt:
-                    # The pool would wait for the shards in progress, which can take minutes.
+                except (KeyboardInterrupt, BrokenProcessPool):
+                    # The pool would wait for the shards in progress, which can take minutes, and
+                    # for workers that wait for a lock of the killed one, for ever.
                     for child in multiprocessing.active_children():
                         child.kill()
                     raise

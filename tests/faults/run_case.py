@@ -70,6 +70,13 @@ class Run:
         """Returns the exit status; negative for the signal that killed the process."""
         return self.process.wait(timeout=_SECONDS)
 
+    def end(self) -> None:
+        """Kills the run and its children, if it is still running."""
+        if self.process.poll() is None:
+            for pid in (*self.children(), self.process.pid):
+                os.kill(pid, signal.SIGKILL)
+            self.process.wait()
+
 
 class RunTestCase(FolderTestCase):
     """A test case with a workdir and runs in it, all of which end with the test."""
@@ -96,11 +103,5 @@ class RunTestCase(FolderTestCase):
         flags = [f"--gin_file={self.small}", f"--workdir={self.workdir}", *bindings(*texts)]
         log = self.folder / f"log_{len(list(self.folder.iterdir()))}"
         run = Run([*prefix, sys.executable, *program, *flags], self.folder, log)
-        self.addCleanup(self._end, run)
+        self.addCleanup(run.end)
         return run
-
-    def _end(self, run: Run) -> None:
-        if run.process.poll() is None:
-            for pid in (*run.children(), run.process.pid):
-                os.kill(pid, signal.SIGKILL)
-            run.process.wait()
