@@ -73,7 +73,9 @@ class GinFilesTest(GinTestCase):
                 self.assertEqual("{pretrained}" in stage.resolved, name != "pretrain")
 
     @parameterized.parameters(
-        ("compare_tiny", ()), ("ablation_tiny", ("RATES", "LARS_RATES", "ADAMW_RATES"))
+        ("compare_tiny", ()),
+        ("compare_cifar10", ()),
+        ("ablation_tiny", ("RATES", "LARS_RATES", "ADAMW_RATES")),
     )
     def test_every_training_of_a_comparison_loads(self, name: str, rates: tuple[str, ...]) -> None:
         data = self.image_folder(300)
