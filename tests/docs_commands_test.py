@@ -145,7 +145,10 @@ class RunCommandsTest(parameterized.TestCase):
             workers=1,
         )
         # Processes would import torch again, which takes seconds.
-        with mock.patch("jigclu.tasks.pack.ProcessPoolExecutor", ThreadPoolExecutor):
+        with (
+            mock.patch("jigclu.tasks.pack.ProcessPoolExecutor", ThreadPoolExecutor),
+            mock.patch("jigclu.tasks.pack.set_up_worker"),
+        ):
             pack.run(cls.home / "data" / "imagenet_packed", "")
         for name in ("resnet18", "resnet50"):
             torch.save(create_encoder(name, False).state_dict(), cls.home / f"{name}.pth")
