@@ -12,5 +12,5 @@ flags.FLAGS.mark_as_parsed()
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    """Gives each test the same random numbers in every run, alone and after others."""
+    """Seeds torch, so that a test draws the same numbers in every run, alone and after others."""
     torch.manual_seed(0)

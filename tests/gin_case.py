@@ -83,7 +83,7 @@ class FakeCifar:
 
 
 class GinTestCase(parameterized.TestCase):
-    """Has a folder of images, lists and masks."""
+    """A test case with a folder of images, lists and masks."""
 
     root: Path
 

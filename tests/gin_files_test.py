@@ -84,15 +84,17 @@ class GinFilesTest(GinTestCase):
         bindings += [f"{macro}=(('pretrain.learning_rate=0.03',),)" for macro in rates]
         config.load([f"gin/results/{name}.gin"], bindings).check(data / "none")
 
-    def test_every_scoring_of_a_comparison_loads(self) -> None:
+    @parameterized.parameters(("compare_tiny_dense", ("CAMVID",)), ("compare_cifar10", ()))
+    def test_every_scoring_of_a_comparison_loads(self, name: str, folders: tuple[str, ...]) -> None:
         data = self.image_folder(3200)  # 1% of the labels are a batch.
         for folder in ("train", "trainannot", "val", "valannot"):
             (data / "camvid" / folder).mkdir(parents=True)
             for number in range(8):
                 Image.new("L", (8, 8), number).save(data / "camvid" / folder / f"{number}.png")
         method = "('jigclu', 'gin/results/jigclu_tiny.gin', (), (('pretrain.learning_rate=0.1',),))"
-        bindings = [f"DATA='{data}'", f"CAMVID='{data}/camvid'", f"compare.methods=({method},)"]
-        config.load(["gin/results/compare_tiny_dense.gin"], bindings).check(data / "none")
+        bindings = [f"DATA='{data}'", f"compare.methods=({method},)"]
+        bindings += [f"{macro}='{data}/camvid'" for macro in folders]
+        config.load([f"gin/results/{name}.gin"], bindings).check(data / "none")
 
     @parameterized.parameters(*RUN_FILES)
     def test_files_bind_only_what_differs_from_their_includes(self, file: str) -> None:

@@ -281,7 +281,13 @@ def collate_masked(samples: list[MaskedImage]) -> MaskedBatch:
 
 
 def set_up_worker(worker: int = 0) -> None:
-    """Prepares a worker process of `worker_context`, whatever its number: it has one thread."""
+    """Prepares a process that was started by `worker_context`.
+
+    torch uses one thread, libraries do not warn, and the process ends with the one that uses it.
+
+    Args:
+      worker: its number, which DataLoader passes; unused.
+    """
     del worker
     torch.set_num_threads(1)
     # Libraries warn of what they make of damaged images; images that they cannot read are reported.
@@ -292,10 +298,10 @@ def set_up_worker(worker: int = 0) -> None:
 def _exit_with_parent() -> None:
     """Ends this worker when the process that uses it is killed, but not by SIGTERM.
 
-    torch only watches the parent process, which here is the fork server and lives as long as
-    its workers.
+    DataLoader's workers only watch the parent process, which here is the fork server and lives as
+    long as its workers.
     """
-    # torch has set a handler of its own.
+    # DataLoader has set a handler of its own.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

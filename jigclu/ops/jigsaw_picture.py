@@ -4,7 +4,8 @@
 
 Every photograph has a color. In the montages, the frame of a patch has the color of the
 photograph to which it is assigned, and a line inside the frame that of its own, so that frames of
-one color are right. A small grid marks the predicted place: white if right, red if wrong.
+one color are right. A small grid marks the predicted place: white if right, red if wrong. Patches
+that are encoded one by one are drawn in the same way, under another title.
 """
 
 import math

@@ -1,6 +1,5 @@
 """Packs the images of a source into shards, which read faster than single files."""
 
-import functools
 import io
 import json
 import multiprocessing
@@ -138,25 +137,32 @@ class PackTask:
         }
 
     def _shards(self, workdir: Path) -> list[_Shard]:
-        write = functools.partial(_write_shard, self, workdir)
-        shards = []
+        shards: list[_Shard] = []
         try:
             with ProcessPoolExecutor(
-                choose_pack_workers(self.workers).value, worker_context(), set_up_worker
+                choose_pack_workers(self.workers).value,
+                worker_context(),
+                _set_up_worker,
+                (self, workdir),
             ) as pool:
                 try:
-                    done = pool.map(write, range(self._count()))
-                    for shard in progress.track(done, "packing shards", self._count()):
-                        shards.append(shard)
-                except (KeyboardInterrupt, BrokenProcessPool):
-                    # The pool would wait for the shards in progress, which can take minutes, and
-                    # for workers that wait for a lock of the killed one, for ever.
+                    # A process that is interrupted while it starts is in no list of children.
+                    with signals.deferred():
+                        numbers = range(self._count())
+                        futures = [pool.submit(_write_shard, number) for number in numbers]
+                    signals.check()
+                    for future in progress.track(futures, "packing shards", len(futures)):
+                        shards.append(future.result())
+                except BaseException:
+                    # The pool would wait for the shards in progress, which can take minutes. Of a
+                    # broken pool it asks the workers by SIGTERM, which they ignore, and would wait
+                    # for ever.
                     for child in multiprocessing.active_children():
                         child.kill()
                     raise
         except BrokenProcessPool as error:
             raise UserError(
-                f"a worker process was killed after {len(shards)} shards, perhaps for lack of "
+                f"a worker process ended after {len(shards)} shards, perhaps killed for lack of "
                 "memory: use fewer pack.workers or pack.images_per_shard; finished shards are kept"
             ) from error
         return shards
@@ -187,8 +193,25 @@ class PackTask:
         monitor.message(f"{images:,} images, {total / 1e6:,.1f} MB, in {workdir}")
 
 
-def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
+class _Job(NamedTuple):
+    """What a worker process packs, and the workdir."""
+
+    task: PackTask
+    workdir: Path
+
+
+# Sent to each worker process once: a task names all images, which can take many megabytes.
+_jobs: list[_Job] = []
+
+
+def _set_up_worker(task: PackTask, workdir: Path) -> None:
+    set_up_worker()
+    _jobs[:] = [_Job(task, workdir)]
+
+
+def _write_shard(number: int) -> _Shard:
     """Writes a shard unless it is finished, as its summary, which is written last, shows."""
+    ((task, workdir),) = _jobs
     images, records = shard_files(workdir, number)
     summary = images.with_suffix(".json")
     if summary.exists():

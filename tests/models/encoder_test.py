@@ -56,7 +56,7 @@ class EncoderTest(parameterized.TestCase):
         images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
         with torch.no_grad():
             actual, expected = encoder.double()(images), theirs.double()(images)
-        # Matrix products add in another order; float32 would need wide bounds.
+        # Sums have another order in matrix products; float32 would need loose tolerances.
         torch.testing.assert_close(actual.flatten(1), expected, rtol=1e-9, atol=1e-11)
 
     def test_uses_batch_norm_over_all_ranks(self) -> None:

@@ -135,7 +135,8 @@ class PackTest(FolderTestCase):
         task = self.task()
         self.workdir.mkdir()
         pack._write_json(self.workdir / "settings.json", task._settings())
-        pack._write_shard(task, self.workdir, 1)
+        pack._jobs[:] = [pack._Job(task, self.workdir)]
+        pack._write_shard(1)
         # Killed while writing the next shard: files without a summary.
         (self.workdir / "shard_00002.bin").write_bytes(b"half")
         with self.assertRaisesRegex(UserError, "contains no pack.json: .* not finished"):
@@ -163,9 +164,9 @@ class PackTest(FolderTestCase):
     def test_killed_process_is_reported(self) -> None:
         with (
             mock.patch.object(pack, "ProcessPoolExecutor") as pool,
-            self.assertRaisesRegex(UserError, "killed after 0 shards.*finished shards are kept"),
+            self.assertRaisesRegex(UserError, "ended after 0 shards.*finished shards are kept"),
         ):
-            pool.return_value.__enter__.return_value.map.side_effect = BrokenProcessPool()
+            pool.return_value.__enter__.return_value.submit.side_effect = BrokenProcessPool()
             pool.return_value.__exit__.return_value = None
             self.task().run(self.workdir, "")
 
