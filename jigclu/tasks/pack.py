@@ -149,7 +149,7 @@ class PackTask:
                     # A process that is interrupted while it starts is in no list of children.
                     with signals.deferred():
                         numbers = range(self._count())
-                        futures = [pool.submit(_write_shard, number) for number in numbers]
+                        futures = [pool.submit(_write_shard_of_worker, n) for n in numbers]
                     signals.check()
                     for future in progress.track(futures, "packing shards", len(futures)):
                         shards.append(future.result())
@@ -193,25 +193,22 @@ class PackTask:
         monitor.message(f"{images:,} images, {total / 1e6:,.1f} MB, in {workdir}")
 
 
-class _Job(NamedTuple):
-    """What a worker process packs, and the workdir."""
-
-    task: PackTask
-    workdir: Path
-
-
 # Sent to each worker process once: a task names all images, which can take many megabytes.
-_jobs: list[_Job] = []
+_jobs: list[tuple[PackTask, Path]] = []
 
 
 def _set_up_worker(task: PackTask, workdir: Path) -> None:
     set_up_worker()
-    _jobs[:] = [_Job(task, workdir)]
+    _jobs[:] = [(task, workdir)]
 
 
-def _write_shard(number: int) -> _Shard:
+def _write_shard_of_worker(number: int) -> _Shard:
+    (job,) = _jobs
+    return _write_shard(*job, number)
+
+
+def _write_shard(task: PackTask, workdir: Path, number: int) -> _Shard:
     """Writes a shard unless it is finished, as its summary, which is written last, shows."""
-    ((task, workdir),) = _jobs
     images, records = shard_files(workdir, number)
     summary = images.with_suffix(".json")
     if summary.exists():

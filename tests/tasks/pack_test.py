@@ -135,8 +135,7 @@ class PackTest(FolderTestCase):
         task = self.task()
         self.workdir.mkdir()
         pack._write_json(self.workdir / "settings.json", task._settings())
-        pack._jobs[:] = [pack._Job(task, self.workdir)]
-        pack._write_shard(1)
+        pack._write_shard(task, self.workdir, 1)
         # Killed while writing the next shard: files without a summary.
         (self.workdir / "shard_00002.bin").write_bytes(b"half")
         with self.assertRaisesRegex(UserError, "contains no pack.json: .* not finished"):
