@@ -48,9 +48,17 @@ def describe(processes: int) -> dict[str, Any]:
         "system": platform.platform(),
         "gpus": gpus,
         "processes": processes,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": available_cores(),
     }
+
+
+def processor() -> str:
+    """Returns the model of the processor, such as "AMD EPYC 7763 64-Core Processor"."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str | None]:

@@ -3,16 +3,16 @@
 First, the speed of every method is measured, in turns. Then one method after the other tries the
 same number of candidate settings for a share of its budget, if it has more than one, and the one
 with the best score on held-out training images is trained for the whole budget, with each seed, and
-scored on val.
+scored on val. A run that diverges is reported as such, and the others go on.
 """
 
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jigclu.system.device import launched_processes
 from jigclu.system.errors import UserError, check
@@ -24,6 +24,7 @@ from jigclu.tasks.compare_report import (
     Trial,
     chance,
     curve,
+    machine,
     write_comparison,
 )
 from jigclu.tasks.short_run import measure_first_steps
@@ -38,7 +39,7 @@ from jigclu.training.task import TrainingTask
 
 BUDGETS = ("time", "images")
 _ROUNDS = 3  # Measurements of the speed of each method.
-_DIVERGED = "diverged"  # The only score of a trial that diverged.
+_DIVERGED = "diverged"  # The only score of a stage that diverged.
 
 
 class Method(NamedTuple):
@@ -122,12 +123,17 @@ class CompareTask:
         if launched_processes() > 1:
             raise UserError("compare runs in a single process: start it without torchrun")
         folder = workdir / "new"
+        encoders: dict[str, tuple[object, ...]] = {}
         for method in self._methods():
             for number, settings in enumerate(method.candidates):
                 trial = self._training(method, settings, self.epochs, 0, True)
                 check_stage(f"{method.name}, candidate {number}", trial, folder)
             stage = self._training(method, method.candidates[0], self.epochs, 0, False)
             check_stage(method.name, stage, folder)
+            assert isinstance(stage.task, EncoderTask)
+            encoders[method.name] = (stage.task.encoder, stage.task.small_stem)
+        if len(set(encoders.values())) > 1:
+            raise UserError(f"the methods train different encoders, {encoders}: bind the same one")
         # Scorings of weights that do not exist yet only differ in the weights.
         for name, stage in self._untrained():
             check_stage(name, stage, folder)
@@ -173,6 +179,7 @@ class CompareTask:
         found: dict[str, float] = {}
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
+            message(f"speeds are those of {path}; in a new --workdir, they are measured again")
         missing = {
             method.name: self._training(method, method.candidates[0], self.epochs, 0, False).task
             for method in self._methods()
@@ -213,14 +220,14 @@ class CompareTask:
         for number, settings in enumerate(method.candidates):
             name = f"trials/{method.name}/{number}"
             stage = self._training(method, settings, epochs, 0, True)
-            try:
-                found = run_stage(name, stage, workdir / name, {}, message)
-            except Diverged as error:
-                message(f"{name} diverged: {error}")
-                # So that a resumed comparison does not train it again.
-                found = record_scores(workdir / name, {_DIVERGED: 1.0})
-            known = (found[key] for key in SCORES if key in found)
-            score = None if _DIVERGED in found else next(known)
+            found = _run(name, stage, workdir / name, {"settings": list(settings)}, message)
+            known = [found[key] for key in SCORES if key in found]
+            if found and not known:
+                raise UserError(
+                    f"{method.name} has none of the scores {SCORES} to choose its settings by: "
+                    "bind pretrain.evaluators, or a single candidate"
+                )
+            score = known[0] if known else None
             trials.append(Trial(method.name, settings, score))
             described = "diverged" if score is None else f"{score:.1%}"
             message(f"{name}: {described} with {', '.join(settings)}")
@@ -245,34 +252,50 @@ class CompareTask:
                         trials += own
                         chosen[method.name] = _best(method, own)
                     settings = chosen[method.name]
-                    epochs = self._budget(method.name, budget, seconds)
-                    name = f"{budget}/{method.name}/seed_{seed}"
-                    stage = self._training(method, settings, epochs, seed, False)
-                    scores = run_stage(name, stage, workdir / name, {}, message)
-                    scores = scores | self._score(workdir / name, message)
-                    run = run_records.read(workdir / name)
-                    yield Result(
-                        method=method.name,
-                        budget=budget,
-                        seed=seed,
-                        settings=settings,
-                        epochs=epochs,
-                        images=run.images,
-                        hours=run.images * seconds[method.name] / 3600,
-                        scores=scores,
-                        curve=curve(run, seconds[method.name]),
-                        chance=chance(run),
-                    )
+                    yield self._train(method, settings, budget, seed, seconds, workdir, message)
+
+    def _train(
+        self,
+        method: Method,
+        settings: tuple[str, ...],
+        budget: str,
+        seed: int,
+        seconds: dict[str, float],
+        workdir: Path,
+        message: Callable[[str], None],
+    ) -> Result:
+        """Returns the result of a run with the chosen candidate of a method."""
+        epochs = self._budget(method.name, budget, seconds)
+        name = f"{budget}/{method.name}/seed_{seed}"
+        folder = workdir / name
+        stage = self._training(method, settings, epochs, seed, False)
+        scores = _run(name, stage, folder, {"settings": list(settings)}, message)
+        if scores:
+            scores = scores | self._score(folder, message)
+        run = run_records.read(folder)
+        return Result(
+            method=method.name,
+            budget=budget,
+            seed=seed,
+            settings=settings,
+            epochs=epochs,
+            images=run.images,
+            hours=run.images * seconds[method.name] / 3600,
+            scores=scores,
+            curve=curve(run, seconds[method.name]),
+            chance=chance(run),
+            machine=machine(run),
+        )
 
     def _score(self, folder: Path, message: Callable[[str], None]) -> dict[str, float]:
-        """Returns the scores of the weights of a finished run."""
+        """Returns the scores of the weights of a finished run, without those that diverged."""
         scores: dict[str, float] = {}
         weights = checkpoint.latest(folder)
         assert weights is not None
         for scoring in self._scorings():
             own = folder / scoring.name
             stage = self._scoring(scoring, [f"init_from={str(weights)!r}"]).for_workdir(own)
-            found = run_stage(str(own), stage, own, {"weights": sha256(weights)}, message)
+            found = _run(str(own), stage, own, {"weights": sha256(weights)}, message)
             scores |= {f"{scoring.name}/{name}": value for name, value in found.items()}
         return scores
 
@@ -280,7 +303,7 @@ class CompareTask:
         scores: dict[str, float] = {}
         for scoring, stage in self._untrained():
             own = workdir / "untrained" / scoring
-            found = run_stage(str(own), stage, own, {}, message)
+            found = _run(str(own), stage, own, {}, message)
             scores |= {f"{scoring}/{name}": value for name, value in found.items()}
         return scores
 
@@ -314,6 +337,22 @@ class CompareTask:
         weights = ["init_from=None", f"encoder={like.encoder!r}", f"small_stem={like.small_stem}"]
         for scoring in self._scorings():
             yield scoring.name, self._scoring(scoring, weights)
+
+
+def _run(
+    name: str,
+    stage: Stage,
+    folder: Path,
+    inputs: Mapping[str, Any],
+    message: Callable[[str], None],
+) -> dict[str, float]:
+    """Returns the scores of a stage; none if it diverged, after which it does not run again."""
+    try:
+        found = run_stage(name, stage, folder, inputs, message)
+    except Diverged as error:
+        message(f"{name} diverged: {error}")
+        found = record_scores(folder, {_DIVERGED: 1.0})
+    return {} if _DIVERGED in found else found
 
 
 def _best(method: Method, trials: Sequence[Trial]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jigclu.system import charts, environment
+from jigclu.system import charts
 from jigclu.system.charts import Bars, Chart, describe_all
 from jigclu.system.documents import Block, Charts, Document, Paragraph, Section, Table
 from jigclu.system.files import write_file
@@ -43,10 +43,11 @@ class Result(NamedTuple):
     method, budget, seed: which run.
     settings: bindings of the candidate that was chosen.
     epochs, images, hours: of its training.
-    scores: of its evaluations, by name.
+    scores: of its evaluations, by name, without those that diverged; none if its training did.
     curve: hours, images and knn_accuracy during its training; of equal length, which is 0 for
       methods without kNN evaluation.
     chance: level of the curve, if known.
+    machine: that trained last, with its versions and the commit.
     """
 
     method: str
@@ -59,6 +60,7 @@ class Result(NamedTuple):
     scores: dict[str, float]
     curve: dict[str, list[float]]
     chance: float | None
+    machine: dict[str, Any]
 
 
 class Comparison(NamedTuple):
@@ -91,6 +93,12 @@ def chance(run: Run) -> float | None:
     return run.levels(_CURVE).get("chance")
 
 
+def machine(run: Run) -> dict[str, Any]:
+    """Returns the machine and the versions of the last start of a run."""
+    found = run.starts[-1].environment if run.starts else {}
+    return {name: found[name] for name in _MACHINE if name in found}
+
+
 def write_comparison(workdir: Path, comparison: Comparison) -> None:
     """Writes report.html, report.md, results.json, and figures/ with an SVG file per chart."""
     write_document(workdir, report_comparison(comparison))
@@ -103,14 +111,12 @@ def write_comparison(workdir: Path, comparison: Comparison) -> None:
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """Returns a comparison as plain values, with the machine and the versions."""
-    described = environment.describe(1)
+    """Returns a comparison as plain values."""
     return {
         "runs": [result._asdict() for result in comparison.results],
         "untrained": dict(comparison.untrained),
         "trials": [trial._asdict() for trial in comparison.trials],
         "images_per_second": {name: 1 / value for name, value in comparison.seconds.items()},
-        "machine": {name: described[name] for name in _MACHINE},
     }
 
 
@@ -139,7 +145,8 @@ def figures(results: Sequence[Result], untrained: Mapping[str, float]) -> dict[s
     }
     by_method = _group(results, "method")
     for name in _score_names(results):
-        bars = {method: [own.scores[name] for own in runs] for method, runs in by_method.items()}
+        values = {method: _values(runs, name) for method, runs in by_method.items()}
+        bars = {method: found for method, found in values.items() if found}
         levels = {"untrained": untrained[name]} if name in untrained else {}
         found[name.replace("/", "_")] = Bars(name, bars, levels, True)
     return found
@@ -177,11 +184,25 @@ def _scores(results: Sequence[Result], untrained: Mapping[str, float]) -> Table:
             for name in ("hours", "images")
         )
         size = (f"{own[0].epochs:.3g}", f"{images:,.0f}", f"{hours:.2f}")
-        cells = [describe_all([result.scores[name] for result in own], True) for name in names]
+        cells = [_cell(own, name) for name in names]
         rows.append((method, *size, *cells, ", ".join(own[0].settings)))
     random = [f"{untrained[name]:.1%}" if name in untrained else "" for name in names]
     rows.append(("untrained", "0", "0", "0", *random, ""))
     return Table(("method", "epochs", "images seen", "hours", *names, "settings"), rows)
+
+
+def _cell(results: Sequence[Result], name: str) -> str:
+    """Returns mean and standard deviation of a score over the seeds of a method."""
+    values = _values(results, name)
+    if not values:
+        return "diverged"
+    missing = len(results) - len(values)
+    lost = f" ({missing} of {len(results)} diverged)" if missing else ""
+    return describe_all(values, True) + lost
+
+
+def _values(results: Sequence[Result], name: str) -> list[float]:
+    return [result.scores[name] for result in results if name in result.scores]
 
 
 def _curves(results: Sequence[Result], x: str, x_label: str) -> Chart:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jigclu.system.device import launched_rank
-from jigclu.system.errors import UserError, check
+from jigclu.system.errors import check
 from jigclu.system.files import sha256, write_file
-from jigclu.tasks.stages import Load, Stage, check_stage, load_stage, read_record, run_stage
+from jigclu.tasks.stages import Load, Stage, check_stage, load_stage, run_stage
 from jigclu.training import checkpoint
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
@@ -96,12 +96,6 @@ class ReproduceTask:
         folder = workdir / name
         stage = self._stage(index, workdir).for_workdir(folder)
         inputs = {"weights": self._weights(index, workdir)}
-        earlier = read_record(folder).get("weights", inputs["weights"])
-        if earlier != inputs["weights"] and checkpoint.latest(folder) is not None:
-            raise UserError(
-                f"{folder} has a run that started from older weights of stage "
-                f"{self.stages[0][0]}: remove it to run the stage again, or use another --workdir"
-            )
         return run_stage(name, stage, folder, inputs, monitor.message)
 
     def _needs_weights(self, index: int) -> bool:

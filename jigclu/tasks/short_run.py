@@ -44,4 +44,7 @@ def _run(task: TrainingTask, folder: Path) -> None:
     )
     if hasattr(task, "evaluators"):
         changed = with_settings(changed, evaluators=())
+    if hasattr(getattr(task, "method", None), "smaller_patches"):
+        # Of the sizes of patches, the largest needs most time and memory.
+        changed = with_settings(changed, smaller_patches=())
     changed.run(folder, "", lambda: next(count) == steps)

@@ -9,6 +9,7 @@ from jigclu.system import signals
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
 from jigclu.system.files import write_file
+from jigclu.training import checkpoint
 from jigclu.training.encoder_task import EncoderTask, without_weights
 from jigclu.training.loop import RunResult
 
@@ -89,13 +90,6 @@ def check_stage(name: str, stage: Stage, folder: Path, pretrained: Task | None =
         raise UserError(f"stage {name}: {error}") from error
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Returns the inputs, and if it is finished the scores, of the stage that ran in a folder."""
-    path = _record(folder)
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
-
-
 def run_stage(
     name: str,
     stage: Stage,
@@ -111,13 +105,22 @@ def run_stage(
       folder: its workdir, in which an interrupted stage resumes.
       inputs: JSON values beside the bindings on which the scores depend.
       message: shows a line.
+
+    Raises:
+      UserError: the folder has a checkpoint of a run with other inputs.
     """
     about = {"config": stage.resolved, **inputs}
-    record = read_record(folder)
+    record = _read_record(folder)
     finished: dict[str, float] | None = record.pop("scores", None)
     if finished is not None and record == about:
         message(f"stage {name}: already finished")
         return finished
+    changed = [key for key, value in inputs.items() if record.get(key, value) != value]
+    if changed and checkpoint.latest(folder) is not None:
+        raise UserError(
+            f"{folder} has a run with other {changed[0]}: remove it to run stage {name} again, or "
+            "use another --workdir"
+        )
     message(f"stage {name}")
     stage.check(folder)
     _write_record(folder, about)
@@ -132,8 +135,15 @@ def run_stage(
 
 def record_scores(folder: Path, scores: dict[str, float]) -> dict[str, float]:
     """Records that the stage of a folder is finished, with its scores, and returns these."""
-    _write_record(folder, read_record(folder) | {"scores": scores})
+    _write_record(folder, _read_record(folder) | {"scores": scores})
     return scores
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Returns the inputs, and if it is finished the scores, of the stage that ran in a folder."""
+    path = _record(folder)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def _record(folder: Path) -> Path:

@@ -30,6 +30,15 @@ class EnvironmentTest(FolderTestCase):
             environment.add_environment(path, 1)
             self.assertLen(json.loads(path.read_text()), 1)
 
+    def test_processor_is_the_model_of_the_first_core(self) -> None:
+        text = "processor\t: 0\nmodel name\t: AMD EPYC: 7\n\nmodel name\t: other\n"
+        with mock.patch.object(environment, "Path") as path:
+            path.return_value.exists.return_value = True
+            path.return_value.read_text.return_value = text
+            self.assertEqual(environment.processor(), "AMD EPYC: 7")
+            path.return_value.exists.return_value = False
+            self.assertNotEmpty(environment.processor())
+
     def test_without_git_there_is_no_commit(self) -> None:
         with mock.patch.object(environment.subprocess, "run", side_effect=FileNotFoundError):
             self.assertIsNone(environment.describe(1)["commit"])

@@ -12,6 +12,7 @@ import torch
 from absl.testing import absltest, parameterized
 
 from jigclu import config
+from jigclu.system import environment
 from jigclu.system.charts import Bars, Chart
 from jigclu.system.documents import Document, Table
 from jigclu.system.errors import UserError
@@ -22,12 +23,14 @@ from jigclu.tasks.compare_report import (
     Result,
     Trial,
     figures,
+    machine,
     report_comparison,
     to_json,
 )
-from jigclu.training import metrics_file
+from jigclu.training import metrics_file, run_records
 from jigclu.training.finite import Diverged
 from jigclu.training.loop import RunResult
+from jigclu.training.settings import with_settings
 from tests.folder_case import FolderTestCase
 from tests.small_tasks import PRETRAINING
 
@@ -92,6 +95,7 @@ knn.seed = 0
 knn.encoder = 'timm/test_resnet'
 knn.small_stem = False
 """
+MACHINE = {"processor": "AMD EPYC", "cores": 2}
 
 
 class FakeStage:
@@ -111,12 +115,13 @@ class FakeStage:
 
     def run(self, workdir: Path) -> RunResult:
         self.ran.append(self.resolved)
-        if isinstance(self.result, Exception):
-            raise self.result
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
         torch.save({}, workdir / "checkpoints" / "step_00000001.pt")
         (workdir / "metrics.jsonl").write_text('{"step": 1, "time": 1.0, "images": 800}\n')
-        return RunResult({"knn_accuracy": self.result}, None)
+        if isinstance(self.result, Exception):
+            raise self.result
+        scores = self.result if isinstance(self.result, dict) else {"knn_accuracy": self.result}
+        return RunResult(scores, None)
 
 
 class FakeTest(FolderTestCase, parameterized.TestCase):
@@ -224,6 +229,47 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         self.assertEqual(self.run_quietly(self.task(budgets=("images",))), first)
         self.assertEmpty(self.ran)
 
+    def test_a_run_that_diverges_is_reported_and_the_others_go_on(self) -> None:
+        self.scores = {"fast.gin": Diverged("loss is nan")} | self.scores
+        task = self.task(budgets=("images",))
+        scores = self.run_quietly(task)
+        self.assertEqual(
+            list(scores), ["images/slow/3/knn_accuracy", "images/slow/3/knn/knn_accuracy"]
+        )
+        report = (self.folder / "report.md").read_text()
+        self.assertIn("| fast | 20 | 800 | 0.00 | diverged | rate=1 |", report)
+        self.assertIn("| slow | 20 | 800 | 0.01 | 12.5% | rate=2 |", report)
+        self.assertEqual(self.run_quietly(task), scores)
+        self.assertEmpty(self.ran)
+
+    def test_a_scoring_that_diverges_is_reported(self) -> None:
+        self.scores = {"step_00000001": Diverged("loss is nan")} | self.scores
+        scores = self.run_quietly(self.task(budgets=("images",), seeds=(3,)))
+        self.assertEqual(list(scores), ["images/fast/3/knn_accuracy", "images/slow/3/knn_accuracy"])
+
+    def test_a_run_with_another_candidate_is_not_resumed(self) -> None:
+        self.run_quietly(self.task())
+        methods = self.task().methods
+        changed = [("fast", "fast.gin", (), [("rate=1",), ("rate=4",)]), methods[1]]
+        with self.assertRaisesRegex(UserError, "trials/fast/1 has a run with other settings"):
+            self.run_quietly(self.task(methods=changed))
+
+    def test_candidates_need_a_score(self) -> None:
+        self.scores = {"": {"loss": 1.0}}
+        with self.assertRaisesRegex(UserError, "fast has none of the scores"):
+            self.run_quietly(self.task())
+
+    def test_methods_must_train_the_same_encoder(self) -> None:
+        other = with_settings(PRETRAINING, encoder="resnet34")
+
+        def load(files: Any, bindings: Any, workdir: Any) -> FakeStage:
+            stage = self.load(files, bindings, workdir)
+            stage.task = other if files == ["slow.gin"] else PRETRAINING
+            return stage
+
+        with self.assertRaisesRegex(UserError, "different encoders, .*'slow': .'resnet34'"):
+            self.task(load=load).check(self.folder)
+
     def test_other_errors_stop_the_comparison(self) -> None:
         self.scores = self.scores | {"rate=2": UserError("no space left")}
         with self.assertRaisesRegex(UserError, "no space left"):
@@ -261,9 +307,15 @@ class ReportTest(FolderTestCase):
         none: dict[str, list[float]] = {"hours": [], "images": [], "knn_accuracy": []}
         rate = ("rate=1", "weight=2")
         results = [
-            Result("jigclu", "time", 0, rate, 9, 7200, 1.0, {"linear/top1": 0.1}, curve, 0.01),
-            Result("jigclu", "time", 1, rate, 9, 7200, 1.0, {"linear/top1": 0.3}, curve, 0.01),
-            Result("supervised", "time", 0, (), 9, 0, 0.0, {"linear/top1": 0.5}, none, None),
+            Result(
+                "jigclu", "time", 0, rate, 9, 7200, 1.0, {"linear/top1": 0.1}, curve, 0.01, MACHINE
+            ),
+            Result(
+                "jigclu", "time", 1, rate, 9, 7200, 1.0, {"linear/top1": 0.3}, curve, 0.01, MACHINE
+            ),
+            Result(
+                "supervised", "time", 0, (), 9, 0, 0.0, {"linear/top1": 0.5}, none, None, MACHINE
+            ),
         ]
         trials = [Trial("jigclu", rate, 0.25), Trial("jigclu", ("rate=9",), None)]
         return Comparison(results, {"linear/top1": 0.05}, {"jigclu": 0.5}, trials)
@@ -284,6 +336,17 @@ class ReportTest(FolderTestCase):
             [("jigclu", "rate=1, weight=2", "25.0%"), ("jigclu", "rate=9", "diverged")],
         )
 
+    def test_seeds_that_diverged_are_counted(self) -> None:
+        comparison = self.comparison()
+        first, second, other = comparison.results
+        changed = [first, second._replace(scores={}), other._replace(scores={})]
+        document = report_comparison(comparison._replace(results=changed))
+        cells = [row[4] for row in self.table(document, "Equal time")]
+        self.assertEqual(cells, ["10.0% (1 of 2 diverged)", "diverged", "5.0%"])
+        bars = figures(changed, {})["linear_top1"]
+        assert isinstance(bars, Bars)
+        self.assertEqual(bars.bars, {"jigclu": [0.1]})
+
     def test_figures(self) -> None:
         comparison = self.comparison()
         drawn = figures(comparison.results, comparison.untrained)
@@ -294,14 +357,24 @@ class ReportTest(FolderTestCase):
         self.assertEqual(bars.bars, {"jigclu": [0.1, 0.3], "supervised": [0.5]})
         self.assertEqual(bars.levels, {"untrained": 0.05})
 
-    def test_values_as_json_do_not_tell_about_the_user(self) -> None:
+    def test_values_as_json(self) -> None:
         values = json.loads(json.dumps(to_json(self.comparison())))
         self.assertEqual(values["runs"][1]["scores"], {"linear/top1": 0.3})
         self.assertEqual(values["runs"][1]["curve"]["knn_accuracy"], [0.05, 0.1])
         self.assertEqual(values["images_per_second"], {"jigclu": 2.0})
         self.assertIsNone(values["trials"][1]["score"])
-        self.assertIn("torch", values["machine"]["versions"])
-        self.assertNoCommonElements(values["machine"], ("host", "command", "started"))
+        self.assertEqual(values["runs"][2]["machine"], MACHINE)
+
+    def test_machine_of_the_last_start(self) -> None:
+        for processes in (1, 2):
+            environment.add_environment(self.folder / "environment.json", processes)
+        (self.folder / "config.gin").touch()
+        found = machine(run_records.read(self.folder))
+        self.assertEqual(found["processor"], environment.processor())
+        self.assertIn("torch", found["versions"])
+        self.assertNoCommonElements(found, ("host", "command", "started"))
+        (self.folder / "environment.json").unlink()
+        self.assertEqual(machine(run_records.read(self.folder)), {})
 
     def table(self, document: Document, title: str) -> list[tuple[str, ...]]:
         (section,) = (part for part in document.sections if part.title == title)
@@ -344,6 +417,7 @@ class MiniatureTest(FolderTestCase):
         self.assertEqual(values["runs"][0]["curve"]["images"], [0, 80])
         self.assertAlmostEqual(values["runs"][0]["hours"], 80 / 50 / 3600)
         self.assertLen(values["trials"], 4)
+        self.assertEqual(values["runs"][0]["machine"]["processor"], environment.processor())
         self.check_figures(workdir / "figures")
 
     def check_figures(self, folder: Path) -> None:

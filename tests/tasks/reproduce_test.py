@@ -174,7 +174,9 @@ class ReproduceTest(FolderTestCase):
         (self.folder / "two" / "checkpoints").mkdir()
         torch.save({}, self.folder / "two" / "checkpoints" / "step_00000001.pt")
         torch.save({"seed": "a third"}, weights)
-        with self.assertRaisesRegex(UserError, "two has a run that started from older weights"):
+        with self.assertRaisesRegex(
+            UserError, "two has a run with other weights: remove it to run stage two"
+        ):
             self.run_task(self.task())
 
     def test_result_has_all_scores_and_the_checkpoint_of_the_first_stage(self) -> None:

@@ -4,9 +4,10 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from pathlib import Path
 
 import torch
+
+from jigclu.system.environment import processor
 
 _PACKAGES = ("torchvision", "pillow", "numpy")
 
@@ -15,7 +16,7 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     """Returns the machine and the versions that measurements depend on, by name."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "processor": _processor(),
+        "processor": processor(),
         "processors": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "system": platform.platform(),
@@ -54,10 +55,3 @@ def _driver() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown: nvidia-smi does not answer"
     return printed.stdout.split("\n", 1)[0].strip()
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
