@@ -38,7 +38,7 @@ TASKS = {
     "gin/features.gin": (FeaturesTask, ("features.init_from",)),
     "gin/pack.gin": (PackTask, ()),
     "gin/report.gin": (ReportTask, ()),
-    "gin/base/comparison_tiny.gin": (CompareTask, ()),
+    "gin/base/comparison.gin": (CompareTask, ()),
     "gin/results/supervised_tiny.gin": (FinetuneTask, ()),
     "gin/base/linear.gin": (LinearTask, ("linear.init_from",)),
     "gin/knn.gin": (KnnTask, ("knn.init_from",)),
