@@ -46,16 +46,16 @@ TASKS = {
 INCLUDE = re.compile(r"^include '(.+)'$")
 
 
-def includes_of(file: str) -> list[str]:
+def all_includes(file: str) -> list[str]:
     """Returns the files that a file includes, and those that they include."""
     lines = (config.ROOT / file).read_text().splitlines()
     direct = [match[1] for match in map(INCLUDE.match, lines) if match]
-    return [other for include in direct for other in (*includes_of(include), include)]
+    return [other for include in direct for other in (*all_includes(include), include)]
 
 
-def task_of(file: str) -> tuple[type, tuple[str, ...]]:
+def expected_task(file: str) -> tuple[type, tuple[str, ...]]:
     """Returns the class of a file's task, and the names that its user must bind."""
-    known = (TASKS[base] for base in TASKS if base in (file, *includes_of(file)))
+    known = (TASKS[base] for base in TASKS if base in (file, *all_includes(file)))
     return next(known, (ReproduceTask, ()))
 
 
@@ -115,12 +115,12 @@ class GinTestCase(parameterized.TestCase):
             "VocSegmentation.root": root / "VOC2012",
             "SegmentationFolders.root": root / "masked",
         }
-        bound = {name for part in (*includes_of(file), file) for name in described_bindings(part)}
+        bound = {name for part in (*all_includes(file), file) for name in described_bindings(part)}
         data = next((path for name, path in folders.items() if name in bound), root)
         places |= {"DATA": data}
         replaced = [f"{name}={str(path)!r}" for name, path in places.items() if name in bound]
         if not bindings:
-            replaced += [f"{name}=None" for name in task_of(file)[1]]
+            replaced += [f"{name}=None" for name in expected_task(file)[1]]
         with (
             mock.patch.object(torchvision.datasets, "CIFAR10", FakeCifar),
             mock.patch.object(torchvision.datasets, "CIFAR100", FakeCifar),

@@ -16,8 +16,8 @@ from tests.gin_case import (
     PROBE,
     RUN_FILES,
     GinTestCase,
-    includes_of,
-    task_of,
+    all_includes,
+    expected_task,
 )
 
 # No run file includes them; commands add them.
@@ -34,20 +34,20 @@ BINDING = re.compile(r"^([\w./]+) = ")
 
 class GinFilesTest(GinTestCase):
     def test_all_files_are_reached(self) -> None:
-        reached = {include for file in RUN_FILES for include in includes_of(file)}
+        reached = {include for file in RUN_FILES for include in all_includes(file)}
         self.assertCountEqual(reached | {*RUN_FILES} | ADDED, FILES)
 
     @parameterized.parameters(*RUN_FILES)
     def test_every_binding_takes_effect(self, file: str) -> None:
         configuration = self.load(file)
         self.assertEqual(configuration.unused, REPLACED.get(file, []))
-        self.assertIsInstance(configuration.task, task_of(file)[0])
+        self.assertIsInstance(configuration.task, expected_task(file)[0])
         lines = map(BINDING.match, configuration.operative.splitlines())
         operative = {match[1] for match in lines if match}
         operative |= {name.split("/")[-1] for name in operative}
         if not operative.isdisjoint(DERIVED):
             operative.add("SIZE")
-        for part in (*includes_of(file), file):
+        for part in (*all_includes(file), file):
             own = set(described_bindings(part))
             self.assertNotEmpty(own)
             own -= set(configuration.unused)
@@ -99,7 +99,7 @@ class GinFilesTest(GinTestCase):
     @parameterized.parameters(*RUN_FILES)
     def test_files_bind_only_what_differs_from_their_includes(self, file: str) -> None:
         inherited: dict[str, str] = {}
-        for part in includes_of(file):
+        for part in all_includes(file):
             inherited |= {name: value for name, (value, _) in described_bindings(part).items()}
         own = described_bindings(file)
         same = [name for name, (value, _) in own.items() if inherited.get(name) == value]

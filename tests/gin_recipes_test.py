@@ -23,7 +23,7 @@ from tests.gin_case import ONLINE_PROBE, PROBE, GinTestCase
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def knn_of(task: object) -> KnnEvaluator:
+def find_knn_evaluator(task: object) -> KnnEvaluator:
     """Returns the only evaluator of pre-training."""
     assert isinstance(task, PretrainTask)
     (evaluator,) = task.evaluators
@@ -131,7 +131,7 @@ class GinRecipesTest(GinTestCase):
         texts = re.findall(r"(?<=\s)[\w./]+=[^\s]+(?=\s|$)", text)
         configuration = self.load("gin/pretrain_r50.gin", *texts, more=(file,))
         self.assertEmpty(configuration.unused)
-        evaluator = knn_of(configuration.task)
+        evaluator = find_knn_evaluator(configuration.task)
         self.assertEqual(evaluator.every, 10)
         self.assertIn("/train/a/0.png", evaluator.bank.name(0))
         self.assertIn("/val/a/0.png", evaluator.queries.name(0))
@@ -224,7 +224,7 @@ class GinRecipesTest(GinTestCase):
         task = self.load("gin/pretrain_r18_cifar10.gin").task
         assert isinstance(task, PretrainTask)
         self.assertLen(task.source, 300)
-        self.assertEqual(knn_of(task).queries.name(3), "CIFAR10 val image 3")
+        self.assertEqual(find_knn_evaluator(task).queries.name(3), "CIFAR10 val image 3")
 
 
 if __name__ == "__main__":

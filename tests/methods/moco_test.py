@@ -40,7 +40,7 @@ def unit(rows: int, seed: int) -> Tensor:
     return functional.normalize(torch.randn(rows, 16, generator=generator), dim=1)
 
 
-def outputs_of(queries: Tensor, keys: Tensor, queue: Tensor) -> MocoOutputs:
+def create_outputs(queries: Tensor, keys: Tensor, queue: Tensor) -> MocoOutputs:
     return MocoOutputs(queries, keys, queries @ queue.t(), queries)
 
 
@@ -66,20 +66,20 @@ class MocoTest(two_views_case.TwoViewsCase):
     def test_loss_equals_numpy(self, temperature: float) -> None:
         queries, keys, queue = unit(6, 0), unit(6, 1), unit(20, 2)
         method = dataclasses.replace(MOCO, temperature=temperature)
-        loss = method.losses(outputs_of(queries, keys, queue), ()).loss
+        loss = method.losses(create_outputs(queries, keys, queue), ()).loss
         first, second, others = (values.double().numpy() for values in (queries, keys, queue))
         self.assertAlmostEqual(loss.item(), info_nce(first, second, others, temperature), 5)
 
     def test_accuracy_by_hand(self) -> None:
         queries = torch.eye(4)
         keys = torch.stack([queries[0], queries[1], queries[0], queries[3]])
-        outputs = outputs_of(queries, keys, queries[1:3] * 0.5)
+        outputs = create_outputs(queries, keys, queries[1:3] * 0.5)
         # The third query is nearer to the queue; of two equal cosines the queue's counts.
         self.assertEqual(MOCO.losses(outputs, ()).accuracy.item(), 0.75)
 
     def test_gradient_reaches_queries_only(self) -> None:
         queries, keys = unit(4, 0).requires_grad_(), unit(4, 1).requires_grad_()
-        MOCO.losses(outputs_of(queries, keys, unit(12, 2)), ()).loss.backward()
+        MOCO.losses(create_outputs(queries, keys, unit(12, 2)), ()).loss.backward()
         assert queries.grad is not None
         self.assertGreater(queries.grad.norm().item(), 0)
         self.assertIsNone(keys.grad)
@@ -110,7 +110,7 @@ class MocoTest(two_views_case.TwoViewsCase):
         batches = [unit(BATCH, 10 + step) for step in range(5)]
         for step, keys in enumerate(batches):
             with torch.no_grad():
-                MOCO.update_state(model, outputs_of(keys, keys, model.queue), step, 10)
+                MOCO.update_state(model, create_outputs(keys, keys, model.queue), step, 10)
             if step == 1:
                 expected = torch.cat([*batches[:2], first[2 * BATCH :]])
                 self.assertTrue(torch.equal(model.queue, expected))
@@ -130,7 +130,7 @@ class MocoTest(two_views_case.TwoViewsCase):
         model = network()
         with torch.no_grad():
             model.encoder.get_parameter("conv1.weight").add_(1.0)
-            MOCO.update_state(model, outputs_of(*[unit(BATCH, 0)] * 3), 0, 10)
+            MOCO.update_state(model, create_outputs(*[unit(BATCH, 0)] * 3), 0, 10)
         self.assertTrue(
             torch.equal(
                 model.momentum_encoder.get_parameter("conv1.weight"),
@@ -157,13 +157,13 @@ class MocoTest(two_views_case.TwoViewsCase):
         # All queries are nearer to each other than to any key.
         keys = torch.eye(IMAGES, 16)
         queries = functional.normalize(keys + 10 * torch.eye(16)[:1], dim=1)
-        measures = MOCO.measures(outputs_of(queries, keys, keys), ())
+        measures = MOCO.measures(create_outputs(queries, keys, keys), ())
         self.assertGreater(measures["other_cosine"].item(), 0)
         self.assertEqual(measures["retrieval"].item(), 1 / IMAGES)
         self.assertLess(measures["embedding_deviation"].item(), 0.5)
 
     def test_features_belong_to_the_images_of_first_views(self) -> None:
-        features, images = MOCO.encoder_features(outputs_of(*[unit(4, 0)] * 3), ())
+        features, images = MOCO.encoder_features(create_outputs(*[unit(4, 0)] * 3), ())
         self.assertTrue(torch.equal(features, unit(4, 0)))
         self.assertEqual(images.tolist(), [0, 1, 2, 3])
 

@@ -128,7 +128,7 @@ class SplitFeaturesTest(parameterized.TestCase):
             jigsaw.check_pooling_map(size, grid)
 
 
-def montages_of(siblings: str, step: int, images: int, grid: int) -> tuple[Tensor, Tensor]:
+def arrange_montages(siblings: str, step: int, images: int, grid: int) -> tuple[Tensor, Tensor]:
     """Returns the images and the places that each montage shows, int64 [montages, grid**2]."""
     permutation = jigsaw.arrange_patches(siblings, 0, step, images, grid)
     rows = permutation.view(images, grid**2)
@@ -155,19 +155,19 @@ class ArrangementTest(parameterized.TestCase):
     @parameterized.parameters((4, 2), (7, 2), (9, 3), (25, 3))
     def test_montages_of_patches_apart_show_different_images(self, images: int, grid: int) -> None:
         for step in range(20):
-            for shown in montages_of("apart", step, images, grid)[0].tolist():
+            for shown in arrange_montages("apart", step, images, grid)[0].tolist():
                 self.assertLen(set(shown), grid**2)
 
     @parameterized.parameters((4, 2), (9, 3))
     def test_montages_of_patches_together_show_one_image(self, images: int, grid: int) -> None:
-        shown, places = montages_of("together", 5, images, grid)
+        shown, places = arrange_montages("together", 5, images, grid)
         self.assertTrue(torch.equal(shown, shown[:, :1].expand_as(shown)))
         self.assertEqual(places.sort(dim=1).values.tolist(), [list(range(grid**2))] * images)
 
     def test_images_that_are_apart_meet_equally_often(self) -> None:
         met = torch.zeros(8, 8)
         for step in range(400):
-            shown = functional.one_hot(montages_of("apart", step, 8, 2)[0], 8).sum(1).float()
+            shown = functional.one_hot(arrange_montages("apart", step, 8, 2)[0], 8).sum(1).float()
             met += shown.t() @ shown
         pairs = met[~torch.eye(8, dtype=torch.bool)]
         # Each of 8 montages has 6 of the 28 pairs.
@@ -178,13 +178,13 @@ class ArrangementTest(parameterized.TestCase):
     def test_all_slots_of_all_montages_show_all_places_equally_often(self, siblings: str) -> None:
         counts = torch.zeros(8 * 4, 4)
         for step in range(800):
-            places = montages_of(siblings, step, 8, 2)[1].flatten()
+            places = arrange_montages(siblings, step, 8, 2)[1].flatten()
             counts += functional.one_hot(places, 4)
         # Of 800 with a probability of 1/4, the deviation is 12.
         self.assertLess((counts - 200).abs().max().item(), 60)
 
     def test_place_does_not_follow_from_the_other_places_of_a_montage(self) -> None:
-        _, places = montages_of("apart", 0, 400, 2)
+        _, places = arrange_montages("apart", 0, 400, 2)
         different = sum(len(set(row)) == 4 for row in places.tolist())
         # Four independent places are all different with a probability of 4! / 4**4 = 9.4%.
         self.assertBetween(different / 400, 0.05, 0.14)

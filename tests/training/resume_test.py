@@ -56,7 +56,7 @@ def process(workdir: Path = Path("run"), precision: str = "bfloat16") -> Process
     return Process(workdir, "pretrain.seed = 0", torch.device("cpu"), machine(precision))
 
 
-def state_of(value: float) -> TrainState:
+def create_state(value: float) -> TrainState:
     return TrainState(
         step=int(value),
         parameters={"w": torch.full((2, 3), value)},
@@ -71,13 +71,15 @@ def state_of(value: float) -> TrainState:
     )
 
 
-def contents_of(value: float) -> dict[str, Any]:
-    return resume.to_checkpoint(state_of(value), process(), RECIPE, [(0, {"knn_accuracy": 0.25})])
+def create_contents(value: float) -> dict[str, Any]:
+    return resume.to_checkpoint(
+        create_state(value), process(), RECIPE, [(0, {"knn_accuracy": 0.25})]
+    )
 
 
 class ResumeTest(TaskTestCase):
     def test_same_recipe_resumes(self) -> None:
-        resume.check_same_run(contents_of(5.0), RECIPE, PATH, NEW_RUN, False)
+        resume.check_same_run(create_contents(5.0), RECIPE, PATH, NEW_RUN, False)
 
     @parameterized.parameters(
         (
@@ -93,13 +95,13 @@ class ResumeTest(TaskTestCase):
         settings = {k: v for k, v in (RECIPE.settings | change).items() if v is not None}
         with self.assertRaisesRegex(UserError, f"^{message}"):
             resume.check_same_run(
-                contents_of(5.0), RECIPE._replace(settings=settings), PATH, NEW_RUN, False
+                create_contents(5.0), RECIPE._replace(settings=settings), PATH, NEW_RUN, False
             )
 
     def test_other_images_are_rejected(self) -> None:
         with self.assertRaisesRegex(UserError, "^source has other images than before.*c.pt"):
             resume.check_same_run(
-                contents_of(5.0), RECIPE._replace(images="cd34"), PATH, NEW_RUN, False
+                create_contents(5.0), RECIPE._replace(images="cd34"), PATH, NEW_RUN, False
             )
 
     def changed(self, **settings: str) -> Recipe:
@@ -120,15 +122,15 @@ class ResumeTest(TaskTestCase):
         self, changes: dict[str, str], precision: str, message: str
     ) -> None:
         recipe = self.changed(**changes)
-        resume.check_same_run(contents_of(5.0), recipe, PATH, NEW_RUN, False)
+        resume.check_same_run(create_contents(5.0), recipe, PATH, NEW_RUN, False)
         expected = f"changed since step 5: {message}" if message else ""
-        self.assertEqual(resume.describe_changes(contents_of(5.0), recipe, precision), expected)
+        self.assertEqual(resume.describe_changes(create_contents(5.0), recipe, precision), expected)
 
     def test_a_finished_run_rejects_settings_that_affect_only_its_steps(self) -> None:
         recipe = self.changed(learning_rate="0.2", init_from="'w.pth'")
         with self.assertRaisesRegex(UserError, "^learning_rate was 0.1 and is 0.2: c.pt"):
-            resume.check_same_run(contents_of(5.0), recipe, PATH, NEW_RUN, True)
-        resume.check_same_run(contents_of(5.0), RECIPE, PATH, NEW_RUN, True)
+            resume.check_same_run(create_contents(5.0), recipe, PATH, NEW_RUN, True)
+        resume.check_same_run(create_contents(5.0), RECIPE, PATH, NEW_RUN, True)
 
     @parameterized.parameters(
         ("'a'", "1f", "'a'", "1f", ""),
@@ -159,7 +161,7 @@ class ResumeTest(TaskTestCase):
 
     def evaluation(self, init_from: str, weights: str) -> dict[str, Any]:
         """Returns the contents of a checkpoint whose run began with the given weights."""
-        contents = contents_of(5.0)
+        contents = create_contents(5.0)
         contents["settings"] |= {"init_from": init_from, "init_from.content": weights}
         return contents
 
@@ -169,37 +171,37 @@ class ResumeTest(TaskTestCase):
             "^c.pt is a pre-training checkpoint, which a fine-tuning run cannot resume; start"
         )
         with self.assertRaisesRegex(UserError, expected):
-            resume.check_same_run(contents_of(5.0), recipe, PATH, NEW_RUN, False)
-        old = contents_of(5.0)
+            resume.check_same_run(create_contents(5.0), recipe, PATH, NEW_RUN, False)
+        old = create_contents(5.0)
         del old["settings"]["task"]
         with self.assertRaisesRegex(UserError, expected):
             resume.check_same_run(old, recipe, PATH, NEW_RUN, False)
 
     def test_settings_that_need_not_be_compared_any_more_may_differ(self) -> None:
-        contents = contents_of(5.0)
+        contents = create_contents(5.0)
         del contents["settings"]["init_from"]
         contents["settings"]["workers"] = "7"
         resume.check_same_run(contents, RECIPE, PATH, NEW_RUN, False)
         self.assertEqual(resume.describe_changes(contents, RECIPE, "bfloat16"), "")
 
     def test_checkpoint_has_the_precision_of_its_run(self) -> None:
-        self.assertEqual(resume.started_precision(contents_of(5.0)), "bfloat16")
+        self.assertEqual(resume.started_precision(create_contents(5.0)), "bfloat16")
 
     def test_loss_scale_starts_anew_in_another_precision(self) -> None:
-        state = resume.restore(state_of(0.0), contents_of(5.0), PATH, "float16")
+        state = resume.restore(create_state(0.0), create_contents(5.0), PATH, "float16")
         self.assertEqual((state.step, state.loss_scale, state.good_steps), (5, 3.0, 4))
 
     def test_state_is_restored_from_a_file(self) -> None:
         torch.manual_seed(7)
-        contents = contents_of(5.0)
+        contents = create_contents(5.0)
         self.assertCountEqual(contents, checkpoint_contents.KEYS)
         path = checkpoint.save(self.folder, contents, 5, keep_last=1, keep_every=0)
         expected = torch.rand(3)
 
-        target = state_of(0.0)
+        target = create_state(0.0)
         loaded = checkpoint.load(path, "cpu")
         restored = resume.restore(target, loaded, path, "bfloat16")
-        for actual, wanted in zip(restored, state_of(5.0), strict=True):
+        for actual, wanted in zip(restored, create_state(5.0), strict=True):
             torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
         # Filled in place, since the network holds these tensors.
         self.assertIs(restored.parameters["w"], target.parameters["w"])
@@ -209,10 +211,10 @@ class ResumeTest(TaskTestCase):
         self.assertEqual(loaded["versions"]["torch"], str(torch.__version__))
 
     def test_starts_from_a_checkpoint_rather_than_initial_weights(self) -> None:
-        path = checkpoint.save(self.folder, contents_of(5.0), 5, keep_last=1, keep_every=0)
+        path = checkpoint.save(self.folder, create_contents(5.0), 5, keep_last=1, keep_every=0)
         recipe = self.changed(learning_rate="0.2")
         start = resume.start(
-            path, "weights.pth", process(self.folder), state_of(0.0), recipe, self.fail
+            path, "weights.pth", process(self.folder), create_state(0.0), recipe, self.fail
         )
         self.assertEqual((start.state.step, start.history), (5, [(0, {"knn_accuracy": 0.25})]))
         self.assertEqual(start.message, f"resumed from {path} at step 5")
@@ -225,21 +227,21 @@ class ResumeTest(TaskTestCase):
             loaded.append(init_from)
             return "loaded"
 
-        start = resume.start(None, "weights.pth", process(), state_of(0.0), RECIPE, initialize)
+        start = resume.start(None, "weights.pth", process(), create_state(0.0), RECIPE, initialize)
         self.assertEqual((start.state.step, start.history), (0, []))
         self.assertEqual((start.message, start.changes), ("loaded", ""))
         self.assertEqual(loaded, ["weights.pth"])
-        start = resume.start(None, None, process(), state_of(0.0), RECIPE, self.fail)
+        start = resume.start(None, None, process(), create_state(0.0), RECIPE, self.fail)
         self.assertEqual(start.message, "")
 
     def test_state_of_version_0_3_0_is_restored(self) -> None:
-        contents = contents_of(5.0)
+        contents = create_contents(5.0)
         contents["optimizer"] = {
             "momentum": {"w": torch.full((2, 3), 9.0)},
             "loss_scale": torch.tensor(8.0),
             "good_steps": torch.tensor(2),
         }
-        before = state_of(0.0)._replace(moments={"momentum": {"w": torch.zeros(2, 3)}})
+        before = create_state(0.0)._replace(moments={"momentum": {"w": torch.zeros(2, 3)}})
         state = resume.restore(before, contents, PATH, "bfloat16")
         self.assertEqual(state.moments["momentum"]["w"].tolist(), [[9.0] * 3] * 2)
         self.assertEqual((state.step, state.loss_scale, state.good_steps), (5, 8.0, 2))
@@ -247,19 +249,19 @@ class ResumeTest(TaskTestCase):
     def test_runs_of_version_0_3_0_resume_with_the_settings_that_it_had(self) -> None:
         had = {"optimizer.nesterov": "False", "optimizer.decay_norms_and_biases": "True"}
         now = RECIPE.settings | had | {"method.augmentation": "'ColorAugmentation'"}
-        contents = contents_of(5.0)
+        contents = create_contents(5.0)
         contents["settings"] = RECIPE.settings | {"method.augmentation": "'AugmentationSettings'"}
         resume.check_same_run(contents, RECIPE._replace(settings=now), PATH, NEW_RUN, False)
         changed = self.changed(**had | {"optimizer.nesterov": "True"})
         with self.assertRaisesRegex(UserError, "^optimizer.nesterov was False and is True"):
-            resume.check_same_run(contents_of(5.0), changed, PATH, NEW_RUN, False)
+            resume.check_same_run(create_contents(5.0), changed, PATH, NEW_RUN, False)
 
     @parameterized.parameters("parameters", "buffers")
     def test_rejects_another_network(self, part: str) -> None:
-        contents = contents_of(5.0)
+        contents = create_contents(5.0)
         contents[part] = {"other": torch.zeros(1)}
         with self.assertRaisesRegex(UserError, "c.pt .*missing"):
-            resume.restore(state_of(0.0), contents, PATH, "bfloat16")
+            resume.restore(create_state(0.0), contents, PATH, "bfloat16")
 
 
 if __name__ == "__main__":
