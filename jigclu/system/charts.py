@@ -301,24 +301,23 @@ def _style() -> str:
 
     def colors(palette: Sequence[str]) -> str:
         return "".join(
-            f".chart .series-{number}{{--line:{color}}}" for number, color in enumerate(palette)
+            f".chart .series-{number}{{color:{color}}}" for number, color in enumerate(palette)
         )
 
     return (
-        ".chart{color-scheme:light dark;--ink:#404040;font:13px system-ui,sans-serif}"
-        # Only in a file of its own: the colors of GitHub's pages.
-        ".chart:root{--page:#ffffff;background:var(--page)}"
-        ".chart text{fill:var(--ink)}.chart .title{font-weight:600}"
+        # Programs that draw SVG files often know currentColor, but no custom properties.
+        ".chart{color-scheme:light dark;color:#404040;font:13px system-ui,sans-serif}"
+        ".chart text{fill:currentColor}.chart .title{font-weight:600}"
         # A border in the color of the page keeps labels readable on top of lines.
-        ".chart .label{stroke:var(--page,Canvas);stroke-width:4;paint-order:stroke}"
-        ".chart polyline,.chart line{stroke:var(--line);stroke-width:2;fill:none}"
-        ".chart polyline{stroke-linejoin:round}.chart circle,.chart rect{fill:var(--line)}"
-        ".chart line.grid,.chart line.axis{stroke:var(--ink);stroke-width:1;opacity:.15}"
-        ".chart line.axis{opacity:.6}"
-        ".chart line.level{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:5 4;opacity:.75}"
-        ".chart line.deviation{stroke:var(--ink)}"
+        ".chart .label{stroke:Canvas;stroke-width:4;paint-order:stroke}"
+        # Only in a file of its own: the colors of GitHub's pages.
+        ".chart:root{background:#ffffff}.chart:root .label{stroke:#ffffff}"
+        ".chart polyline,.chart line{stroke:currentColor;stroke-width:2;fill:none}"
+        ".chart polyline{stroke-linejoin:round}.chart circle,.chart rect{fill:currentColor}"
+        ".chart line.grid,.chart line.axis{stroke-width:1;opacity:.15}.chart line.axis{opacity:.6}"
+        ".chart line.level{stroke-width:1.2;stroke-dasharray:5 4;opacity:.75}"
         ".chart .repeated{stroke-dasharray:7 2}"
-        f"{colors(_LIGHT)}@media(prefers-color-scheme:dark){{.chart{{--ink:#c8c8c8}}"
-        ".chart:root{--page:#0d1117}"
+        f"{colors(_LIGHT)}@media(prefers-color-scheme:dark){{.chart{{color:#c8c8c8}}"
+        ".chart:root{background:#0d1117}.chart:root .label{stroke:#0d1117}"
         f"{colors(_DARK)}}}"
     )
