@@ -41,10 +41,11 @@ class Chart(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """Horizontal bars of values of 0 or more, the longest one first; one bar or more.
+    """Horizontal bars of values of 0 or more, the longest one first; one value or more.
 
     title: names the values, with their unit.
-    bars: values of each bar by its name; several are shown as mean and standard deviation.
+    bars: values of each bar by its name; several are shown as mean and standard deviation. Bars
+      without values are left out.
     levels: reference values by name, shown as vertical lines.
     is_share: whether values are shares, shown as percentages.
     """
@@ -120,26 +121,27 @@ def _draw_lines(chart: Chart) -> tuple[list[str], int]:
 
 def _draw_bars(chart: Bars) -> tuple[list[str], int]:
     """Returns all elements but the title, and the height of the chart."""
-    texts = {name: describe_all(values, chart.is_share) for name, values in chart.bars.items()}
+    bars = {name: values for name, values in chart.bars.items() if values}
+    texts = {name: describe_all(values, chart.is_share) for name, values in bars.items()}
     left = 10 + _LETTER * max(map(len, texts))
     right = _WIDTH - 10 - _LETTER * max(map(len, texts.values()))
-    ends = [sum(_spread(values)) for values in chart.bars.values()]
+    ends = [sum(_spread(values)) for values in bars.values()]
     axis = _Axis(0.0, max(*ends, *chart.levels.values(), 1e-9), left, right)
     # Names of levels are above the bars.
     top = _LINE_HEIGHT * (1 + len(chart.levels)) + 6
-    bottom = top + _ROW * len(chart.bars)
+    bottom = top + _ROW * len(bars)
     parts = [f'<line class="axis" x1="{left}" x2="{left}" y1="{top}" y2="{bottom}"/>']
     # Each bar has the color of a line of its number, wherever it is sorted to.
     numbers = {name: number for number, name in enumerate(chart.bars)}
-    ranked = sorted(numbers, key=lambda name: -_spread(chart.bars[name])[0])
+    ranked = sorted(bars, key=lambda name: -_spread(bars[name])[0])
     middles = {name: top + _ROW * (row + 0.5) for row, name in enumerate(ranked)}
     for name, y in middles.items():
-        parts += _bar(name, chart.bars[name], numbers[name], axis, y)
+        parts += _bar(name, bars[name], numbers[name], axis, y)
     for row, (name, value) in enumerate(chart.levels.items(), 1):
         text = f"{name} {describe(value, chart.is_share)}"
         parts += _vertical_level(text, axis.at(value), row, bottom)
     for name, y in middles.items():
-        x = axis.at(sum(_spread(chart.bars[name]))) + 6
+        x = axis.at(sum(_spread(bars[name]))) + 6
         parts.append(f'<text x="{x}" y="{y + 4}" class="label">{texts[name]}</text>')
     return parts, bottom + 6
 

@@ -68,6 +68,7 @@ def _charts(charts: Sequence[Chart | Bars]) -> list[str]:
             bars = [
                 (name, describe_all(values, chart.is_share))
                 for name, values in (*chart.bars.items(), *levels.items())
+                if values
             ]
             tables.append(_table(("", chart.title), bars))
     return tables

@@ -3,7 +3,7 @@
 First, the speed of every method is measured, in turns. Then one method after the other tries the
 same number of candidate settings for a share of its budget, if it has more than one, and the one
 with the best score on held-out training images is trained for the whole budget, with each seed, and
-scored on val. A run that diverges is reported as such, and the others go on.
+scored on val. A run that diverges is reported as such, and the comparison continues.
 """
 
 import json
@@ -179,7 +179,10 @@ class CompareTask:
         found: dict[str, float] = {}
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            message(f"speeds are those of {path}; in a new --workdir, they are measured again")
+            message(
+                f"speeds of {', '.join(found)} are those of {path}; in a new --workdir, they are "
+                "measured again"
+            )
         missing = {
             method.name: self._training(method, method.candidates[0], self.epochs, 0, False).task
             for method in self._methods()
@@ -221,8 +224,8 @@ class CompareTask:
             name = f"trials/{method.name}/{number}"
             stage = self._training(method, settings, epochs, 0, True)
             found = _run(name, stage, workdir / name, {"settings": list(settings)}, message)
-            known = [found[key] for key in SCORES if key in found]
-            if found and not known:
+            known = [found[key] for key in SCORES if key in found] if found else []
+            if found is not None and not known:
                 raise UserError(
                     f"{method.name} has none of the scores {SCORES} to choose its settings by: "
                     "bind pretrain.evaluators, or a single candidate"
@@ -270,7 +273,7 @@ class CompareTask:
         folder = workdir / name
         stage = self._training(method, settings, epochs, seed, False)
         scores = _run(name, stage, folder, {"settings": list(settings)}, message)
-        if scores:
+        if scores is not None:
             scores = scores | self._score(folder, message)
         run = run_records.read(folder)
         return Result(
@@ -281,21 +284,21 @@ class CompareTask:
             epochs=epochs,
             images=run.images,
             hours=run.images * seconds[method.name] / 3600,
-            scores=scores,
+            scores=scores or {},
             curve=curve(run, seconds[method.name]),
             chance=chance(run),
             machine=machine(run),
         )
 
     def _score(self, folder: Path, message: Callable[[str], None]) -> dict[str, float]:
-        """Returns the scores of the weights of a finished run, without those that diverged."""
+        """Returns the scores of the weights of a finished run; none of what diverged."""
         scores: dict[str, float] = {}
         weights = checkpoint.latest(folder)
         assert weights is not None
         for scoring in self._scorings():
             own = folder / scoring.name
             stage = self._scoring(scoring, [f"init_from={str(weights)!r}"]).for_workdir(own)
-            found = _run(str(own), stage, own, {"weights": sha256(weights)}, message)
+            found = _run(str(own), stage, own, {"weights": sha256(weights)}, message) or {}
             scores |= {f"{scoring.name}/{name}": value for name, value in found.items()}
         return scores
 
@@ -303,7 +306,7 @@ class CompareTask:
         scores: dict[str, float] = {}
         for scoring, stage in self._untrained():
             own = workdir / "untrained" / scoring
-            found = _run(str(own), stage, own, {}, message)
+            found = _run(str(own), stage, own, {}, message) or {}
             scores |= {f"{scoring}/{name}": value for name, value in found.items()}
         return scores
 
@@ -345,14 +348,18 @@ def _run(
     folder: Path,
     inputs: Mapping[str, Any],
     message: Callable[[str], None],
-) -> dict[str, float]:
-    """Returns the scores of a stage; none if it diverged, after which it does not run again."""
+) -> dict[str, float] | None:
+    """Returns the scores of a stage; None if it diverged, after which it does not run again."""
     try:
         found = run_stage(name, stage, folder, inputs, message)
     except Diverged as error:
         message(f"{name} diverged: {error}")
-        found = record_scores(folder, {_DIVERGED: 1.0})
-    return {} if _DIVERGED in found else found
+        record_scores(folder, {_DIVERGED: 1.0})
+        return None
+    if _DIVERGED in found:
+        message(f"{name} diverged before; remove {folder} to run it again")
+        return None
+    return found
 
 
 def _best(method: Method, trials: Sequence[Trial]) -> tuple[str, ...]:

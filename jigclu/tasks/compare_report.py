@@ -43,7 +43,7 @@ class Result(NamedTuple):
     method, budget, seed: which run.
     settings: bindings of the candidate that was chosen.
     epochs, images, hours: of its training.
-    scores: of its evaluations, by name, without those that diverged; none if its training did.
+    scores: of its evaluations, by name, without those that diverged; empty if its training did.
     curve: hours, images and knn_accuracy during its training; of equal length, which is 0 for
       methods without kNN evaluation.
     chance: level of the curve, if known.
@@ -144,11 +144,11 @@ def figures(results: Sequence[Result], untrained: Mapping[str, float]) -> dict[s
         "knn_over_images": _curves(results, "images", "images seen"),
     }
     by_method = _group(results, "method")
-    for name in _score_names(results):
-        values = {method: _values(runs, name) for method, runs in by_method.items()}
-        bars = {method: found for method, found in values.items() if found}
+    for name in _score_names(results, untrained):
+        bars = {method: _values(runs, name) for method, runs in by_method.items()}
         levels = {"untrained": untrained[name]} if name in untrained else {}
-        found[name.replace("/", "_")] = Bars(name, bars, levels, True)
+        if any(bars.values()):
+            found[name.replace("/", "_")] = Bars(name, bars, levels, True)
     return found
 
 
@@ -160,10 +160,11 @@ def _group(results: Sequence[Result], name: str) -> dict[str, list[Result]]:
     return found
 
 
-def _score_names(results: Sequence[Result]) -> list[str]:
+def _score_names(results: Sequence[Result], untrained: Mapping[str, float]) -> list[str]:
     """Returns the name of the most telling score of each evaluation, <evaluation>/<score>."""
     names: dict[str, str] = {}
-    for name in dict.fromkeys(name for result in results for name in result.scores):
+    all_scores = (untrained, *(result.scores for result in results))
+    for name in dict.fromkeys(name for scores in all_scores for name in scores):
         evaluation, _, score = name.rpartition("/")
         if evaluation and score in SCORES:
             names[evaluation] = min(names.get(evaluation, name), name, key=_rank)
@@ -176,7 +177,7 @@ def _rank(name: str) -> int:
 
 def _scores(results: Sequence[Result], untrained: Mapping[str, float]) -> Table:
     """Returns a table with one row per method."""
-    names = _score_names(results)
+    names = _score_names(results, untrained)
     rows = []
     for method, own in _group(results, "method").items():
         hours, images = (

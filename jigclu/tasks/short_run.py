@@ -1,4 +1,4 @@
-"""The first steps of a training task, run as a whole in a temporary folder, to be measured."""
+"""A few steps of a training task, run as a whole in a temporary folder, to be measured."""
 
 import io
 import itertools
@@ -19,8 +19,9 @@ _STEPS = 10  # Of a log window.
 def measure_first_steps(task: TrainingTask) -> dict[str, Any] | None:
     """Returns the numbers of the second log window of a task that starts from random weights.
 
-    Among them are images_per_second, data_wait_fraction and peak_memory_gb. Every rank must call
-    it, without a process group; only the main one gets numbers, the others None.
+    Among them are images_per_second, data_wait_fraction and peak_memory_gb. Evaluations and smaller
+    patches of the first epochs are left out. Every rank must call it, without a process group; only
+    the main one gets numbers, the others None.
     """
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         _run(task, Path(folder))
@@ -45,6 +46,5 @@ def _run(task: TrainingTask, folder: Path) -> None:
     if hasattr(task, "evaluators"):
         changed = with_settings(changed, evaluators=())
     if hasattr(getattr(task, "method", None), "smaller_patches"):
-        # Of the sizes of patches, the largest needs most time and memory.
         changed = with_settings(changed, smaller_patches=())
     changed.run(folder, "", lambda: next(count) == steps)

@@ -118,8 +118,9 @@ def run_stage(
     changed = [key for key, value in inputs.items() if record.get(key, value) != value]
     if changed and checkpoint.latest(folder) is not None:
         raise UserError(
-            f"{folder} has a run with other {changed[0]}: remove it to run stage {name} again, or "
-            "use another --workdir"
+            f"{folder} has a run with {changed[0]} {record[changed[0]]}, not {inputs[changed[0]]}: "
+            f"use these again to keep it, remove it to run stage {name} again, or use another "
+            "--workdir"
         )
     message(f"stage {name}")
     stage.check(folder)

@@ -13,8 +13,8 @@ from jigclu.data.transform import EvalTransform
 from jigclu.models.encoder import Encoder
 from jigclu.ops.normalize import pool
 from jigclu.system import collectives, memory, progress
-from jigclu.system.errors import UserError
 from jigclu.system.machine import choose_workers
+from jigclu.training.finite import Diverged
 from jigclu.training.settings import Loading
 
 # Rows of features that ranks exchange at a time; bounds the memory on their devices.
@@ -95,7 +95,8 @@ def encode(
       Features float32 [batch, channels] on the device, and their batch of images on the CPU.
 
     Raises:
-      UserError: a feature is not finite, or the device runs out of memory.
+      UserError: the device runs out of memory.
+      Diverged: a feature is not finite.
     """
     device = next(encoder.parameters()).device
     was_training = encoder.training
@@ -140,7 +141,8 @@ def encode_in_order(
       float32 [rows, channels] on the CPU, features of the next images.
 
     Raises:
-      UserError: an image is unreadable, or a feature is not finite.
+      UserError: an image is unreadable.
+      Diverged: a feature is not finite.
     """
     device = next(encoder.parameters()).device
     own = rank_indices(len(images))
@@ -159,7 +161,7 @@ def encode_in_order(
 
 def _check_finite(features: Tensor) -> None:
     if not features.isfinite().all():
-        raise UserError(
+        raise Diverged(
             "the encoder's features are not finite: its training diverged, its weights are "
             "corrupt, or they exceed float16; use other weights, or bind compute.precision = "
             "'float32'"

@@ -132,6 +132,11 @@ class BarsTest(absltest.TestCase):
         colors = [bar.attrib["class"] for bar in svg.iter(f"{SVG}rect")]
         self.assertEqual(colors, ["series-1", "series-2", "series-0"])
 
+    def test_empty_bars_are_left_out_and_keep_their_color(self) -> None:
+        svg = self.drawn({"a": [], "b": [0.5]})
+        self.assertEqual([bar.attrib["class"] for bar in svg.iter(f"{SVG}rect")], ["series-1"])
+        self.assertNotIn("a", texts(svg))
+
     def test_several_values_are_mean_and_deviation(self) -> None:
         svg = self.drawn({"a": [0.1, 0.3], "b": [0.2]})
         self.assertIn("20.0% ± 14.1%", texts(svg))

@@ -229,7 +229,7 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         self.assertEqual(self.run_quietly(self.task(budgets=("images",))), first)
         self.assertEmpty(self.ran)
 
-    def test_a_run_that_diverges_is_reported_and_the_others_go_on(self) -> None:
+    def test_a_run_that_diverges_is_reported_and_the_comparison_continues(self) -> None:
         self.scores = {"fast.gin": Diverged("loss is nan")} | self.scores
         task = self.task(budgets=("images",))
         scores = self.run_quietly(task)
@@ -239,23 +239,38 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         report = (self.folder / "report.md").read_text()
         self.assertIn("| fast | 20 | 800 | 0.00 | diverged | rate=1 |", report)
         self.assertIn("| slow | 20 | 800 | 0.01 | 12.5% | rate=2 |", report)
-        self.assertEqual(self.run_quietly(task), scores)
+        printed = io.StringIO()
+        self.ran.clear()
+        with contextlib.redirect_stderr(printed):
+            self.assertEqual(task.run(self.folder, "").scores, scores)
         self.assertEmpty(self.ran)
+        folder = self.folder / "images/fast/seed_3"
+        self.assertIn(f"diverged before; remove {folder} to run it again", printed.getvalue())
 
     def test_a_scoring_that_diverges_is_reported(self) -> None:
-        self.scores = {"step_00000001": Diverged("loss is nan")} | self.scores
-        scores = self.run_quietly(self.task(budgets=("images",), seeds=(3,)))
+        self.scores = {"step_00000001": Diverged("features are not finite")} | self.scores
+        scores = self.run_quietly(self.task(budgets=("images",)))
         self.assertEqual(list(scores), ["images/fast/3/knn_accuracy", "images/slow/3/knn_accuracy"])
+        report = (self.folder / "report.md").read_text()
+        self.assertIn("| fast | 20 | 800 | 0.00 | diverged | rate=2 |", report)
+
+    def test_a_method_without_scores_of_its_own_is_evaluated(self) -> None:
+        self.scores = {"slow.gin": {}} | self.scores
+        methods = [(name, f"{name}.gin", (), [("rate=1",)]) for name in ("fast", "slow")]
+        scores = self.run_quietly(self.task(methods=methods, budgets=("images",)))
+        self.assertEqual(scores["images/slow/3/knn/knn_accuracy"], 0.125)
 
     def test_a_run_with_another_candidate_is_not_resumed(self) -> None:
         self.run_quietly(self.task())
         methods = self.task().methods
         changed = [("fast", "fast.gin", (), [("rate=1",), ("rate=4",)]), methods[1]]
-        with self.assertRaisesRegex(UserError, "trials/fast/1 has a run with other settings"):
+        with self.assertRaisesRegex(
+            UserError, r"trials/fast/1 has a run with settings \['rate=2'\], not \['rate=4'\]"
+        ):
             self.run_quietly(self.task(methods=changed))
 
     def test_candidates_need_a_score(self) -> None:
-        self.scores = {"": {"loss": 1.0}}
+        self.scores = {"": {}}
         with self.assertRaisesRegex(UserError, "fast has none of the scores"):
             self.run_quietly(self.task())
 
@@ -345,7 +360,10 @@ class ReportTest(FolderTestCase):
         self.assertEqual(cells, ["10.0% (1 of 2 diverged)", "diverged", "5.0%"])
         bars = figures(changed, {})["linear_top1"]
         assert isinstance(bars, Bars)
-        self.assertEqual(bars.bars, {"jigclu": [0.1]})
+        self.assertEqual(bars.bars, {"jigclu": [0.1], "supervised": []})
+        self.assertNotIn(
+            "linear_top1", figures([result._replace(scores={}) for result in changed], {})
+        )
 
     def test_figures(self) -> None:
         comparison = self.comparison()
@@ -366,11 +384,12 @@ class ReportTest(FolderTestCase):
         self.assertEqual(values["runs"][2]["machine"], MACHINE)
 
     def test_machine_of_the_last_start(self) -> None:
-        for processes in (1, 2):
-            environment.add_environment(self.folder / "environment.json", processes)
+        for processor in ("first", "second"):
+            with mock.patch.object(environment, "processor", return_value=processor):
+                environment.add_environment(self.folder / "environment.json", 1)
         (self.folder / "config.gin").touch()
         found = machine(run_records.read(self.folder))
-        self.assertEqual(found["processor"], environment.processor())
+        self.assertEqual(found["processor"], "second")
         self.assertIn("torch", found["versions"])
         self.assertNoCommonElements(found, ("host", "command", "started"))
         (self.folder / "environment.json").unlink()

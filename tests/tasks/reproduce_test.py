@@ -175,7 +175,7 @@ class ReproduceTest(FolderTestCase):
         torch.save({}, self.folder / "two" / "checkpoints" / "step_00000001.pt")
         torch.save({"seed": "a third"}, weights)
         with self.assertRaisesRegex(
-            UserError, "two has a run with other weights: remove it to run stage two"
+            UserError, "two has a run with weights .*, not .*remove it to run stage two"
         ):
             self.run_task(self.task())
 

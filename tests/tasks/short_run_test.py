@@ -14,7 +14,7 @@ from tests.small_tasks import FINETUNING, KNN, PRETRAINING
 
 
 class ShortRunTest(absltest.TestCase):
-    def measured(self, task: Any) -> Any:
+    def capture_task(self, task: Any) -> Any:
         """Returns the task that runs in place of one to be measured."""
         ran = []
 
@@ -29,13 +29,13 @@ class ShortRunTest(absltest.TestCase):
         task = with_settings(
             PRETRAINING, smaller_patches=((1, 8),), evaluators=(KNN,), init_from="weights.pt"
         )
-        found = self.measured(task)
+        found = self.capture_task(task)
         assert isinstance(found, PretrainTask)
         self.assertEqual(found.method, PRETRAINING.method)
         self.assertEqual((found.evaluators, found.init_from), ((), None))
 
     def test_measures_tasks_without_patches(self) -> None:
-        found = self.measured(with_settings(FINETUNING, epochs=50))
+        found = self.capture_task(with_settings(FINETUNING, epochs=50))
         assert isinstance(found, FinetuneTask)
         self.assertEqual(found.schedule.epochs, 50)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from jigclu.data.images import ImageDataset
 from jigclu.system import progress
-from jigclu.system.errors import UserError
 from jigclu.training import features
+from jigclu.training.finite import Diverged
 from tests.ranks import run_on_ranks
 from tests.samples import MemorySource, eval_transform, noise, small_encoder
 from tests.terminal import progress_log
@@ -110,7 +110,7 @@ class EncodeTest(absltest.TestCase):
     def test_rejects_features_that_are_not_finite(self) -> None:
         encoder = small_encoder()
         encoder.get_parameter("layer4.0.bn2.bias").data[0] = torch.nan
-        with self.assertRaisesRegex(UserError, "not finite: its training diverged"):
+        with self.assertRaisesRegex(Diverged, "not finite: its training diverged"):
             next(features.encode(encoder, seven_images(), SETTINGS))
 
     def test_gradients_are_off_in_the_encoder_only(self) -> None:
