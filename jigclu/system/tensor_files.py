@@ -95,6 +95,8 @@ def _one_line_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # An unsuitable file can raise any error.
+        # A run may have removed the file while it was read.
+        check_exists(path)
         # Offsets of a damaged file may be out of range.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             denied = isinstance(error, PermissionError)

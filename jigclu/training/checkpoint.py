@@ -85,6 +85,9 @@ def latest(workdir: Path) -> Path | None:
     problems = {}
     for _, path in reversed(_steps(workdir / "checkpoints")):
         problem = _problem(path)
+        if not path.exists():
+            # A run that saves in the meantime removes a checkpoint only once it has newer ones.
+            return latest(workdir)
         if problem is None:
             return path
         problems[path] = problem

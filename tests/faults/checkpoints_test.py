@@ -59,6 +59,7 @@ class KillTest(TaskTestCase):
             newest = checkpoint.latest(self.folder)
             step = 0 if newest is None else checkpoint.peek(newest)["step"]
             process = start(save_forever, self.folder, step + 1)
+            self.addCleanup(process.kill)
             while newest == checkpoint.latest(self.folder) and process.is_alive():
                 time.sleep(0.01)
             time.sleep(moments.uniform(0, 0.05))

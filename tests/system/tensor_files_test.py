@@ -46,6 +46,17 @@ class TensorFilesTest(FolderTestCase):
         with self.assertRaisesRegex(UserError, r"its folder .*no does not exist either"):
             tensor_files.read(self.folder / "no" / "weights.pt", "cpu")
 
+    def test_a_file_that_vanishes_while_it_is_read_is_named(self) -> None:
+        def vanish(*arguments: Any, **options: Any) -> None:
+            self.path.unlink()
+            raise RuntimeError("unable to open file in read-only mode")
+
+        with (
+            mock.patch.object(torch, "load", vanish),
+            self.assertRaisesRegex(UserError, r"weights\.pt does not exist"),
+        ):
+            tensor_files.read(self.path, "cpu")
+
     def test_only_weights_are_suggested_for_a_missing_file(self) -> None:
         (self.folder / "card.md").touch()
         with self.assertRaisesRegex(UserError, r"its folder contains weights\.pt: choose"):

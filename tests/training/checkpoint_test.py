@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from unittest import mock
 
 import torch
@@ -118,6 +118,17 @@ class SaveAndLoadTest(parameterized.TestCase):
             checkpoint.latest(self.workdir), checkpoint.checkpoint_path(self.workdir, 2)
         )
         self.assertLen(self._names(), 4)
+
+    def test_latest_finds_newer_checkpoints_if_a_run_removes_the_one_it_reads(self) -> None:
+        path = self._save(1)
+
+        def remove(path: Path) -> dict[str, Any]:
+            peek.side_effect = None
+            self._save(2)
+            raise UserError("does not exist")
+
+        with mock.patch.object(checkpoint, "peek", side_effect=remove) as peek:
+            self.assertEqual(checkpoint.latest(self.workdir), path.with_name("step_00000002.pt"))
 
     def test_latest_skips_a_checkpoint_whose_step_is_not_that_of_its_name(self) -> None:
         self._save(1)
