@@ -3,18 +3,19 @@
 First, the speed of every method is measured, in turns. Then one method after the other tries the
 same number of candidate settings for a share of its budget, if it has more than one, and the one
 with the best score on held-out training images is trained for the whole budget, with each seed, and
-scored on val. A run that diverges is reported as such, and the comparison continues.
+scored on val. All of this runs in one precision. A run that diverges is reported as such, and the
+comparison continues.
 """
 
 import json
 import math
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jigclu.system.device import launched_processes
+from jigclu.system import machine
+from jigclu.system.device import launched_processes, local_device
 from jigclu.system.errors import UserError, check
 from jigclu.system.files import sha256, write_file
 from jigclu.tasks.compare_report import (
@@ -24,13 +25,20 @@ from jigclu.tasks.compare_report import (
     Trial,
     chance,
     curve,
-    machine,
+    describe_machine,
     write_comparison,
 )
-from jigclu.tasks.short_run import measure_first_steps
-from jigclu.tasks.stages import Load, Stage, check_stage, load_stage, record_scores, run_stage
+from jigclu.tasks.short_run import measure_speeds
+from jigclu.tasks.stages import (
+    Load,
+    Stage,
+    check_stage,
+    load_stage,
+    load_with,
+    record_scores,
+    run_stage,
+)
 from jigclu.training import checkpoint, run_records
-from jigclu.training.encoder_task import EncoderTask
 from jigclu.training.finite import Diverged
 from jigclu.training.loop import RunResult
 from jigclu.training.monitor import Monitor
@@ -123,17 +131,21 @@ class CompareTask:
         if launched_processes() > 1:
             raise UserError("compare runs in a single process: start it without torchrun")
         folder = workdir / "new"
-        encoders: dict[str, tuple[object, ...]] = {}
+        trained: dict[str, tuple[object, ...]] = {}
         for method in self._methods():
             for number, settings in enumerate(method.candidates):
                 trial = self._training(method, settings, self.epochs, 0, True)
                 check_stage(f"{method.name}, candidate {number}", trial, folder)
             stage = self._training(method, method.candidates[0], self.epochs, 0, False)
             check_stage(method.name, stage, folder)
-            assert isinstance(stage.task, EncoderTask)
-            encoders[method.name] = (stage.task.encoder, stage.task.small_stem)
-        if len(set(encoders.values())) > 1:
-            raise UserError(f"the methods train different encoders, {encoders}: bind the same one")
+            assert isinstance(stage.task, TrainingTask)
+            task = stage.task
+            trained[method.name] = (task.encoder, task.small_stem, task.compute.precision)
+        if len(set(trained.values())) > 1:
+            raise UserError(
+                f"encoder, small_stem and compute.precision of the methods differ, {trained}: bind "
+                "the same ones"
+            )
         # Scorings of weights that do not exist yet only differ in the weights.
         for name, stage in self._untrained():
             check_stage(name, stage, folder)
@@ -156,13 +168,12 @@ class CompareTask:
         """Trains what is not finished, and reports after every run."""
         with Monitor.of_one_step(workdir, True) as monitor:
             monitor.text("config", 0, f"```\n{config}\n```")
-            seconds = self._measure_speed(workdir, monitor.message)
-            untrained = self._score_untrained(workdir, monitor.message)
-            results: list[Result] = []
-            trials: list[Trial] = []
-            for result in self._results(trials, seconds, workdir, monitor.message):
-                results.append(result)
-                write_comparison(workdir, Comparison(results, untrained, seconds, trials))
+            precision = self._choose_precision(workdir)
+            monitor.message(f"all stages run in {precision}")
+            in_precision = replace(
+                self, load=load_with(self.load, [f"compute.precision={precision!r}"])
+            )
+            results = in_precision._run_all(precision, workdir, monitor.message)
             monitor.message(f"the comparison is in {workdir / 'report.html'}")
         scores = {
             f"{result.budget}/{result.method}/{result.seed}/{name}": value
@@ -171,7 +182,30 @@ class CompareTask:
         }
         return RunResult(scores, None)
 
+    def _run_all(
+        self, precision: str, workdir: Path, message: Callable[[str], None]
+    ) -> list[Result]:
+        """Returns all results; reports after each of them."""
+        seconds = self._measure_speed(workdir, message)
+        untrained = self._score_untrained(workdir, message)
+        results: list[Result] = []
+        trials: list[Trial] = []
+        for result in self._results(trials, seconds, workdir, message):
+            results.append(result)
+            write_comparison(workdir, Comparison(results, untrained, seconds, trials, precision))
+        return results
+
     # ---- Budgets -----------------------------------------------------------------------
+
+    def _choose_precision(self, workdir: Path) -> str:
+        """Returns the precision of all stages; 'auto' is chosen only once for a workdir."""
+        path = workdir / "precision.json"
+        started = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        compute = self._reference_task().compute
+        device = local_device(compute.device)
+        chosen = machine.choose_precision(compute.precision, device, started).value
+        write_file(path, json.dumps(chosen).encode())
+        return chosen
 
     def _measure_speed(self, workdir: Path, message: Callable[[str], None]) -> dict[str, float]:
         """Returns the seconds of training per image of each method, measured only once."""
@@ -184,19 +218,11 @@ class CompareTask:
                 "measured again"
             )
         missing = {
-            method.name: self._training(method, method.candidates[0], self.epochs, 0, False).task
+            method.name: self._trained_task(method)
             for method in self._methods()
             if method.name not in found
         }
-        measured: dict[str, list[float]] = {name: [] for name in missing}
-        for number in range(_ROUNDS):
-            for name, task in missing.items():
-                message(f"measuring the speed of {name}, {number + 1} of {_ROUNDS}")
-                assert isinstance(task, TrainingTask)
-                record = measure_first_steps(task)
-                assert record is not None
-                measured[name].append(1 / record["images_per_second"])
-        found |= {name: statistics.median(values) for name, values in measured.items()}
+        found |= measure_speeds(missing, _ROUNDS, message)
         write_file(path, json.dumps(found, indent=1).encode())
         return {method.name: found[method.name] for method in self._methods()}
 
@@ -287,7 +313,7 @@ class CompareTask:
             scores=scores or {},
             curve=curve(run, seconds[method.name]),
             chance=chance(run),
-            machine=machine(run),
+            machine=describe_machine(run),
         )
 
     def _score(self, folder: Path, message: Callable[[str], None]) -> dict[str, float]:
@@ -318,6 +344,16 @@ class CompareTask:
     def _scorings(self) -> list[Scoring]:
         return [Scoring(*item) for item in self.scorings]
 
+    def _reference_task(self) -> TrainingTask:
+        (method,) = (method for method in self._methods() if method.name == self.reference)
+        return self._trained_task(method)
+
+    def _trained_task(self, method: Method) -> TrainingTask:
+        """Returns the task of a method's first candidate."""
+        task = self._training(method, method.candidates[0], self.epochs, 0, False).task
+        assert isinstance(task, TrainingTask)
+        return task
+
     def _training(
         self, method: Method, settings: Sequence[str], epochs: float, seed: int, trial: bool
     ) -> Stage:
@@ -334,9 +370,7 @@ class CompareTask:
 
     def _untrained(self) -> Iterator[tuple[str, Stage]]:
         """Yields name and stage of each evaluation of random weights of the reference's encoder."""
-        (method,) = (method for method in self._methods() if method.name == self.reference)
-        like = self._training(method, method.candidates[0], self.epochs, 0, False).task
-        assert isinstance(like, EncoderTask)
+        like = self._reference_task()
         weights = ["init_from=None", f"encoder={like.encoder!r}", f"small_stem={like.small_stem}"]
         for scoring in self._scorings():
             yield scoring.name, self._scoring(scoring, weights)

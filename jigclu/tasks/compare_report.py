@@ -70,12 +70,14 @@ class Comparison(NamedTuple):
     untrained: scores of random weights.
     seconds: of training per image, by method.
     trials: of all methods.
+    precision: of all trainings and evaluations.
     """
 
     results: Sequence[Result]
     untrained: Mapping[str, float]
     seconds: Mapping[str, float]
     trials: Sequence[Trial]
+    precision: str
 
 
 def curve(run: Run, seconds: float) -> dict[str, list[float]]:
@@ -93,7 +95,7 @@ def chance(run: Run) -> float | None:
     return run.levels(_CURVE).get("chance")
 
 
-def machine(run: Run) -> dict[str, Any]:
+def describe_machine(run: Run) -> dict[str, Any]:
     """Returns the machine and the versions of the last start of a run."""
     found = run.starts[-1].environment if run.starts else {}
     return {name: found[name] for name in _MACHINE if name in found}
@@ -113,6 +115,7 @@ def write_comparison(workdir: Path, comparison: Comparison) -> None:
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """Returns a comparison as plain values."""
     return {
+        "precision": comparison.precision,
         "runs": [result._asdict() for result in comparison.results],
         "untrained": dict(comparison.untrained),
         "trials": [trial._asdict() for trial in comparison.trials],
@@ -131,7 +134,10 @@ def report_comparison(comparison: Comparison) -> Document:
         ]
         sections.append(Section(f"Equal {budget}", blocks))
     sections += [
-        Section("Speed", [_speed(comparison.seconds)]),
+        Section(
+            "Speed",
+            [Paragraph(f"Training in {comparison.precision}."), _speed(comparison.seconds)],
+        ),
         Section("Trials", _trials(comparison.trials)),
     ]
     return Document("Comparison of methods", f"{len(comparison.results)} runs.", sections)

@@ -3,7 +3,9 @@
 import io
 import itertools
 import math
+import statistics
 import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,20 @@ def measure_first_steps(task: TrainingTask) -> dict[str, Any] | None:
         _run(task, Path(folder))
         path = Path(folder) / METRICS
         return metrics_file.read(path)[-1] if path.exists() else None
+
+
+def measure_speeds(
+    tasks: Mapping[str, TrainingTask], rounds: int, message: Callable[[str], None]
+) -> dict[str, float]:
+    """Returns the seconds of training per image of each task: the median of rounds in turns."""
+    measured: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(rounds):
+        for name, task in tasks.items():
+            message(f"measuring the speed of {name}, {number + 1} of {rounds}")
+            record = measure_first_steps(task)
+            assert record is not None
+            measured[name].append(1 / record["images_per_second"])
+    return {name: statistics.median(values) for name, values in measured.items()}
 
 
 def _run(task: TrainingTask, folder: Path) -> None:

@@ -59,6 +59,15 @@ class Load(Protocol):
     ) -> Stage: ...
 
 
+def load_with(load: Load, first: Sequence[str]) -> Load:
+    """Returns a function that reads gin files with further bindings, which all others override."""
+
+    def loads(files: Sequence[str], bindings: Sequence[str], workdir: Path | None) -> Stage:
+        return load(files, [*first, *bindings], workdir)
+
+    return loads
+
+
 def load_stage(
     load: Load, name: str, file: str, bindings: Sequence[str], folder: Path | None
 ) -> Stage:

@@ -12,8 +12,8 @@ from jigclu.tasks.compare_report import (
     Comparison,
     Result,
     Trial,
+    describe_machine,
     figures,
-    machine,
     report_comparison,
     to_json,
 )
@@ -41,7 +41,7 @@ class ReportTest(FolderTestCase):
             ),
         ]
         trials = [Trial("jigclu", rate, 0.25), Trial("jigclu", ("rate=9",), None)]
-        return Comparison(results, {"linear/top1": 0.05}, {"jigclu": 0.5}, trials)
+        return Comparison(results, {"linear/top1": 0.05}, {"jigclu": 0.5}, trials, "float32")
 
     def test_tables_have_mean_and_deviation_over_seeds(self) -> None:
         document = report_comparison(self.comparison())
@@ -87,6 +87,7 @@ class ReportTest(FolderTestCase):
         values = json.loads(json.dumps(to_json(self.comparison())))
         self.assertEqual(values["runs"][1]["scores"], {"linear/top1": 0.3})
         self.assertEqual(values["runs"][1]["curve"]["knn_accuracy"], [0.05, 0.1])
+        self.assertEqual(values["precision"], "float32")
         self.assertEqual(values["images_per_second"], {"jigclu": 2.0})
         self.assertIsNone(values["trials"][1]["score"])
         self.assertEqual(values["runs"][2]["machine"], MACHINE)
@@ -96,12 +97,12 @@ class ReportTest(FolderTestCase):
             with mock.patch.object(environment, "processor", return_value=processor):
                 environment.add_environment(self.folder / "environment.json", 1)
         (self.folder / "config.gin").touch()
-        found = machine(run_records.read(self.folder))
+        found = describe_machine(run_records.read(self.folder))
         self.assertEqual(found["processor"], "second")
         self.assertIn("torch", found["versions"])
         self.assertNoCommonElements(found, ("host", "command", "started"))
         (self.folder / "environment.json").unlink()
-        self.assertEqual(machine(run_records.read(self.folder)), {})
+        self.assertEqual(describe_machine(run_records.read(self.folder)), {})
 
     def table(self, document: Document, title: str) -> list[tuple[str, ...]]:
         (section,) = (part for part in document.sections if part.title == title)

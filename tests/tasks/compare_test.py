@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,9 +13,9 @@ import torch
 from absl.testing import absltest, parameterized
 
 from jigclu import config
-from jigclu.system import environment
+from jigclu.system import environment, machine
 from jigclu.system.errors import UserError
-from jigclu.tasks import compare
+from jigclu.tasks import short_run
 from jigclu.tasks.compare import CompareTask
 from jigclu.training import metrics_file
 from jigclu.training.finite import Diverged
@@ -118,7 +119,7 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         self.ran: list[str] = []
         # Scores by a part of the bindings.
         self.scores: dict[str, Any] = {"rate=2": 0.5, "rate=1": 0.25, "": 0.125}
-        self.enter_context(mock.patch.object(compare, "measure_first_steps", self.measure))
+        self.enter_context(mock.patch.object(short_run, "measure_first_steps", self.measure))
 
     def measure(self, task: Any) -> dict[str, float]:
         self.ran.append("measured")
@@ -155,7 +156,7 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
     def trainings(self) -> list[tuple[str, str, str]]:
         """Returns file, rate and epochs of each training that ran outside of trials."""
         lines = [text.split("\n") for text in self.ran if "schedule.epochs" in text]
-        return [(line[0], line[1], line[2]) for line in lines if "trial" not in line]
+        return [(line[0], line[2], line[3]) for line in lines if "trial" not in line]
 
     def test_budgets_and_choices_by_hand(self) -> None:
         scores = self.run_quietly(self.task())
@@ -171,7 +172,7 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         )
         trials = [text.split("\n") for text in self.ran if "trial" in text.split("\n")]
         self.assertEqual(
-            [(line[0], line[2]) for line in trials],
+            [(line[0], line[3]) for line in trials],
             [("fast.gin", "schedule.epochs=2")] * 2 + [("slow.gin", "schedule.epochs=0.8")] * 2,
         )
         self.assertTrue(all("SEED=0" in line and "DATA='images'" in line for line in trials))
@@ -190,10 +191,10 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         self.run_quietly(self.task(budgets=("images",)))
         untrained, *trained = [text.split("\n") for text in self.ran if "knn.gin" in text]
         self.assertEqual(
-            untrained[1:4], ["knn.init_from=None", "knn.encoder='resnet18'", "knn.small_stem=True"]
+            untrained[2:5], ["knn.init_from=None", "knn.encoder='resnet18'", "knn.small_stem=True"]
         )
         weights = self.folder / "images/fast/seed_3/checkpoints/step_00000001.pt"
-        self.assertEqual(trained[0][1], f"knn.init_from={str(weights)!r}")
+        self.assertEqual(trained[0][2], f"knn.init_from={str(weights)!r}")
         for lines in (untrained, *trained):
             self.assertEqual(lines[-2:], ["neighbors=3", "DATA='others'"])
 
@@ -262,16 +263,40 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "fast has none of the scores"):
             self.run_quietly(self.task())
 
-    def test_methods_must_train_the_same_encoder(self) -> None:
-        other = with_settings(PRETRAINING, encoder="resnet34")
+    @parameterized.parameters({"encoder": "resnet34"}, {"precision": "bfloat16"})
+    def test_methods_must_train_the_same_encoder_in_one_precision(self, **changes: str) -> None:
+        other = with_settings(PRETRAINING, **changes)
 
         def load(files: Any, bindings: Any, workdir: Any) -> FakeStage:
             stage = self.load(files, bindings, workdir)
             stage.task = other if files == ["slow.gin"] else PRETRAINING
             return stage
 
-        with self.assertRaisesRegex(UserError, "different encoders, .*'slow': .'resnet34'"):
+        (value,) = changes.values()
+        with self.assertRaisesRegex(UserError, f"methods differ, .*'slow': .*'{value}'"):
             self.task(load=load).check(self.folder)
+
+    def test_all_stages_run_in_the_precision_of_the_first_start(self) -> None:
+        automatic = with_settings(PRETRAINING, precision="auto")
+
+        def load(files: Any, bindings: Any, workdir: Any) -> FakeStage:
+            stage = self.load(files, bindings, workdir)
+            stage.task = automatic
+            return stage
+
+        task = self.task(load=load, budgets=("images",))
+        with (
+            mock.patch.object(machine, "_cpu_supports_bfloat16", return_value=True),
+            mock.patch.object(machine, "precision_slowdown", side_effect=(0.5, 2.0)),
+        ):
+            self.run_quietly(task)
+            lines = [text.split("\n") for text in self.ran if text != "measured"]
+            self.run_quietly(replace(task, seeds=(4,)))
+            lines += [text.split("\n") for text in self.ran]
+        self.assertLen(lines, 13)
+        # First, so that a binding of a stage overrides it.
+        self.assertEqual({line[1] for line in lines}, {"compute.precision='bfloat16'"})
+        self.assertIn("Training in bfloat16.", (self.folder / "report.md").read_text())
 
     def test_other_errors_stop_the_comparison(self) -> None:
         self.scores = self.scores | {"rate=2": UserError("no space left")}
@@ -319,7 +344,7 @@ class MiniatureTest(FolderTestCase):
         workdir = self.folder / "run"
         with (
             mock.patch.object(
-                compare, "measure_first_steps", return_value={"images_per_second": 50.0}
+                short_run, "measure_first_steps", return_value={"images_per_second": 50.0}
             ),
             contextlib.redirect_stderr(io.StringIO()),
         ):
