@@ -74,6 +74,9 @@ class GinFilesTest(GinTestCase):
 
     @parameterized.parameters(
         ("compare_tiny", ()),
+        ("compare_tiny_short", ()),
+        ("compare_tiny_images", ()),
+        ("compare_tiny_pair", ()),
         ("compare_cifar10", ()),
         ("ablation_tiny", ("RATES", "LARS_RATES", "ADAMW_RATES")),
     )

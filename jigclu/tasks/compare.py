@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jigclu.system import machine
 from jigclu.system.device import launched_processes, local_device
 from jigclu.system.errors import UserError, check
 from jigclu.system.files import sha256, write_file
+from jigclu.system.seeds import check_seed
+from jigclu.tasks.compare_methods import Method, Scoring, check_conditions, check_names
 from jigclu.tasks.compare_report import (
     RESULTS,
     Comparison,
@@ -26,6 +28,7 @@ from jigclu.tasks.compare_report import (
     chance,
     curve,
     describe_machine,
+    health,
     write_comparison,
 )
 from jigclu.tasks.short_run import measure_speeds
@@ -48,38 +51,6 @@ from jigclu.training.task import TrainingTask
 BUDGETS = ("time", "images")
 _ROUNDS = 3  # Measurements of the speed of each method.
 _DIVERGED = "diverged"  # The only score of a stage that diverged.
-
-
-class Method(NamedTuple):
-    """A compared method.
-
-    name: and folder.
-    file: gin file of its training.
-    bindings: over it.
-    candidates: further bindings of each trial.
-    """
-
-    name: str
-    file: str
-    bindings: tuple[str, ...]
-    candidates: Sequence[tuple[str, ...]]
-
-
-class Scoring(NamedTuple):
-    """An evaluation of weights.
-
-    name: and folder.
-    file: gin file.
-    task: of the file, such as "linear".
-    data: folder, DATA of the file; None: as the file binds it.
-    bindings: over it, without those of the weights.
-    """
-
-    name: str
-    file: str
-    task: str
-    data: str | None
-    bindings: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,47 +85,41 @@ class CompareTask:
 
     def __post_init__(self) -> None:
         names = [method.name for method in self._methods()]
-        unique = 0 < len(set(names)) == len(names)
-        check(unique, "methods", names, "one or more, with different names")
+        check_names("methods", names)
+        check(len(names) >= 1, "methods", names, "one or more")
+        check_names("scorings", [scoring.name for scoring in self._scorings()])
         check(self.reference in names, "reference", self.reference, f"one of {names}")
         counts = {method.name: len(method.candidates) for method in self._methods()}
         equal = len(set(counts.values())) == 1 and min(counts.values()) >= 1
         check(equal, "methods", counts, "equally many candidates for each, one or more")
         check(0 < self.epochs < math.inf, "epochs", self.epochs, "above 0, and finite")
         known = bool(self.budgets) and set(self.budgets) <= set(BUDGETS)
-        check(known, "budgets", self.budgets, f"some of {BUDGETS}")
+        known = known and len(set(self.budgets)) == len(self.budgets)
+        check(known, "budgets", self.budgets, f"some of {BUDGETS}, each once")
         check(0 < self.trial_share <= 1, "trial_share", self.trial_share, "in (0, 1]")
-        check(len(self.seeds) >= 1, "seeds", self.seeds, "one or more")
+        unique = 0 < len(set(self.seeds)) == len(self.seeds)
+        check(unique, "seeds", self.seeds, "one or more, which differ")
+        for seed in self.seeds:
+            check_seed(seed)
 
     def check(self, workdir: Path) -> None:
         """Raises UserError for a mistake in any stage that can be found before training."""
         if launched_processes() > 1:
             raise UserError("compare runs in a single process: start it without torchrun")
-        folder = workdir / "new"
-        trained: dict[str, tuple[object, ...]] = {}
-        for method in self._methods():
-            for number, settings in enumerate(method.candidates):
-                trial = self._training(method, settings, self.epochs, 0, True)
-                check_stage(f"{method.name}, candidate {number}", trial, folder)
-            stage = self._training(method, method.candidates[0], self.epochs, 0, False)
-            check_stage(method.name, stage, folder)
-            assert isinstance(stage.task, TrainingTask)
-            task = stage.task
-            trained[method.name] = (task.encoder, task.small_stem, task.compute.precision)
-        if len(set(trained.values())) > 1:
-            raise UserError(
-                f"encoder, small_stem and compute.precision of the methods differ, {trained}: bind "
-                "the same ones"
-            )
-        # Scorings of weights that do not exist yet only differ in the weights.
-        for name, stage in self._untrained():
-            check_stage(name, stage, folder)
+        # How long each training will be is known only when the speeds are.
+        equal = dict.fromkeys((method.name for method in self._methods()), 1.0)
+        self._check_trainings(equal, workdir)
+        reference = self._reference_stage().task
+        # Not so in a dry run whose data would have to be downloaded.
+        if isinstance(reference, TrainingTask):
+            # Scorings of weights that do not exist yet only differ in the weights.
+            for name, stage in self._untrained(reference):
+                check_stage(name, stage, workdir / "new")
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines."""
         lines = [f"methods: {', '.join(method.name for method in self._methods())}"]
-        candidates = len(self._methods()[0].candidates)
-        trials = len(self.methods) * candidates if candidates > 1 else 0
+        trials = sum(len(method.tried) for method in self._methods())
         runs = len(self.methods) * len(self.budgets) * len(self.seeds)
         lines += [
             f"budgets: equal {' and '.join(self.budgets)}; {self.epochs:g} epochs of "
@@ -187,6 +152,8 @@ class CompareTask:
     ) -> list[Result]:
         """Returns all results; reports after each of them."""
         seconds = self._measure_speed(workdir, message)
+        if "time" in self.budgets:  # Otherwise, all trainings are checked already.
+            self._check_trainings(seconds, workdir)
         untrained = self._score_untrained(workdir, message)
         results: list[Result] = []
         trials: list[Trial] = []
@@ -217,10 +184,11 @@ class CompareTask:
                 f"speeds of {', '.join(found)} are those of {path}; in a new --workdir, they are "
                 "measured again"
             )
+        tasks = {method.name: self._first(method).task for method in self._methods()}
         missing = {
-            method.name: self._trained_task(method)
-            for method in self._methods()
-            if method.name not in found
+            name: task
+            for name, task in tasks.items()
+            if name not in found and isinstance(task, TrainingTask)
         }
         found |= measure_speeds(missing, _ROUNDS, message)
         write_file(path, json.dumps(found, indent=1).encode())
@@ -241,14 +209,11 @@ class CompareTask:
         workdir: Path,
         message: Callable[[str], None],
     ) -> list[Trial]:
-        """Returns the held-out score of each candidate; none if there is nothing to choose."""
-        if len(method.candidates) == 1:
-            return []
-        epochs = self.trial_share * self._budget(method.name, self.budgets[0], seconds)
+        """Returns the held-out score of each candidate that is tried."""
         trials = []
-        for number, settings in enumerate(method.candidates):
+        for number, settings in enumerate(method.tried):
             name = f"trials/{method.name}/{number}"
-            stage = self._training(method, settings, epochs, 0, True)
+            stage = self._trial(method, settings, seconds)
             found = _run(name, stage, workdir / name, {"settings": list(settings)}, message)
             known = [found[key] for key in SCORES if key in found] if found else []
             if found is not None and not known:
@@ -313,6 +278,7 @@ class CompareTask:
             scores=scores or {},
             curve=curve(run, seconds[method.name]),
             chance=chance(run),
+            health=health(run),
             machine=describe_machine(run),
         )
 
@@ -330,7 +296,7 @@ class CompareTask:
 
     def _score_untrained(self, workdir: Path, message: Callable[[str], None]) -> dict[str, float]:
         scores: dict[str, float] = {}
-        for scoring, stage in self._untrained():
+        for scoring, stage in self._untrained(self._reference_task()):
             own = workdir / "untrained" / scoring
             found = _run(str(own), stage, own, {}, message) or {}
             scores |= {f"{scoring}/{name}": value for name, value in found.items()}
@@ -345,14 +311,38 @@ class CompareTask:
         return [Scoring(*item) for item in self.scorings]
 
     def _reference_task(self) -> TrainingTask:
-        (method,) = (method for method in self._methods() if method.name == self.reference)
-        return self._trained_task(method)
-
-    def _trained_task(self, method: Method) -> TrainingTask:
-        """Returns the task of a method's first candidate."""
-        task = self._training(method, method.candidates[0], self.epochs, 0, False).task
+        task = self._reference_stage().task
         assert isinstance(task, TrainingTask)
         return task
+
+    def _reference_stage(self) -> Stage:
+        (method,) = (method for method in self._methods() if method.name == self.reference)
+        return self._first(method)
+
+    def _first(self, method: Method) -> Stage:
+        """Returns the training of a method's first candidate."""
+        return self._training(method, method.candidates[0], self.epochs, 0, False)
+
+    def _check_trainings(self, seconds: dict[str, float], workdir: Path) -> None:
+        """Checks all trials, and a run of each method, with the epochs of these speeds."""
+        trials, runs = {}, {}
+        for method in self._methods():
+            for number, settings in enumerate(method.tried):
+                name = f"{method.name}, candidate {number}"
+                trials[name] = self._trial(method, settings, seconds)
+            for budget in self.budgets:
+                name = f"{method.name}, equal {budget}"
+                epochs = self._budget(method.name, budget, seconds)
+                runs[name] = self._training(method, method.candidates[0], epochs, 0, False)
+        for stages in (trials, runs):
+            for name, stage in stages.items():
+                check_stage(name, stage, workdir / "new")
+            check_conditions({name: stage.task for name, stage in stages.items()})
+
+    def _trial(self, method: Method, settings: Sequence[str], seconds: dict[str, float]) -> Stage:
+        """Returns the trial of a candidate of a method."""
+        epochs = self.trial_share * self._budget(method.name, self.budgets[0], seconds)
+        return self._training(method, settings, epochs, 0, True)
 
     def _training(
         self, method: Method, settings: Sequence[str], epochs: float, seed: int, trial: bool
@@ -368,9 +358,8 @@ class CompareTask:
         bindings += [*scoring.bindings, *_folder(scoring.data)]
         return load_stage(self.load, scoring.name, scoring.file, bindings, None)
 
-    def _untrained(self) -> Iterator[tuple[str, Stage]]:
-        """Yields name and stage of each evaluation of random weights of the reference's encoder."""
-        like = self._reference_task()
+    def _untrained(self, like: TrainingTask) -> Iterator[tuple[str, Stage]]:
+        """Yields name and stage of each evaluation of random weights of a task's encoder."""
         weights = ["init_from=None", f"encoder={like.encoder!r}", f"small_stem={like.small_stem}"]
         for scoring in self._scorings():
             yield scoring.name, self._scoring(scoring, weights)

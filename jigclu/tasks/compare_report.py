@@ -11,7 +11,7 @@ from jigclu.system.charts import Bars, Chart, describe_all
 from jigclu.system.documents import Block, Charts, Document, Paragraph, Section, Table
 from jigclu.system.files import write_file
 from jigclu.training.report import write_document
-from jigclu.training.run_records import SCORES, Run
+from jigclu.training.run_records import SCORES, Run, is_share
 
 FIGURES, RESULTS = "figures", "results.json"
 _DESCRIPTION = {
@@ -19,6 +19,7 @@ _DESCRIPTION = {
     "images": "Equal images: every method trains for as many epochs as the reference.",
 }
 _CURVE = "knn_accuracy"
+_HEALTH = ("retrieval", "retrieval_chance", "feature_rank")
 # Of the environment; the rest tells about the user.
 _MACHINE = ("commit", "versions", "cuda", "system", "gpus", "processor", "cores")
 _MARGIN = 16  # Pixels around a figure.
@@ -47,6 +48,7 @@ class Result(NamedTuple):
     curve: hours, images and knn_accuracy during its training; of equal length, which is 0 for
       methods without kNN evaluation.
     chance: level of the curve, if known.
+    health: of its training, as `health` returns it.
     machine: that trained last, with its versions and the commit.
     """
 
@@ -60,6 +62,7 @@ class Result(NamedTuple):
     scores: dict[str, float]
     curve: dict[str, list[float]]
     chance: float | None
+    health: dict[str, float]
     machine: dict[str, Any]
 
 
@@ -93,6 +96,19 @@ def curve(run: Run, seconds: float) -> dict[str, list[float]]:
 def chance(run: Run) -> float | None:
     """Returns the chance level of the curve of a run, if it is known."""
     return run.levels(_CURVE).get("chance")
+
+
+def health(run: Run) -> dict[str, float]:
+    """Returns the number of alarms of a run, and what it measures of its embeddings and features.
+
+    These are the means of the second half of their measurements: a single one has few images.
+    """
+    found = {"alarms": float(len(run.alarms))}
+    for name in _HEALTH:
+        values = [value for _, value in run.points(name, "step")]
+        if values:
+            found[name] = statistics.fmean(values[len(values) // 2 :])
+    return found
 
 
 def describe_machine(run: Run) -> dict[str, Any]:
@@ -131,6 +147,7 @@ def report_comparison(comparison: Comparison) -> Document:
             Paragraph(_DESCRIPTION[budget]),
             _scores(results, comparison.untrained),
             Charts(list(figures(results, comparison.untrained).values())),
+            _health(results),
         ]
         sections.append(Section(f"Equal {budget}", blocks))
     sections += [
@@ -196,6 +213,20 @@ def _scores(results: Sequence[Result], untrained: Mapping[str, float]) -> Table:
     random = [f"{untrained[name]:.1%}" if name in untrained else "" for name in names]
     rows.append(("untrained", "0", "0", "0", *random, ""))
     return Table(("method", "epochs", "images seen", "hours", *names, "settings"), rows)
+
+
+def _health(results: Sequence[Result]) -> Table:
+    """Returns a table with one row per method, whose values are means over the seeds."""
+    rows = []
+    for method, own in _group(results, "method").items():
+        cells = []
+        for name in _HEALTH:
+            values = [result.health[name] for result in own if name in result.health]
+            share = is_share(name.removesuffix("_chance"))
+            cells.append(charts.describe(statistics.fmean(values), share) if values else "")
+        alarms = sum(result.health["alarms"] for result in own)
+        rows.append((method, *cells, f"{alarms:.0f}"))
+    return Table(("method", "retrieval", "chance", "feature rank", "alarms"), rows)
 
 
 def _cell(results: Sequence[Result], name: str) -> str:

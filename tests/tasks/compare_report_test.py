@@ -1,6 +1,7 @@
 """Tests of jigclu.tasks.compare_report."""
 
 import json
+from typing import Any
 from unittest import mock
 
 from absl.testing import absltest
@@ -14,6 +15,7 @@ from jigclu.tasks.compare_report import (
     Trial,
     describe_machine,
     figures,
+    health,
     report_comparison,
     to_json,
 )
@@ -29,19 +31,39 @@ class ReportTest(FolderTestCase):
         curve = {"hours": [0.0, 1.0], "images": [0.0, 7200.0], "knn_accuracy": [0.05, 0.1]}
         none: dict[str, list[float]] = {"hours": [], "images": [], "knn_accuracy": []}
         rate = ("rate=1", "weight=2")
-        results = [
-            Result(
-                "jigclu", "time", 0, rate, 9, 7200, 1.0, {"linear/top1": 0.1}, curve, 0.01, MACHINE
-            ),
-            Result(
-                "jigclu", "time", 1, rate, 9, 7200, 1.0, {"linear/top1": 0.3}, curve, 0.01, MACHINE
-            ),
-            Result(
-                "supervised", "time", 0, (), 9, 0, 0.0, {"linear/top1": 0.5}, none, None, MACHINE
-            ),
-        ]
+        first = Result(
+            method="jigclu",
+            budget="time",
+            seed=0,
+            settings=rate,
+            epochs=9,
+            images=7200,
+            hours=1.0,
+            scores={"linear/top1": 0.1},
+            curve=curve,
+            chance=0.01,
+            health={"alarms": 1, "retrieval": 0.1, "retrieval_chance": 0.01, "feature_rank": 20},
+            machine=MACHINE,
+        )
+        second = first._replace(
+            seed=1,
+            scores={"linear/top1": 0.3},
+            health=first.health | {"retrieval": 0.3, "feature_rank": 40},
+        )
+        other = first._replace(
+            method="supervised",
+            settings=(),
+            images=0,
+            hours=0.0,
+            scores={"linear/top1": 0.5},
+            curve=none,
+            chance=None,
+            health={"alarms": 0},
+        )
         trials = [Trial("jigclu", rate, 0.25), Trial("jigclu", ("rate=9",), None)]
-        return Comparison(results, {"linear/top1": 0.05}, {"jigclu": 0.5}, trials, "float32")
+        return Comparison(
+            [first, second, other], {"linear/top1": 0.05}, {"jigclu": 0.5}, trials, "float32"
+        )
 
     def test_tables_have_mean_and_deviation_over_seeds(self) -> None:
         document = report_comparison(self.comparison())
@@ -58,6 +80,23 @@ class ReportTest(FolderTestCase):
             self.table(document, "Trials"),
             [("jigclu", "rate=1, weight=2", "25.0%"), ("jigclu", "rate=9", "diverged")],
         )
+
+    def test_health_is_the_mean_over_seeds(self) -> None:
+        self.assertEqual(
+            self.table(report_comparison(self.comparison()), "Equal time", 1),
+            [("jigclu", "20.0%", "1.0%", "30", "2"), ("supervised", "", "", "", "0")],
+        )
+
+    def test_health_of_a_run_is_that_of_its_second_half(self) -> None:
+        values = [0.5, 0.1, 0.2, 0.4]
+        lines: list[dict[str, Any]] = [
+            {"step": step, "retrieval": value} for step, value in enumerate(values)
+        ]
+        lines += [{"step": 4, "loss": 1.0, "alarms": ["alarm: one", "alarm: two"]}]
+        run = run_records.Run(self.folder, "", [], lines)
+        found = health(run)
+        self.assertAlmostEqual(found.pop("retrieval"), 0.3)
+        self.assertEqual(found, {"alarms": 2})
 
     def test_seeds_that_diverged_are_counted(self) -> None:
         comparison = self.comparison()
@@ -104,10 +143,10 @@ class ReportTest(FolderTestCase):
         (self.folder / "environment.json").unlink()
         self.assertEqual(describe_machine(run_records.read(self.folder)), {})
 
-    def table(self, document: Document, title: str) -> list[tuple[str, ...]]:
+    def table(self, document: Document, title: str, number: int = 0) -> list[tuple[str, ...]]:
         (section,) = (part for part in document.sections if part.title == title)
-        (table,) = (block for block in section.blocks if isinstance(block, Table))
-        return [tuple(row) for row in table.rows]
+        tables = [block for block in section.blocks if isinstance(block, Table)]
+        return [tuple(row) for row in tables[number].rows]
 
 
 if __name__ == "__main__":

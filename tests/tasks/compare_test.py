@@ -16,7 +16,8 @@ from jigclu import config
 from jigclu.system import environment, machine
 from jigclu.system.errors import UserError
 from jigclu.tasks import short_run
-from jigclu.tasks.compare import CompareTask
+from jigclu.tasks.compare import BUDGETS, CompareTask
+from jigclu.tasks.stages import Task
 from jigclu.training import metrics_file
 from jigclu.training.finite import Diverged
 from jigclu.training.loop import RunResult
@@ -32,7 +33,7 @@ compare.methods = (
 )
 compare.reference = 'jigclu'
 compare.epochs = 4
-compare.budgets = ('images',)
+compare.budgets = ('images', 'time')
 compare.seeds = (0,)
 compare.trial_share = 0.25
 compare.trial_bindings = (
@@ -263,18 +264,50 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
         with self.assertRaisesRegex(UserError, "fast has none of the scores"):
             self.run_quietly(self.task())
 
-    @parameterized.parameters({"encoder": "resnet34"}, {"precision": "bfloat16"})
-    def test_methods_must_train_the_same_encoder_in_one_precision(self, **changes: str) -> None:
-        other = with_settings(PRETRAINING, **changes)
+    def test_all_candidates_are_compared_under_equal_conditions(self) -> None:
+        other = with_settings(PRETRAINING, encoder="resnet34")
 
         def load(files: Any, bindings: Any, workdir: Any) -> FakeStage:
             stage = self.load(files, bindings, workdir)
-            stage.task = other if files == ["slow.gin"] else PRETRAINING
+            stage.task = other if files == ["slow.gin"] and "rate=1" in bindings else PRETRAINING
             return stage
 
-        (value,) = changes.values()
-        with self.assertRaisesRegex(UserError, f"methods differ, .*'slow': .*'{value}'"):
+        with self.assertRaisesRegex(UserError, r"encoder differs.*'resnet34' \(slow, candidate 1"):
             self.task(load=load).check(self.folder)
+
+    def test_trainings_are_checked_with_the_epochs_that_they_will_have(self) -> None:
+        """Trials have 2 of 20 epochs, and those of the slow method 0.8."""
+        checked: list[str] = []
+
+        def check(stage: FakeStage, workdir: Path) -> None:
+            checked.append(stage.resolved)
+            if "epochs=0.8\n" in stage.resolved:
+                raise UserError("warmup_epochs is 1")
+
+        with mock.patch.object(FakeStage, "check", check):
+            self.task().check(self.folder)
+            self.assertNotEmpty([text for text in checked if "epochs=2\n" in text])
+            with self.assertRaisesRegex(UserError, "stage slow, candidate 0: warmup_epochs is 1"):
+                self.run_quietly(self.task())
+        self.assertEqual(set(self.ran), {"measured"})
+
+    def test_a_single_candidate_is_not_checked_as_a_trial(self) -> None:
+        methods = [(name, f"{name}.gin", (), [("rate=1",)]) for name in ("fast", "slow")]
+        with mock.patch.object(FakeStage, "check", autospec=True) as check:
+            self.task(methods=methods, trial_bindings=("HELD_OUT=1",)).check(self.folder)
+        texts = [call.args[0].resolved for call in check.call_args_list]
+        self.assertNotEmpty(texts)
+        self.assertNotIn("HELD_OUT", "\n".join(texts))
+
+    def test_a_dry_run_whose_data_would_be_downloaded_checks_the_rest(self) -> None:
+        def load(files: Any, bindings: Any, workdir: Any) -> FakeStage:
+            stage = self.load(files, bindings, workdir)
+            stage.task = mock.Mock(spec=Task)
+            return stage
+
+        task = self.task(load=load)
+        task.check(self.folder)
+        self.assertIn("4 trials", task.plan(self.folder))
 
     def test_all_stages_run_in_the_precision_of_the_first_start(self) -> None:
         automatic = with_settings(PRETRAINING, precision="auto")
@@ -306,7 +339,11 @@ class FakeTest(FolderTestCase, parameterized.TestCase):
     @parameterized.parameters(
         ({"reference": "other"}, "reference is 'other'; it must be one of"),
         ({"budgets": ("hours",)}, r"budgets is \('hours',\)"),
+        ({"budgets": ("time", "time")}, "budgets is .* each once"),
+        ({"seeds": (0, 0)}, r"seeds is \(0, 0\)"),
+        ({"seeds": (0, -1)}, "seed is -1"),
         ({"trial_share": 0.0}, "trial_share is 0"),
+        ({"methods": [("../b", "b", (), [()])]}, r"methods is \['../b'\]"),
         ({"methods": [("fast", "a", (), [("x",)]), ("b", "b", (), [])]}, "equally many candidates"),
     )
     def test_rejects(self, changes: dict[str, Any], message: str) -> None:
@@ -342,12 +379,7 @@ class MiniatureTest(FolderTestCase):
                 text.format(folder=self.folder) if name != "images" else text
             )
         workdir = self.folder / "run"
-        with (
-            mock.patch.object(
-                short_run, "measure_first_steps", return_value={"images_per_second": 50.0}
-            ),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
+        with contextlib.redirect_stderr(io.StringIO()):
             loaded = config.load([str(self.folder / "compare.gin")], [], workdir)
             loaded.check(workdir)
             scores = loaded.run(workdir).scores
@@ -359,15 +391,23 @@ class MiniatureTest(FolderTestCase):
         self.assertIn("| jigclu | 4 | 80 |", report)
         self.assertIn("| untrained |", report)
         values = json.loads((workdir / "results.json").read_text())
-        self.assertEqual([run["method"] for run in values["runs"]], ["jigclu", "simclr"])
+        runs = [(run["budget"], run["method"]) for run in values["runs"]]
+        methods = ("jigclu", "simclr")
+        self.assertEqual(runs, [(budget, name) for budget in reversed(BUDGETS) for name in methods])
         self.assertEqual(values["runs"][0]["curve"]["images"], [0, 80])
-        self.assertAlmostEqual(values["runs"][0]["hours"], 80 / 50 / 3600)
+        speeds = values["images_per_second"]
+        for run in values["runs"]:
+            self.assertAlmostEqual(run["hours"], run["images"] / speeds[run["method"]] / 3600)
+        # In as much time as 4 epochs of 20 images of the reference, whole steps of 4 images.
+        images = 80 * speeds["simclr"] / speeds["jigclu"]
+        self.assertAlmostEqual(values["runs"][3]["images"], images, delta=4)
         self.assertLen(values["trials"], 4)
         self.assertEqual(values["runs"][0]["machine"]["processor"], environment.processor())
         self.check_figures(workdir / "figures")
 
     def check_figures(self, folder: Path) -> None:
-        names = ["images_knn_knn_accuracy", "images_knn_over_hours", "images_knn_over_images"]
+        charts = ("knn_knn_accuracy", "knn_over_hours", "knn_over_images")
+        names = [f"{budget}_{chart}" for budget in sorted(BUDGETS) for chart in charts]
         self.assertEqual([path.stem for path in sorted(folder.iterdir())], names)
         for path in folder.iterdir():
             svg = ElementTree.parse(path).getroot()
