@@ -106,20 +106,20 @@ class CompareTask:
         """Raises UserError for a mistake in any stage that can be found before training."""
         if launched_processes() > 1:
             raise UserError("compare runs in a single process: start it without torchrun")
-        # How long each training will be is known only when the speeds are.
+        # Speeds are not measured yet: all methods count as equally fast.
         equal = dict.fromkeys((method.name for method in self._methods()), 1.0)
         self._check_trainings(equal, workdir)
-        reference = self._reference_stage().task
-        # Not so in a dry run whose data would have to be downloaded.
+        reference = self._first_training(self._reference_method()).task
+        # In a dry run whose data would have to be downloaded, the encoder is not known.
         if isinstance(reference, TrainingTask):
-            # Scorings of weights that do not exist yet only differ in the weights.
+            # Those of weights that do not exist yet only differ in the weights.
             for name, stage in self._untrained(reference):
                 check_stage(name, stage, workdir / "new")
 
     def plan(self, workdir: Path) -> str:
         """Returns what a run would do, in several lines."""
         lines = [f"methods: {', '.join(method.name for method in self._methods())}"]
-        trials = sum(len(method.tried) for method in self._methods())
+        trials = sum(len(method.trial_candidates) for method in self._methods())
         runs = len(self.methods) * len(self.budgets) * len(self.seeds)
         lines += [
             f"budgets: equal {' and '.join(self.budgets)}; {self.epochs:g} epochs of "
@@ -152,7 +152,7 @@ class CompareTask:
     ) -> list[Result]:
         """Returns all results; reports after each of them."""
         seconds = self._measure_speed(workdir, message)
-        if "time" in self.budgets:  # Otherwise, all trainings are checked already.
+        if "time" in self.budgets:  # With equal images only, `check` has already done this.
             self._check_trainings(seconds, workdir)
         untrained = self._score_untrained(workdir, message)
         results: list[Result] = []
@@ -168,7 +168,7 @@ class CompareTask:
         """Returns the precision of all stages; 'auto' is chosen only once for a workdir."""
         path = workdir / "precision.json"
         started = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        compute = self._reference_task().compute
+        compute = self._training_task(self._reference_method()).compute
         device = local_device(compute.device)
         chosen = machine.choose_precision(compute.precision, device, started).value
         write_file(path, json.dumps(chosen).encode())
@@ -184,11 +184,10 @@ class CompareTask:
                 f"speeds of {', '.join(found)} are those of {path}; in a new --workdir, they are "
                 "measured again"
             )
-        tasks = {method.name: self._first(method).task for method in self._methods()}
         missing = {
-            name: task
-            for name, task in tasks.items()
-            if name not in found and isinstance(task, TrainingTask)
+            method.name: self._training_task(method)
+            for method in self._methods()
+            if method.name not in found
         }
         found |= measure_speeds(missing, _ROUNDS, message)
         write_file(path, json.dumps(found, indent=1).encode())
@@ -211,7 +210,7 @@ class CompareTask:
     ) -> list[Trial]:
         """Returns the held-out score of each candidate that is tried."""
         trials = []
-        for number, settings in enumerate(method.tried):
+        for number, settings in enumerate(method.trial_candidates):
             name = f"trials/{method.name}/{number}"
             stage = self._trial(method, settings, seconds)
             found = _run(name, stage, workdir / name, {"settings": list(settings)}, message)
@@ -296,7 +295,7 @@ class CompareTask:
 
     def _score_untrained(self, workdir: Path, message: Callable[[str], None]) -> dict[str, float]:
         scores: dict[str, float] = {}
-        for scoring, stage in self._untrained(self._reference_task()):
+        for scoring, stage in self._untrained(self._training_task(self._reference_method())):
             own = workdir / "untrained" / scoring
             found = _run(str(own), stage, own, {}, message) or {}
             scores |= {f"{scoring}/{name}": value for name, value in found.items()}
@@ -310,16 +309,18 @@ class CompareTask:
     def _scorings(self) -> list[Scoring]:
         return [Scoring(*item) for item in self.scorings]
 
-    def _reference_task(self) -> TrainingTask:
-        task = self._reference_stage().task
-        assert isinstance(task, TrainingTask)
+    def _reference_method(self) -> Method:
+        (method,) = (method for method in self._methods() if method.name == self.reference)
+        return method
+
+    def _training_task(self, method: Method) -> TrainingTask:
+        """Returns the task of a method's first candidate."""
+        task = self._first_training(method).task
+        if not isinstance(task, TrainingTask):
+            raise UserError(f"{method.name} does not train: use the gin file of a training")
         return task
 
-    def _reference_stage(self) -> Stage:
-        (method,) = (method for method in self._methods() if method.name == self.reference)
-        return self._first(method)
-
-    def _first(self, method: Method) -> Stage:
+    def _first_training(self, method: Method) -> Stage:
         """Returns the training of a method's first candidate."""
         return self._training(method, method.candidates[0], self.epochs, 0, False)
 
@@ -327,12 +328,12 @@ class CompareTask:
         """Checks all trials, and a run of each method, with the epochs of these speeds."""
         trials, runs = {}, {}
         for method in self._methods():
-            for number, settings in enumerate(method.tried):
+            for number, settings in enumerate(method.trial_candidates):
                 name = f"{method.name}, candidate {number}"
                 trials[name] = self._trial(method, settings, seconds)
             for budget in self.budgets:
-                name = f"{method.name}, equal {budget}"
                 epochs = self._budget(method.name, budget, seconds)
+                name = f"{method.name}, {epochs:g} epochs"
                 runs[name] = self._training(method, method.candidates[0], epochs, 0, False)
         for stages in (trials, runs):
             for name, stage in stages.items():

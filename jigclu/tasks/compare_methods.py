@@ -34,7 +34,7 @@ class Method(NamedTuple):
     candidates: Sequence[tuple[str, ...]]
 
     @property
-    def tried(self) -> Sequence[tuple[str, ...]]:
+    def trial_candidates(self) -> Sequence[tuple[str, ...]]:
         """The candidates of which the best one is chosen; none if there is only one."""
         return self.candidates if len(self.candidates) > 1 else ()
 
@@ -59,8 +59,9 @@ class Scoring(NamedTuple):
 def check_names(setting: str, names: Sequence[str]) -> None:
     """Raises UserError unless names are different, and folders can have them."""
     plain = all(re.fullmatch(r"\w[\w.-]*", name) for name in names)
-    check(plain, setting, names, "letters, digits, '_', '-' and '.' in each name")
-    check(len(set(names)) == len(names), setting, names, "different names")
+    rule = "names of letters, digits, '_', '-' and '.', which begin with a letter, a digit or '_'"
+    check(plain, setting, names, rule)
+    check(len(set(names)) == len(names), setting, names, "names that differ")
 
 
 def check_conditions(tasks: Mapping[str, Task]) -> None:
@@ -71,11 +72,11 @@ def check_conditions(tasks: Mapping[str, Task]) -> None:
         left out of the check.
 
     Raises:
-      UserError: two tasks differ, or one trains nothing.
+      UserError: two tasks differ, or one does not train.
     """
     for name, task in tasks.items():
         if isinstance(task, EncoderTask) and not isinstance(task, TrainingTask):
-            raise UserError(f"{name} trains nothing: use the gin file of a training")
+            raise UserError(f"{name} does not train: use the gin file of a training")
     trainings = {name: task for name, task in tasks.items() if isinstance(task, TrainingTask)}
     for condition, read in _CONDITIONS.items():
         found: dict[object, str] = {}  # Values, each with the first task that has it.
@@ -83,4 +84,4 @@ def check_conditions(tasks: Mapping[str, Task]) -> None:
             found.setdefault(read(task), name)
         if len(found) > 1:
             values = " and ".join(f"{value!r} ({name})" for value, name in found.items())
-            raise UserError(f"{condition} differs between methods: {values}; bind the same one")
+            raise UserError(f"{condition} must be the same for all methods, but is {values}")

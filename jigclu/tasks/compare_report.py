@@ -101,7 +101,7 @@ def chance(run: Run) -> float | None:
 def health(run: Run) -> dict[str, float]:
     """Returns the number of alarms of a run, and what it measures of its embeddings and features.
 
-    These are the means of the second half of their measurements: a single one has few images.
+    These are means over the second half of training, because a single measurement has few images.
     """
     found = {"alarms": float(len(run.alarms))}
     for name in _HEALTH:
@@ -216,7 +216,7 @@ def _scores(results: Sequence[Result], untrained: Mapping[str, float]) -> Table:
 
 
 def _health(results: Sequence[Result]) -> Table:
-    """Returns a table with one row per method, whose values are means over the seeds."""
+    """Returns a table with one row per method: means over the seeds, and the alarms of all."""
     rows = []
     for method, own in _group(results, "method").items():
         cells = []

@@ -81,14 +81,14 @@ class ReportTest(FolderTestCase):
             [("jigclu", "rate=1, weight=2", "25.0%"), ("jigclu", "rate=9", "diverged")],
         )
 
-    def test_health_is_the_mean_over_seeds(self) -> None:
+    def test_health_has_means_over_seeds_and_all_alarms(self) -> None:
         self.assertEqual(
             self.table(report_comparison(self.comparison()), "Equal time", 1),
             [("jigclu", "20.0%", "1.0%", "30", "2"), ("supervised", "", "", "", "0")],
         )
 
     def test_health_of_a_run_is_that_of_its_second_half(self) -> None:
-        values = [0.5, 0.1, 0.2, 0.4]
+        values = [0.9, 0.7, 0.2, 0.4]
         lines: list[dict[str, Any]] = [
             {"step": step, "retrieval": value} for step, value in enumerate(values)
         ]
