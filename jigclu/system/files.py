@@ -1,9 +1,10 @@
-"""Atomic writes of files, and checksums."""
+"""Atomic writes of files, JSON records, and checksums."""
 
 import contextlib
 import enum
 import fcntl
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -93,6 +94,11 @@ def remove_leftovers(folder: Path, stem: str) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """Writes data atomically, and creates missing folders; raises as `write_stream`."""
     write_stream(path, lambda file: file.write(data))
+
+
+def read_json(path: Path, missing: Any) -> Any:
+    """Returns the values of a JSON file, or `missing` if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else missing
 
 
 def write_stream(path: Path, write: Callable[[IO[bytes]], object]) -> None:

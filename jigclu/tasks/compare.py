@@ -17,9 +17,15 @@ from typing import Any
 from jigclu.system import machine
 from jigclu.system.device import launched_processes, local_device
 from jigclu.system.errors import UserError, check
-from jigclu.system.files import sha256, write_file
+from jigclu.system.files import read_json, sha256, write_file
 from jigclu.system.seeds import check_seed
-from jigclu.tasks.compare_methods import Method, Scoring, check_conditions, check_names
+from jigclu.tasks.compare_methods import (
+    Method,
+    Scoring,
+    check_conditions,
+    check_names,
+    training_task,
+)
 from jigclu.tasks.compare_report import (
     RESULTS,
     Comparison,
@@ -50,6 +56,7 @@ from jigclu.training.task import TrainingTask
 
 BUDGETS = ("time", "images")
 _ROUNDS = 3  # Measurements of the speed of each method.
+_SPEED = "speed.json"  # Seconds of training per image, by method.
 _DIVERGED = "diverged"  # The only score of a stage that diverged.
 
 
@@ -106,9 +113,10 @@ class CompareTask:
         """Raises UserError for a mistake in any stage that can be found before training."""
         if launched_processes() > 1:
             raise UserError("compare runs in a single process: start it without torchrun")
-        # Speeds are not measured yet: all methods count as equally fast.
+        known = self._known_speeds(workdir)
         equal = dict.fromkeys((method.name for method in self._methods()), 1.0)
-        self._check_trainings(equal, workdir)
+        # Before all speeds are measured, the methods count as equally fast.
+        self._check_trainings(known if known.keys() >= equal.keys() else equal, workdir)
         reference = self._first_training(self._reference_method()).task
         # In a dry run whose data would have to be downloaded, the encoder is not known.
         if isinstance(reference, TrainingTask):
@@ -151,8 +159,10 @@ class CompareTask:
         self, precision: str, workdir: Path, message: Callable[[str], None]
     ) -> list[Result]:
         """Returns all results; reports after each of them."""
-        seconds = self._measure_speed(workdir, message)
-        if "time" in self.budgets:  # With equal images only, `check` has already done this.
+        known = self._known_speeds(workdir)
+        seconds = self._measure_speed(known, workdir, message)
+        # Otherwise, `check` has already checked the same trainings.
+        if "time" in self.budgets and seconds.keys() - known.keys():
             self._check_trainings(seconds, workdir)
         untrained = self._score_untrained(workdir, message)
         results: list[Result] = []
@@ -167,29 +177,34 @@ class CompareTask:
     def _choose_precision(self, workdir: Path) -> str:
         """Returns the precision of all stages; 'auto' is chosen only once for a workdir."""
         path = workdir / "precision.json"
-        started = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        started: str | None = read_json(path, None)
         compute = self._training_task(self._reference_method()).compute
         device = local_device(compute.device)
         chosen = machine.choose_precision(compute.precision, device, started).value
         write_file(path, json.dumps(chosen).encode())
         return chosen
 
-    def _measure_speed(self, workdir: Path, message: Callable[[str], None]) -> dict[str, float]:
+    def _known_speeds(self, workdir: Path) -> dict[str, float]:
+        """Returns the seconds per image that earlier starts have measured."""
+        known: dict[str, float] = read_json(workdir / _SPEED, {})
+        return known
+
+    def _measure_speed(
+        self, known: dict[str, float], workdir: Path, message: Callable[[str], None]
+    ) -> dict[str, float]:
         """Returns the seconds of training per image of each method, measured only once."""
-        path = workdir / "speed.json"
-        found: dict[str, float] = {}
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+        path = workdir / _SPEED
+        if known:
             message(
-                f"speeds of {', '.join(found)} are those of {path}; in a new --workdir, they are "
+                f"speeds of {', '.join(known)} are those of {path}; in a new --workdir, they are "
                 "measured again"
             )
         missing = {
             method.name: self._training_task(method)
             for method in self._methods()
-            if method.name not in found
+            if method.name not in known
         }
-        found |= measure_speeds(missing, _ROUNDS, message)
+        found = known | measure_speeds(missing, _ROUNDS, message)
         write_file(path, json.dumps(found, indent=1).encode())
         return {method.name: found[method.name] for method in self._methods()}
 
@@ -315,10 +330,7 @@ class CompareTask:
 
     def _training_task(self, method: Method) -> TrainingTask:
         """Returns the task of a method's first candidate."""
-        task = self._first_training(method).task
-        if not isinstance(task, TrainingTask):
-            raise UserError(f"{method.name} does not train: use the gin file of a training")
-        return task
+        return training_task(method.name, self._first_training(method).task)
 
     def _first_training(self, method: Method) -> Stage:
         """Returns the training of a method's first candidate."""

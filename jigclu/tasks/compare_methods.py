@@ -64,6 +64,13 @@ def check_names(setting: str, names: Sequence[str]) -> None:
     check(len(set(names)) == len(names), setting, names, "names that differ")
 
 
+def training_task(name: str, task: Task) -> TrainingTask:
+    """Returns the task of a method; raises UserError if it does not train."""
+    if not isinstance(task, TrainingTask):
+        raise UserError(f"{name} does not train: use the gin file of a training")
+    return task
+
+
 def check_conditions(tasks: Mapping[str, Task]) -> None:
     """Checks that tasks train the same encoder on as many images in the same arithmetic.
 
@@ -74,10 +81,11 @@ def check_conditions(tasks: Mapping[str, Task]) -> None:
     Raises:
       UserError: two tasks differ, or one does not train.
     """
-    for name, task in tasks.items():
-        if isinstance(task, EncoderTask) and not isinstance(task, TrainingTask):
-            raise UserError(f"{name} does not train: use the gin file of a training")
-    trainings = {name: task for name, task in tasks.items() if isinstance(task, TrainingTask)}
+    trainings = {
+        name: training_task(name, task)
+        for name, task in tasks.items()
+        if isinstance(task, EncoderTask)
+    }
     for condition, read in _CONDITIONS.items():
         found: dict[object, str] = {}  # Values, each with the first task that has it.
         for name, task in trainings.items():

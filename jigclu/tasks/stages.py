@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from jigclu.system import signals
 from jigclu.system.device import launched_rank
 from jigclu.system.errors import UserError
-from jigclu.system.files import write_file
+from jigclu.system.files import read_json, write_file
 from jigclu.training import checkpoint
 from jigclu.training.encoder_task import EncoderTask, without_weights
 from jigclu.training.loop import RunResult
@@ -151,8 +151,7 @@ def record_scores(folder: Path, scores: dict[str, float]) -> dict[str, float]:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     """Returns the inputs, and if it is finished the scores, of the stage that ran in a folder."""
-    path = _record(folder)
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found: dict[str, Any] = read_json(_record(folder), {})
     return found
 
 

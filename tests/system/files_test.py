@@ -72,6 +72,12 @@ class FilesTest(FolderTestCase):
         files.write_file(path, b"data")
         self.assertEqual(path.read_bytes(), b"data")
 
+    def test_read_json(self) -> None:
+        self.assertEqual(files.read_json(self.folder / "none.json", {"a": 1}), {"a": 1})
+        path = self.folder / "values.json"
+        path.write_text('{"b": [2, null]}')
+        self.assertEqual(files.read_json(path, {"a": 1}), {"b": [2, None]})
+
     def test_write_file_names_what_it_cannot_write(self) -> None:
         self.path.touch()
         with self.assertRaisesRegex(UserError, r"file\.txt/c\.txt cannot be written"):
